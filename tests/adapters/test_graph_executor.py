@@ -1,0 +1,231 @@
+"""The executor against forwards that a person wrote by hand from the canvas."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import utils.examples
+from tests.adapters.broken_exports import CASES, REFUSED, Export, T, V, attend, nodes
+from utils.adapters.graph_executor import ComputationalGraphExecutor, complete
+from utils.adapters.model_adapter import ModelSignatureInspector, adapt
+from utils.errors import ConfigError, GraphCompletionError
+from utils.loading.model_config import ModelConfig
+from utils.loading.sources import import_source
+
+SHAPES = [(1, 1), (2, 5), (3, T)]
+
+
+def instance(source: str) -> nn.Module:
+    """An instance of the class `Net` of a source, with reproducible weights."""
+    torch.manual_seed(0)
+    return import_source({"model.py": source}, "model.py").Net()
+
+
+def completed_of(case: Export) -> nn.Module:
+    """The completed module of a case; its parameters are those of the instance."""
+    return complete(instance(case.source), case.config, case.source, **case.arguments).model
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", CASES)
+def test_completed_export_agrees_with_the_hand_written_forward(name: str, training: bool) -> None:
+    case = CASES[name]
+    adapted = adapt(instance(case.source), case.config, case.source, **case.arguments).train(training)
+    for batch, length in SHAPES:
+        ids = torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(length))
+        expected = case.reference(adapted.model, ids)
+        # both sides compute in float32; attention sums in another order than the kernels do
+        torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert adapted.completion.status == "completed"
+    if case.assumptions is not None:
+        assert len(adapted.completion.assumptions) == case.assumptions
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_stays_open_is_an_error_that_names_the_node(name: str) -> None:
+    source, config, node, words = REFUSED[name]
+    with pytest.raises(GraphCompletionError) as caught:
+        complete(instance(source), {"vocab_size": V, "max_seq_len": T, **config} if config == {} else config, source)
+    assert caught.value.node == node, str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_bundled_export_agrees_with_an_independent_forward() -> None:
+    folder = utils.examples.path()
+    module = import_source({"model.py": (folder / "model.py").read_text()}, "model.py")
+    torch.manual_seed(1)
+    model = module.PostNormTransformer()
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    completion = complete(model, ModelConfig.of(folder / "config.json"))
+
+    def reference(m: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        stream = m.embedding_0_token.weight[ids] + m.embedding_0_pos.weight[: ids.shape[1]]
+        stream = stream + attend(m.mhsa_0, stream)
+        stream = stream + m.ffn_0(m.layernorm_0(stream))
+        stream = stream + attend(m.mhsa_1, m.layernorm_1(stream))
+        stream = stream + m.ffn_1(m.layernorm_2(stream))
+        return m.layernorm_3(stream) @ m.embedding_0_token.weight.T
+
+    for training in (True, False):
+        for batch, length in ((1, 1), (2, 17), (3, 128)):
+            ids = torch.randint(1024, (batch, length))
+            both = [part.double() for part in (completion.model.train(training), model.train(training))]
+            difference = (both[0](ids) - reference(both[1], ids)).abs().max().item()
+            single = (completion.model.float()(ids) - reference(model.float(), ids)).abs().max().item()
+            assert difference < 1e-6
+            # float32: logits reach 40 with N(0, 1) embeddings, so 1e-6 of that scale is the last digit
+            assert single < 1e-6 * max(1.0, float(reference(model, ids).abs().max()))
+    names = [completion.name for completion in completion.completions if completion.expression != "no argument"]
+    assert names == ["residual_0_output", "residual_1_output", "residual_2_output", "residual_3_output", "output_0_logits"]
+    for name in names:
+        assert f"+        {name} = " in completion.diff
+
+
+def test_parameters_and_state_dict_keys_are_those_of_the_original() -> None:
+    model = instance(CASES["typical"].source)
+    completed = complete(model, CASES["typical"].config).model
+    assert list(completed.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(completed.parameters(), model.parameters()))
+
+
+def test_original_is_untouched() -> None:
+    model = instance(CASES["typical"].source)
+    before = type(model).forward
+    training, state = model.training, torch.get_rng_state()
+    complete(model, CASES["typical"].config)
+    assert type(model).forward is before and model.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_strict_refuses_conventions_and_allows_edges() -> None:
+    case = CASES["typical"]
+    with pytest.raises(GraphCompletionError, match="strict=True: residual_0_output could only be completed by convention"):
+        complete(instance(case.source), case.config, strict=True)
+    parallel = CASES["edges of three terms"]
+    source = parallel.source.replace("return output_0_logits", "return layernorm_1_output @ self.embedding_0_token.weight.T")
+    assert complete(instance(source), parallel.config, strict=True).status == "completed"
+
+
+def test_unknown_residual_reading_is_refused() -> None:
+    with pytest.raises(ConfigError, match="residual='other' is unknown. Known: stream, sublayer_input"):
+        complete(instance(CASES["typical"].source), residual="other")
+
+
+SOUND = """import torch
+import torch.nn as nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(29, 8)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.unused = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 29)
+
+    def forward(self, idx, layer_idx=None, attention_mask=None):
+        x = self.emb(idx)
+        for block in self.blocks:
+            x = x + block(x)
+        total = sum(p.sum() for p in (x, x)) * 0
+        return self.head(x) + total
+"""
+
+
+def test_sound_model_is_left_alone() -> None:
+    model = instance(SOUND)
+    completion = complete(model, {"vocab_size": V})
+    assert completion.status == "direct" and completion.model is model and completion.diff == ""
+
+
+def test_correct_export_is_left_alone() -> None:
+    source = CASES["typical"].source
+    start = source.index("    def forward")
+    correct = source[:start] + """    def forward(self, input_ids, attention_mask=None):
+        x = self.embedding_0_token(input_ids) + self.embedding_0_pos(torch.arange(input_ids.shape[1]))
+        x = self.embedding_0_dropout(x)
+        attended, _ = self.mhsa_0(x, x, x)
+        skip = x + attended
+        hidden = self.ffn_0(self.layernorm_0(skip))
+        return self.layernorm_1(skip + hidden) @ self.embedding_0_token.weight.T
+"""
+    assert complete(instance(correct), CASES["typical"].config).status == "direct"
+
+
+def test_completed_module_is_an_ordinary_module(tmp_path) -> None:
+    case = CASES["typical"]
+    completed = completed_of(case).eval()
+    ids = torch.randint(V, (2, 7))
+    expected = completed(ids)
+    torch.testing.assert_close(copy.deepcopy(completed)(ids), expected)
+    torch.testing.assert_close(torch.compile(completed, fullgraph=True, backend="eager")(ids), expected)
+    dims = {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("length", min=1, max=T)}
+    exported = torch.export.export(completed, (ids,), dynamic_shapes={"input_ids": dims})
+    torch.testing.assert_close(exported.module()(ids[:1, :3]), completed(ids[:1, :3]))
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps((completed, ids, expected)))
+    script = "import pickle, sys, torch; m, i, e = pickle.load(open(sys.argv[1], 'rb')); torch.testing.assert_close(m(i), e); print('same')"
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.pkl")], capture_output=True, text=True)
+    assert run.stdout.strip() == "same", run.stderr
+
+
+def test_saved_source_is_importable_on_its_own(tmp_path) -> None:
+    case = CASES["typical"]
+    completion = complete(instance(case.source), case.config)
+    path = completion.save(tmp_path / "completed.py")
+    torch.manual_seed(0)
+    again = import_source({"completed.py": path.read_text()}, "completed.py").Net()
+    ids = torch.randint(V, (2, 5))
+    torch.testing.assert_close(again.eval()(ids), completion.model.eval()(ids))
+    assert complete(again, case.config, path.read_text()).status == "direct"
+
+
+def test_executor_as_people_call_it() -> None:
+    case = CASES["typical"]
+    model = instance(case.source)
+    inspector = ModelSignatureInspector(model)
+    assert inspector.requires_intermediate_outputs()
+    assert inspector.get_required_params() == ["input_0_tokens", "mhsa_0_output", "residual_0_output", "residual_1_output"]
+    executor = ComputationalGraphExecutor(model, inspector)
+    ids = torch.randint(V, (2, 5))
+    torch.testing.assert_close(executor.forward(ids, attention_mask=None), case.reference(model, ids), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_mask_is_no_intermediate() -> None:
+    class Net(nn.Module):
+        def forward(self, input_ids, attention_mask, layer_idx, mhsa_bias=None): ...
+
+    assert not ModelSignatureInspector(Net()).requires_intermediate_outputs()
+
+
+def test_summary_and_html_escape_what_comes_from_the_export() -> None:
+    source = CASES["typical"].source.replace("# residual: residual_1", "# residual: residual_1 <script>")
+    completion = complete(instance(source), CASES["typical"].config, source)
+    assert "residual_0_output" in completion.summary() and "assumption" in completion.summary()
+    assert "<script>" not in completion._repr_html_()
+
+
+def test_same_input_gives_the_same_output() -> None:
+    executor = ComputationalGraphExecutor(instance(CASES["every statement missing"].source).eval())
+    ids = torch.randint(V, (2, 5))
+    assert torch.equal(executor.forward(ids), executor.forward(ids))
+
+
+def test_partial_edges_leave_the_rest_to_the_convention() -> None:
+    case = CASES["typical"]
+    names = ("input_0", "embedding_0", "mhsa_0", "residual_0", "layernorm_0", "ffn_0", "residual_1", "layernorm_1", "output_0")
+    config = nodes(*names, edges=[("ffn_0", "residual_1"), ("embedding_0", "mhsa_0")])
+    adapted = adapt(instance(case.source), config, case.source)
+    ids = torch.randint(V, (2, 5))
+    torch.testing.assert_close(adapted(ids).logits, case.reference(adapted.model, ids), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,65 @@
+"""From a drawn transformer to a model that is trained, proven and runs elsewhere.
+
+The six verbs are `load_model`, `adapt`, `validate`, `train`, `generate` and `export`. Each takes what the one before it
+gave. Names are loaded on first use: `import utils` alone imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    # verbs
+    "load_model": "utils.loading.model_loader",
+    "adapt": "utils.adapters.model_adapter",
+    "validate": "utils.tier1_critical_validation",
+    "train": "utils.training.training_core",
+    "generate": "utils.training.generation",
+    # classes
+    "ComputationalGraphExecutor": "utils.adapters.model_adapter",
+    "ModelSignatureInspector": "utils.adapters.model_adapter",
+    "ONNXExporter": "utils.export.onnx",
+    "TrainingConfig": "utils.training.training_config",
+    "UniversalModelAdapter": "utils.adapters.model_adapter",
+}
+
+if TYPE_CHECKING:
+    from utils.adapters.model_adapter import ComputationalGraphExecutor, ModelSignatureInspector, UniversalModelAdapter, adapt
+    from utils.export.onnx import ONNXExporter
+    from utils.loading.model_loader import load_model
+    from utils.tier1_critical_validation import validate
+    from utils.training.generation import generate
+    from utils.training.training_config import TrainingConfig
+    from utils.training.training_core import train
+
+__all__ = [
+    "ComputationalGraphExecutor",
+    "ModelSignatureInspector",
+    "ONNXExporter",
+    "TrainingConfig",
+    "UniversalModelAdapter",
+    "adapt",
+    "export",
+    "generate",
+    "load_model",
+    "train",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "export":  # the room itself is callable: see utils/export/__init__.py
+        return importlib.import_module("utils.export")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'utils' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

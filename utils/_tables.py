@@ -1,0 +1,36 @@
+"""One table, two views: plain text for terminals and logs, escaped HTML for notebooks and pages."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", width: int = 110) -> str:
+    """Render rows as an aligned plain-text table of at most `width` characters; long cells are folded.
+
+    Markup characters in cells are shown as they are.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title) if title else None, title_justify="left", show_edge=False, pad_edge=False, box=None)
+    for column in columns:
+        table.add_column(Text(str(column), style="bold"), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, classes: Sequence[str] = ()) -> str:
+    """Render rows as an HTML table; every cell is escaped. `classes` gives one CSS class per row, where given."""
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    lines = []
+    for index, row in enumerate(rows):
+        css = f' class="{html.escape(classes[index])}"' if index < len(classes) and classes[index] else ""
+        lines.append(f"<tr{css}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>")
+    return f'<table class="tb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -1,0 +1,111 @@
+"""The LightningModule on top of an adapted model. The only file of this room that needs Lightning.
+
+Knows one training step, one validation step and the optimizer; leaves data, callbacks and checkpoints to `training`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from utils.adapters.model_adapter import AdaptedModel, adapt
+from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs
+
+
+class UniversalModelAdapter(pl.LightningModule):
+    """Any model as a LightningModule for next-token training.
+
+    A batch is a mapping with `input_ids` (B, T) int64, optional `labels` (B, T), unshifted with -100 where no loss counts
+    (the ids themselves where absent), and optional `attention_mask` (B, T).
+
+    Example:
+        >>> lit = UniversalModelAdapter(model, config, tokenizer, learning_rate=5e-5)
+        >>> lit(input_ids, attention_mask, labels)["loss"]
+    """
+
+    def __init__(
+        self,
+        generated_model: nn.Module,
+        config: object = None,
+        tokenizer: Any = None,
+        learning_rate: float = 5e-5,
+        *,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        total_steps: int | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        final_rate: float = 0.1,
+    ) -> None:
+        """Adapt the model where it is not adapted yet.
+
+        Args:
+            generated_model: any module; an `AdaptedModel` is used as it is.
+            config: as for `adapt`.
+            tokenizer: kept for callers that decode samples; training does not read it.
+            learning_rate: peak rate of AdamW.
+            weight_decay: decoupled decay of matrices; norms, biases and embeddings are not decayed.
+            warmup_ratio: share of the steps over which the rate rises from 0.
+            total_steps: optimizer steps of the whole run; without it the rate stays constant.
+            betas: running averages of AdamW.
+            final_rate: rate at the last step as a share of the peak.
+        """
+        super().__init__()
+        self.adapted: AdaptedModel = adapt(generated_model, config)
+        self.tokenizer = tokenizer
+        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.warmup_ratio, self.total_steps, self.final_rate = warmup_ratio, total_steps, final_rate
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> ModelOutputs:
+        """Logits (B, T, V) and, where labels are given, the loss in nats."""
+        return self.adapted(input_ids, attention_mask, labels)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        """Loss of one micro-batch."""
+        labels = batch.get("labels", batch["input_ids"])
+        loss = self(batch["input_ids"], batch.get("attention_mask"), labels).loss
+        self.log("train_loss", loss, batch_size=_predicted(labels))
+        return loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        """Loss of one validation batch; the epoch's mean weights every predicted token alike."""
+        labels = batch.get("labels", batch["input_ids"])
+        loss = self(batch["input_ids"], batch.get("attention_mask"), labels).loss
+        self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=_predicted(labels), sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; with `total_steps` also a linear warm-up and a cosine decay to `final_rate` of the peak, per step."""
+        optimizer = torch.optim.AdamW(decay_groups(self.adapted, self.weight_decay), lr=self.learning_rate, betas=self.betas)
+        if self.total_steps is None:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate at an optimizer step, as a share of the peak."""
+        total = max(1, self.total_steps or 1)
+        warmup = max(1, round(self.warmup_ratio * total))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of AdamW: matrices are decayed; vectors (norms, biases) and embeddings are not. Shared ones once."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [p for p in trainable if p.dim() >= 2 and id(p) not in embeddings]
+    rest = [p for p in trainable if p.dim() < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _predicted(labels: torch.Tensor) -> int:
+    return max(1, int((labels[:, 1:] != IGNORED_LABEL).sum()))

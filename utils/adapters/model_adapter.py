@@ -1,0 +1,181 @@
+"""The adapted model: any `nn.Module` behind one call, `(input_ids, attention_mask, labels)` → logits and loss.
+
+Joins what `graph_executor` completed and what `signature` found out. Plain torch: the Lightning module on top of it lives
+in `lightning_adapter` and is imported only when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from utils.adapters.graph_executor import ComputationalGraphExecutor, GraphCompletion, complete
+from utils.adapters.model_outputs import ModelOutputs, next_token_loss
+from utils.adapters.signature import CallContract, ModelSignatureInspector, infer_contract
+from utils.errors import CallContractError, TokenIdError
+from utils.loading.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from utils.adapters.lightning_adapter import UniversalModelAdapter
+    from utils.loading.model_loader import LoadedModel, ModelSource
+
+__all__ = [
+    "AdaptedModel",
+    "ComputationalGraphExecutor",
+    "GraphCompletion",
+    "ModelSignatureInspector",
+    "UniversalModelAdapter",
+    "adapt",
+    "complete",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "UniversalModelAdapter":  # needs Lightning, which the validation path must not
+        from utils.adapters.lightning_adapter import UniversalModelAdapter
+
+        return UniversalModelAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class AdaptedModel(nn.Module):
+    """A model behind the one calling contract of this package.
+
+    Attributes:
+        model: the model itself, completed where its export was broken; its parameter names are the original ones.
+        config: what is known about the model, with what its modules told filled in.
+        contract: how the model is called and where its logits are.
+        completion: what was completed, on which evidence; `status` is "direct" where nothing had to be.
+
+    Example:
+        >>> adapted = adapt(model)
+        >>> out = adapted(input_ids, labels=input_ids)   # input_ids: (B, T) int64
+        >>> out.logits.shape, out.loss                   # (B, T, V), nats
+    """
+
+    def __init__(
+        self, model: nn.Module, config: object = None, contract: CallContract | None = None, completion: GraphCompletion | None = None
+    ) -> None:
+        super().__init__()
+        known = ModelConfig.of(config)
+        self.model = model
+        self.contract = contract if contract is not None else infer_contract(model, known)
+        self.config = _filled_in(known, self.contract)
+        self.completion = completion if completion is not None else GraphCompletion.direct(model)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> ModelOutputs:
+        """Call the model.
+
+        Args:
+            input_ids: (B, T) int64, every id below `contract.vocab_size`.
+            attention_mask: (B, T), 1 for a real token, 0 for padding. Passed on where the model takes one.
+            labels: (B, T) int64, unshifted, -100 where no loss counts. For next-token prediction pass `input_ids`.
+
+        Returns:
+            Logits (B, T, V), and the mean loss in nats where labels were given.
+        """
+        contract = self.contract
+        arguments: dict[str, Any] = dict(contract.constants)
+        if attention_mask is not None and contract.mask_name is not None:
+            arguments[contract.mask_name] = attention_mask
+        if contract.label_name is not None:
+            arguments[contract.label_name] = input_ids
+        if contract.input_name is None:
+            output = self.model(input_ids, **arguments)
+        else:
+            output = self.model(**{contract.input_name: input_ids}, **arguments)
+        logits = contract.logits(output)
+        return ModelOutputs(logits, None if labels is None else next_token_loss(logits, labels))
+
+    def check_inputs(self, input_ids: torch.Tensor) -> None:
+        """Refuse ids and lengths that the model cannot take, before anything reaches the model or a GPU.
+
+        Raises:
+            TokenIdError: an id is negative or not below the embedding rows, or the sequence is longer than the limit.
+        """
+        rows, limit = self.contract.vocab_size, self.contract.max_length
+        if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise TokenIdError(f"input_ids must be whole numbers of shape (B, T); got {input_ids.dtype} of shape {tuple(input_ids.shape)}.")
+        if limit is not None and input_ids.shape[1] > limit:
+            raise TokenIdError(
+                f"The sequence is {input_ids.shape[1]} tokens long, the model takes at most {limit}. Cut the text into blocks of {limit}."
+            )
+        if input_ids.numel() == 0 or rows is None:
+            return
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= rows:
+            wrong = low if low < 0 else high
+            where = [int(i) for i in (input_ids == wrong).nonzero()[0]]
+            raise TokenIdError(
+                f"Token id {wrong} at row {where[0]}, position {where[1]} does not fit the model's {rows} embedding rows "
+                f"(0 to {rows - 1}). Use a tokenizer with at most {rows} entries."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter; CPU for a model without any."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    @property
+    def name(self) -> str:
+        """The model's name in its config, else its class."""
+        return self.config.model_name or type(self.model).__name__
+
+    def num_parameters(self, trainable_only: bool = False) -> int:
+        """Number of parameters; shared ones count once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
+
+    def summary(self) -> str:
+        """Name, size, contract and completions as text."""
+        return f"{self.name}: {self.num_parameters():,} parameters\n{self.contract.summary()}\n{self.completion.summary()}"
+
+
+def adapt(
+    model: nn.Module | LoadedModel,
+    config: object = None,
+    source: str | ModelSource | None = None,
+    *,
+    strict: bool = False,
+    residual: str = "stream",
+) -> AdaptedModel:
+    """Complete a model where its export is broken, and put it behind the one calling contract.
+
+    Args:
+        model: an `nn.Module` or what `load_model` gave. An `AdaptedModel` is returned as it is.
+        config: dict, namespace, Hugging Face config or path of a config.json; a loaded model brings its own.
+        source: text or path of the file that defines the model's class; found by itself where Python knows it.
+        strict: refuse completions that rest on conventions.
+        residual: "stream" (skip = running residual stream) or "sublayer_input" (skip = what the sublayer read).
+
+    Raises:
+        GraphCompletionError: the export leaves something open; the message names the node and the edit that settles it.
+        CallContractError: how to call the model cannot be settled; the message lists what was tried.
+    """
+    if isinstance(model, AdaptedModel):
+        return model
+    if not isinstance(model, nn.Module):
+        if not isinstance(getattr(model, "model", None), nn.Module):
+            raise CallContractError(
+                f"adapt() takes an nn.Module or the result of load_model(); got {type(model).__name__}. "
+                "For a path, gist id or URL call load_model() first."
+            )
+        loaded = model
+        model, config = loaded.model, config if config is not None else loaded.config
+        source = source if source is not None else loaded.source
+    known = ModelConfig.of(config if config is not None else getattr(model, "config", None))
+    completion = complete(model, known, source, strict=strict, residual=residual)
+    return AdaptedModel(completion.model, known, completion=completion)
+
+
+def _filled_in(config: ModelConfig, contract: CallContract) -> ModelConfig:
+    """The config with vocabulary rows and length limit from the contract where it is silent."""
+    return dataclasses.replace(
+        config,
+        vocab_size=config.vocab_size if config.vocab_size is not None else contract.vocab_size,
+        max_seq_len=config.max_seq_len if config.max_seq_len is not None else contract.max_length,
+    )

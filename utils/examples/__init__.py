@@ -1,0 +1,19 @@
+"""Bundled example exports: broken in the generator's manner, and small enough to train on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXAMPLES = ("broken_export",)
+"""Names of the bundled examples; each is a folder with `model.py` and `config.json`."""
+
+
+def path(name: str = "broken_export") -> Path:
+    """Return the folder of a bundled example.
+
+    Raises:
+        ValueError: there is no example of that name.
+    """
+    if name not in EXAMPLES:
+        raise ValueError(f"{name!r} is no bundled example; there are {', '.join(EXAMPLES)}.")
+    return Path(__file__).parent / name
