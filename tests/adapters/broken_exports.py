@@ -47,7 +47,7 @@ self.embedding_0_pos = nn.Embedding({T}, {D})
 self.embedding_0_dropout = nn.Dropout(0.0)
 """
 MHSA = f"self.mhsa_0 = nn.MultiheadAttention({D}, 2, batch_first=True)"
-NORM = "self.layernorm_{} = nn.LayerNorm(%d)" % D
+NORM = f"self.layernorm_{{}} = nn.LayerNorm({D})"
 FFN = f"self.ffn_0 = nn.Sequential(nn.Linear({D}, 16), nn.GELU(), nn.Linear(16, {D}))"
 EMBED = """    # Embedding: embedding_0
     B, T = input_0_tokens.shape
@@ -142,7 +142,9 @@ PRE_BLOCK = """    layernorm_0_output = self.layernorm_0(embedding_0_x)
 """
 
 
-def nodes(*names: str, edges: list[tuple[str, str]] | None = None, style: str = "edges", **params: dict[str, Any]) -> dict[str, Any]:
+def nodes(
+    *names: str, edges: list[tuple[str, str]] | None = None, style: str = "edges", **params: dict[str, Any]
+) -> dict[str, Any]:
     """A config.json with a node list, and its edges in one of the three styles."""
     listed: list[dict[str, Any]] = [{"id": n, "type": n.rsplit("_", 1)[0], "params": params.get(n, {})} for n in names]
     config: dict[str, Any] = {"version": "1.0", "model_name": "Net", "nodes": listed}
@@ -216,7 +218,9 @@ MOE = f'''class MoE(nn.Module):
 
 CASES: dict[str, Export] = {
     "typical": Export(
-        export(POST_NORM, f"def forward(self, {ARGUMENTS}) -> torch.Tensor:\n{EMBED}{BLOCK}\n    return output_0_logits"),
+        export(
+            POST_NORM, f"def forward(self, {ARGUMENTS}) -> torch.Tensor:\n{EMBED}{BLOCK}\n    return output_0_logits"
+        ),
         lambda m, ids: tied(m, post_norm(m, ids)),
         assumptions=2,
     ),
@@ -234,16 +238,25 @@ CASES: dict[str, Export] = {
         arguments={"residual": "sublayer_input"},
     ),
     "head defined and never called": Export(
-        export(f"{POST_NORM}self.output_projection = nn.Linear({D}, {V})", f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return output_0_logits"),
+        export(
+            f"{POST_NORM}self.output_projection = nn.Linear({D}, {V})",
+            f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return output_0_logits",
+        ),
         lambda m, ids: m.output_projection(post_norm(m, ids)),
         assumptions=1,
     ),
     "head of the output node": Export(
-        export(f"{POST_NORM}self.output_0 = nn.Linear({D}, {V})", f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return output_0_logits"),
+        export(
+            f"{POST_NORM}self.output_0 = nn.Linear({D}, {V})",
+            f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return output_0_logits",
+        ),
         lambda m, ids: m.output_0(post_norm(m, ids)),
     ),
     "lm_head behind hidden states": Export(
-        export(f"{POST_NORM}self.lm_head = nn.Linear({D}, {V}, bias=False)", f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return layernorm_1_output"),
+        export(
+            f"{POST_NORM}self.lm_head = nn.Linear({D}, {V}, bias=False)",
+            f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return layernorm_1_output",
+        ),
         lambda m, ids: m.lm_head(post_norm(m, ids)),
     ),
     "hidden states returned, no head": Export(
@@ -313,10 +326,16 @@ CASES: dict[str, Export] = {
         lambda m, ids: tied(m, post_norm(m, ids)),
     ),
     "edges of three terms": Export(PARALLEL, parallel, nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES)),
-    "connections of three terms": Export(PARALLEL, parallel, nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES, style="connections")),
+    "connections of three terms": Export(
+        PARALLEL, parallel, nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES, style="connections")
+    ),
     "inputs of three terms": Export(PARALLEL, parallel, nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES, style="inputs")),
     "edges in the class": Export(
-        PARALLEL.replace("    def __init__", f"    __metadata__ = {nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES)!r}\n\n    def __init__", 1),
+        PARALLEL.replace(
+            "    def __init__",
+            f"    __metadata__ = {nodes(*PARALLEL_NODES, edges=PARALLEL_EDGES)!r}\n\n    def __init__",
+            1,
+        ),
         parallel,
     ),
     "edges against a statement": Export(
@@ -331,7 +350,17 @@ CASES: dict[str, Export] = {
         ),
         lambda m, ids: tied(m, classic_post_norm(m, ids)),
         nodes(
-            *("input_0", "embedding_0", "mhsa_0", "residual_0", "layernorm_0", "ffn_0", "residual_1", "layernorm_1", "output_0"),
+            *(
+                "input_0",
+                "embedding_0",
+                "mhsa_0",
+                "residual_0",
+                "layernorm_0",
+                "ffn_0",
+                "residual_1",
+                "layernorm_1",
+                "output_0",
+            ),
             edges=[
                 ("embedding_0", "mhsa_0"),
                 ("embedding_0", "residual_0"),
@@ -382,9 +411,9 @@ CASES: dict[str, Export] = {
             "    return output_0_logits",
         ),
         lambda m, ids: (
-            (x := m.embedding_0.weight[ids] + m.position_0.weight[: ids.shape[1]]) + attend(m.mhsa_0, x)
-        )
-        @ m.embedding_0.weight.T,
+            ((x := m.embedding_0.weight[ids] + m.position_0.weight[: ids.shape[1]]) + attend(m.mhsa_0, x))
+            @ m.embedding_0.weight.T
+        ),
     ),
     "intermediates only consumed": Export(
         export(
@@ -448,9 +477,8 @@ CASES: dict[str, Export] = {
             "    embedding_0_output = self.embedding_0(input_0_tokens)\n    return output_0_logits",
         ),
         lambda m, ids: (
-            (x := m.embedding_0.weight[ids]) + m.ffn_0_linear2(F.relu(m.ffn_0_linear1(x)))
-        )
-        @ m.embedding_0.weight.T,
+            ((x := m.embedding_0.weight[ids]) + m.ffn_0_linear2(F.relu(m.ffn_0_linear1(x)))) @ m.embedding_0.weight.T
+        ),
     ),
     "one variable for everything": Export(
         export(
@@ -491,10 +519,17 @@ CASES: dict[str, Export] = {
             "    embedding_0_output = self.embedding_0(input_0_tokens)\n    ffn_0_output = self.ffn_0(embedding_0_output)\n"
             "    return output_0_logits",
         ),
-        lambda m, ids: attend(m.cross_attention_0, (e := m.embedding_0.weight[ids]), m.ffn_0(e)) @ m.embedding_0.weight.T,
+        lambda m, ids: (
+            attend(m.cross_attention_0, (e := m.embedding_0.weight[ids]), m.ffn_0(e)) @ m.embedding_0.weight.T
+        ),
         nodes(
             *("embedding_0", "ffn_0", "cross_attention_0", "output_0"),
-            edges=[("embedding_0", "ffn_0"), ("embedding_0", "cross_attention_0"), ("ffn_0", "cross_attention_0"), ("cross_attention_0", "output_0")],
+            edges=[
+                ("embedding_0", "ffn_0"),
+                ("embedding_0", "cross_attention_0"),
+                ("ffn_0", "cross_attention_0"),
+                ("cross_attention_0", "output_0"),
+            ],
         ),
     ),
     "side by side": Export(
@@ -504,14 +539,24 @@ CASES: dict[str, Export] = {
             "    embedding_0_output = self.embedding_0(input_0_tokens)\n    linear_0_output = self.linear_0(embedding_0_output)\n"
             "    linear_1_output = self.linear_1(concat_0_output)\n    return output_0_logits",
         ),
-        lambda m, ids: m.linear_1(torch.cat([e := m.embedding_0.weight[ids], m.linear_0(e)], -1)) @ m.embedding_0.weight.T,
+        lambda m, ids: (
+            m.linear_1(torch.cat([e := m.embedding_0.weight[ids], m.linear_0(e)], -1)) @ m.embedding_0.weight.T
+        ),
         nodes(
             *("embedding_0", "linear_0", "concat_0", "linear_1", "output_0"),
-            edges=[("embedding_0", "linear_0"), ("embedding_0", "concat_0"), ("linear_0", "concat_0"), ("concat_0", "linear_1")],
+            edges=[
+                ("embedding_0", "linear_0"),
+                ("embedding_0", "concat_0"),
+                ("linear_0", "concat_0"),
+                ("concat_0", "linear_1"),
+            ],
         ),
     ),
     "logits in a dict": Export(
-        export(POST_NORM, f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return {{'logits': output_0_logits, 'hidden': layernorm_1_output}}"),
+        export(
+            POST_NORM,
+            f"def forward(self, {ARGUMENTS}):\n{EMBED}{BLOCK}    return {{'logits': output_0_logits, 'hidden': layernorm_1_output}}",
+        ),
         lambda m, ids: tied(m, post_norm(m, ids)),
     ),
 }
@@ -534,7 +579,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
             "def forward(self, input_0_tokens, linear_1_output):\n    embedding_0_output = self.embedding_0(input_0_tokens)\n"
             "    linear_0_output = self.linear_0(embedding_0_output)\n    return output_0_logits",
         ),
-        nodes("embedding_0", "linear_0", "linear_1", "output_0", edges=[("embedding_0", "linear_1"), ("linear_0", "linear_1")]),
+        nodes(
+            "embedding_0",
+            "linear_0",
+            "linear_1",
+            "output_0",
+            edges=[("embedding_0", "linear_1"), ("linear_0", "linear_1")],
+        ),
         "linear_1",
         "nothing says how",
     ),
@@ -606,7 +657,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
             "    linear_0_output = self.linear_0(linear_1_output)\n"
             "    linear_1_output = self.linear_1(linear_0_output)\n    return output_0_logits",
         ),
-        nodes("embedding_0", "linear_0", "linear_1", "output_0", edges=[("linear_1", "linear_0"), ("linear_0", "linear_1")]),
+        nodes(
+            "embedding_0",
+            "linear_0",
+            "linear_1",
+            "output_0",
+            edges=[("linear_1", "linear_0"), ("linear_0", "linear_1")],
+        ),
         "linear_0",
         "needs itself",
     ),

@@ -85,9 +85,15 @@ def test_bundled_export_agrees_with_an_independent_forward() -> None:
             single = (completion.model.float()(ids) - reference(model.float(), ids)).abs().max().item()
             assert difference < 1e-6
             # float32: logits reach 40 with N(0, 1) embeddings, so 1e-6 of that scale is the last digit
-            assert single < 1e-6 * max(1.0, float(reference(model, ids).abs().max()))
+            assert single < 1e-6 * max(1.0, reference(model, ids).abs().max().item())
     names = [completion.name for completion in completion.completions if completion.expression != "no argument"]
-    assert names == ["residual_0_output", "residual_1_output", "residual_2_output", "residual_3_output", "output_0_logits"]
+    assert names == [
+        "residual_0_output",
+        "residual_1_output",
+        "residual_2_output",
+        "residual_3_output",
+        "output_0_logits",
+    ]
     for name in names:
         assert f"+        {name} = " in completion.diff
 
@@ -111,15 +117,19 @@ def test_original_is_untouched() -> None:
 
 def test_strict_refuses_conventions_and_allows_edges() -> None:
     case = CASES["typical"]
-    with pytest.raises(GraphCompletionError, match="strict=True: residual_0_output could only be completed by convention"):
+    with pytest.raises(
+        GraphCompletionError, match="strict=True: residual_0_output could only be completed by convention"
+    ):
         complete(instance(case.source), case.config, strict=True)
     parallel = CASES["edges of three terms"]
-    source = parallel.source.replace("return output_0_logits", "return layernorm_1_output @ self.embedding_0_token.weight.T")
+    source = parallel.source.replace(
+        "return output_0_logits", "return layernorm_1_output @ self.embedding_0_token.weight.T"
+    )
     assert complete(instance(source), parallel.config, strict=True).status == "completed"
 
 
 def test_unknown_residual_reading_is_refused() -> None:
-    with pytest.raises(ConfigError, match="residual='other' is unknown. Known: stream, sublayer_input"):
+    with pytest.raises(ConfigError, match=r"residual='other' is unknown\. Known: stream, sublayer_input"):
         complete(instance(CASES["typical"].source), residual="other")
 
 
@@ -153,7 +163,9 @@ def test_sound_model_is_left_alone() -> None:
 def test_correct_export_is_left_alone() -> None:
     source = CASES["typical"].source
     start = source.index("    def forward")
-    correct = source[:start] + """    def forward(self, input_ids, attention_mask=None):
+    correct = (
+        source[:start]
+        + """    def forward(self, input_ids, attention_mask=None):
         x = self.embedding_0_token(input_ids) + self.embedding_0_pos(torch.arange(input_ids.shape[1]))
         x = self.embedding_0_dropout(x)
         attended, _ = self.mhsa_0(x, x, x)
@@ -161,6 +173,7 @@ def test_correct_export_is_left_alone() -> None:
         hidden = self.ffn_0(self.layernorm_0(skip))
         return self.layernorm_1(skip + hidden) @ self.embedding_0_token.weight.T
 """
+    )
     assert complete(instance(correct), CASES["typical"].config).status == "direct"
 
 
@@ -196,10 +209,17 @@ def test_executor_as_people_call_it() -> None:
     model = instance(case.source)
     inspector = ModelSignatureInspector(model)
     assert inspector.requires_intermediate_outputs()
-    assert inspector.get_required_params() == ["input_0_tokens", "mhsa_0_output", "residual_0_output", "residual_1_output"]
+    assert inspector.get_required_params() == [
+        "input_0_tokens",
+        "mhsa_0_output",
+        "residual_0_output",
+        "residual_1_output",
+    ]
     executor = ComputationalGraphExecutor(model, inspector)
     ids = torch.randint(V, (2, 5))
-    torch.testing.assert_close(executor.forward(ids, attention_mask=None), case.reference(model, ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        executor.forward(ids, attention_mask=None), case.reference(model, ids), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_attention_mask_is_no_intermediate() -> None:
@@ -224,7 +244,17 @@ def test_same_input_gives_the_same_output() -> None:
 
 def test_partial_edges_leave_the_rest_to_the_convention() -> None:
     case = CASES["typical"]
-    names = ("input_0", "embedding_0", "mhsa_0", "residual_0", "layernorm_0", "ffn_0", "residual_1", "layernorm_1", "output_0")
+    names = (
+        "input_0",
+        "embedding_0",
+        "mhsa_0",
+        "residual_0",
+        "layernorm_0",
+        "ffn_0",
+        "residual_1",
+        "layernorm_1",
+        "output_0",
+    )
     config = nodes(*names, edges=[("ffn_0", "residual_1"), ("embedding_0", "mhsa_0")])
     adapted = adapt(instance(case.source), config, case.source)
     ids = torch.randint(V, (2, 5))

@@ -30,7 +30,7 @@ def _with_causal(mask: torch.Tensor | None, length: int, like: torch.Tensor) -> 
 class CausalMultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose self-attention sees only earlier positions; cross-attention is left alone."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -43,7 +43,9 @@ class CausalMultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As in `nn.MultiheadAttention`, with the causal mask added where query and key are the same sequence."""
         if key is not query and value is not query:
-            return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
         length = query.shape[1] if self.batch_first and query.dim() == 3 else query.shape[0]
         mask = _with_causal(attn_mask, length, query)
         if key_padding_mask is not None and key_padding_mask.dtype == torch.bool:
@@ -66,7 +68,9 @@ class CausalTransformerEncoderLayer(nn.TransformerEncoderLayer):
         length = src.shape[1] if self.self_attn.batch_first and src.dim() == 3 else src.shape[0]
         mask = _with_causal(src_mask, length, src)
         if src_key_padding_mask is not None and src_key_padding_mask.dtype == torch.bool:
-            hidden = torch.zeros_like(src_key_padding_mask, dtype=src.dtype).masked_fill(src_key_padding_mask, float("-inf"))
+            hidden = torch.zeros_like(src_key_padding_mask, dtype=src.dtype).masked_fill(
+                src_key_padding_mask, float("-inf")
+            )
             src_key_padding_mask = hidden
         return super().forward(src, mask, src_key_padding_mask, False)
 
@@ -84,7 +88,9 @@ def causal_twins(model: nn.Module) -> list[str]:
     for module in model.modules():
         if type(module) is nn.TransformerEncoderLayer:
             inside |= {id(child) for child in module.modules() if child is not module}
-    return [name for name, module in model.named_modules() if type(module) in CAUSAL_CLASSES and id(module) not in inside]
+    return [
+        name for name, module in model.named_modules() if type(module) in CAUSAL_CLASSES and id(module) not in inside
+    ]
 
 
 def use_causal_twins(model: nn.Module, names: list[str]) -> None:

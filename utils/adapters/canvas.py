@@ -22,7 +22,10 @@ _NUMBERED = re.compile(r"^(?P<node>[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z][A-Za-z0-9]*)
 
 ROLES: tuple[tuple[str, str], ...] = (
     ("input", r"^(input|inputs|tokens|tokeninput|inputids)$"),
-    ("output", r"^(output|outputs|outputprojection|outputhead|outputlayer|lmhead|head|logits|unembedding|classifier|decoderhead)$"),
+    (
+        "output",
+        r"^(output|outputs|outputprojection|outputhead|outputlayer|lmhead|head|logits|unembedding|classifier|decoderhead)$",
+    ),
     ("position", r"pos(ition)?(al|s)?(emb|enc|$)|^pos|^pe$|positional"),
     ("embedding", r"embed|^emb$|^wte$"),
     ("attention", r"attn|attention|mhsa|^mha$|^gqa$|^mqa$"),
@@ -125,10 +128,18 @@ def read_canvas(model: nn.Module, config: ModelConfig, class_node: ast.ClassDef,
     placed = _places_in_source(model, class_node, comments)
     config_nodes = {node.id: node for node in config.nodes}
     inside = _in_init(class_node, comments)
-    order = _merge_orders(list(config_nodes), [name for _, name in sorted(placed.items(), key=lambda item: item[0]) for name in [name]], inside)
+    order = _merge_orders(
+        list(config_nodes),
+        [name for _, name in sorted(placed.items(), key=lambda item: item[0]) for name in [name]],
+        inside,
+    )
     nodes: list[Node] = []
     for name in order:
-        kind = str(config_nodes[name].type) if name in config_nodes else comments.get(name, (0, "", ()))[1] or make_node(name).kind
+        kind = (
+            str(config_nodes[name].type)
+            if name in config_nodes
+            else comments.get(name, (0, "", ()))[1] or make_node(name).kind
+        )
         params = dict(config_nodes[name].params) if name in config_nodes else {}
         nodes.append(Node(name, kind, role_of(kind), params=params))
     canvas = Canvas(nodes, drawn=bool(config_nodes or comments))
@@ -190,10 +201,12 @@ def _owner(module: str, known: Iterable[str]) -> str:
 def _definition_lines(class_node: ast.ClassDef) -> dict[str, int]:
     lines: dict[str, int] = {}
     for node in ast.walk(class_node):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         for target in targets:
             if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
-                lines.setdefault(target.attr, node.lineno)
+                lines.setdefault(target.attr, target.lineno)
     return lines
 
 

@@ -52,7 +52,9 @@ def sees_future(adapted: AdaptedModel) -> CausalityReport:
     """
     contract = adapted.contract
     if contract.task != "lm":
-        raise CallContractError(f"{adapted.name} gives one row of scores per sequence: causality asks about scores per position.")
+        raise CallContractError(
+            f"{adapted.name} gives one row of scores per sequence: causality asks about scores per position."
+        )
     length = min(PROBE_LENGTH, contract.max_length or PROBE_LENGTH)
     rows = contract.vocab_size or contract.output_size or 2
     if length < 2 or rows < 2:
@@ -66,14 +68,19 @@ def sees_future(adapted: AdaptedModel) -> CausalityReport:
         scale = max(1.0, float(before.nan_to_num().abs().max()))
         for position in positions:
             changed = ids.clone()
-            changed[:, position] = (changed[:, position] + 1 + rows // 2) % rows if rows > 2 else 1 - changed[:, position]
+            changed[:, position] = (
+                (changed[:, position] + 1 + rows // 2) % rows if rows > 2 else 1 - changed[:, position]
+            )
             moved = (adapted(changed).logits.float() - before)[:, :position].abs()
             leaks[position] = float(moved.nan_to_num(nan=float("inf")).max())
     worst = max(leaks, key=lambda position: leaks[position])
     if leaks[worst] <= 1e-6 * scale:
         return CausalityReport(True, f"changing the token at positions {positions} of {length} moved no earlier logit")
     return CausalityReport(
-        False, f"changing the token at position {worst} moved an earlier logit by {leaks[worst]:.3g}", leaks[worst], worst
+        False,
+        f"changing the token at position {worst} moved an earlier logit by {leaks[worst]:.3g}",
+        leaks[worst],
+        worst,
     )
 
 

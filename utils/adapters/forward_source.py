@@ -11,6 +11,7 @@ import difflib
 import inspect
 import linecache
 import sys
+import sysconfig
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -280,7 +281,8 @@ def read_class(model: nn.Module, source: str | None = None, file_name: str | Non
         file_name: name of the file where `source` is a text.
 
     Returns:
-        None where no source can be had, where the class does not define `forward` itself, or where it is no plain function.
+        None where no source can be had, where the class belongs to an installed package, or where it does not define
+        `forward` itself.
     """
     name = type(model).__name__
     if source is not None:
@@ -319,6 +321,8 @@ def _text_of(cls: type) -> tuple[str, str, bool] | None:
     except TypeError:
         file = None
     module = sys.modules.get(cls.__module__)
+    if file and _is_installed(Path(file)):
+        return None
     if file and module is not None and getattr(module, "__file__", None) and cls.__module__ != "__main__":
         lines = linecache.getlines(file, module.__dict__)
         if lines:
@@ -329,8 +333,16 @@ def _text_of(cls: type) -> tuple[str, str, bool] | None:
         return None
 
 
+def _is_installed(file: Path) -> bool:
+    """Whether a file belongs to an installed package or to Python: such code is no export, and runs as it is."""
+    folders = [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib", "stdlib")]
+    return any(folder.resolve() in file.resolve().parents for folder in folders)
+
+
 def unified_diff(before: str, after: str, file_name: str) -> str:
     """Unified diff of two texts; empty where they are equal."""
     return "".join(
-        difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"exported/{file_name}", f"completed/{file_name}")
+        difflib.unified_diff(
+            before.splitlines(True), after.splitlines(True), f"exported/{file_name}", f"completed/{file_name}"
+        )
     )

@@ -65,7 +65,9 @@ def complete(
         return GraphCompletion.direct(model)
     scope = _globals_of(model)
     canvas = read_canvas(model, known, found.class_node, found.class_text)
-    completer = ForwardCompleter(model, known, canvas, found.forward, found.statements(frozenset(scope)), scope, residual)
+    completer = ForwardCompleter(
+        model, known, canvas, found.forward, found.statements(frozenset(scope)), scope, residual
+    )
     if not completer.has_faults():
         return GraphCompletion.direct(model, found.text, found.file_name)
     completer.run()
@@ -85,7 +87,11 @@ def _with_metadata(config: ModelConfig, model: nn.Module) -> ModelConfig:
     if config.nodes or config.edges or not isinstance(metadata, dict):
         return config
     drawn = ModelConfig.of(metadata)
-    stated = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if getattr(config, f.name) not in (None, (), {})}
+    stated = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) not in (None, (), {})
+    }
     return dataclasses.replace(drawn, **stated)
 
 
@@ -124,7 +130,8 @@ def _bind(
     cls = getattr(module, name)
     completed = cls.__new__(cls)
     completed.__dict__ = {
-        key: value.copy() if key.startswith("_") and isinstance(value, dict) else value for key, value in model.__dict__.items()
+        key: value.copy() if key.startswith("_") and isinstance(value, dict) else value
+        for key, value in model.__dict__.items()
     }
     return completed
 
@@ -134,7 +141,9 @@ def _prove(completed: nn.Module, completer: ForwardCompleter) -> None:
     result = completer.call(completed)
     expected = completer.result
     if isinstance(expected, torch.Tensor) and not (
-        isinstance(result, torch.Tensor) and result.shape == expected.shape and torch.allclose(result, expected, atol=1e-5, equal_nan=True)
+        isinstance(result, torch.Tensor)
+        and result.shape == expected.shape
+        and torch.allclose(result, expected, atol=1e-5, equal_nan=True)
     ):
         raise GraphCompletionError(
             "The completed forward does not agree with its own statements. This is a defect of this package: please report "

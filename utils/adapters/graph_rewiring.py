@@ -116,7 +116,7 @@ def _left_out(forward: ForwardCompleter) -> list[list[Node]]:
             and node.name not in fed
             and not set(node.modules) & called
             and bool(node.modules or node.role == "residual")
-            and not forward.writer._is_head_candidate(node)
+            and not forward.writer.head.is_candidate(node)
         )
         if out and previous_out:
             runs[-1].append(node)
@@ -182,7 +182,5 @@ def _bypassed(forward: ForwardCompleter, run: list[Node]) -> list[str]:
     else:
         nodes = [n for n in forward.canvas.before(first) if n.role not in ("input", "output")][:1]
         if first.role == "residual":
-            nodes += [n for n in forward.writer._stream_before(first)[-1:] if n not in nodes]
+            nodes += [n for n in forward.writer.residuals.stream_before(first)[-1:] if n not in nodes]
     return list(dict.fromkeys(forward.variable_of(node) for node in nodes))
-
-

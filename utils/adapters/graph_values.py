@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -77,9 +76,9 @@ class ForwardCompleter:
 
     def has_faults(self) -> bool:
         """Whether anything has to be looked at: a drawn canvas, an intermediate argument, an undefined or late value."""
-        return bool(self.intermediates or self._undefined() or self._out_of_order() or self._is_drawn())
+        return bool(self.intermediates or self._undefined() or self._out_of_order() or self.is_drawn())
 
-    def _is_drawn(self) -> bool:
+    def is_drawn(self) -> bool:
         """A canvas is there, and the code is about it: at least one node shows in a module, a value or an argument."""
         return self.canvas.drawn and any(node.modules for node in self.canvas.nodes)
 
@@ -105,11 +104,13 @@ class ForwardCompleter:
 
     def _undefined(self) -> list[str]:
         written = {name for statement in self.original for name in statement.writes}
-        known = written | (set(self.arguments) - set(self.intermediates)) | {STANDARD_INPUT}
-        return [name for s in self.original for name in sorted(s.reads) if name not in known and name not in self.globals]
+        known = written | (set(self.arguments) - set(self.intermediates)) | {STANDARD_INPUT} | _variadic(self.forward)
+        return [
+            name for s in self.original for name in sorted(s.reads) if name not in known and name not in self.globals
+        ]
 
     def _out_of_order(self) -> bool:
-        written = set(self.arguments)
+        written = set(self.arguments) | _variadic(self.forward)
         for statement in self.original:
             if statement.reads & {n for s in self.original for n in s.writes} - written:
                 return True
@@ -184,11 +185,11 @@ class ForwardCompleter:
         """
         with self._probe():
             self._note_arguments()
-            if self._is_drawn():
+            if self.is_drawn():
                 rewire(self)
             while self.pending:
                 self._place(self.pending[0])
-            self.writer.ensure_logits()
+            self.writer.head.ensure()
         self.result = self.values.get(RETURNED)
 
     @contextlib.contextmanager
@@ -206,7 +207,7 @@ class ForwardCompleter:
     def call(self, module: nn.Module) -> Any:
         """What a module of the completed class gives for the probe."""
         with left_as_it_was(module):
-            return module(self.ids, **{name: self.ids for name in self.extra_inputs()})
+            return module(self.ids, **dict.fromkeys(self.extra_inputs(), self.ids))
 
     def extra_inputs(self) -> list[str]:
         """Further arguments without default that are inputs of the model."""
@@ -238,7 +239,9 @@ class ForwardCompleter:
         self.emit(statement)
         if moved and statement.targets:
             self.completions.append(
-                Completion(statement.targets[0], _right_side(statement), 3, "moved: it is read before the line where it stood")
+                Completion(
+                    statement.targets[0], _right_side(statement), 3, "moved: it is read before the line where it stood"
+                )
             )
 
     def _must_come_before(self, statement: Statement) -> list[Statement]:
@@ -262,14 +265,14 @@ class ForwardCompleter:
             GraphCompletionError: nothing says what the variable is.
         """
         if name in self.values or name in self.globals:
-            return
+            return None
         for statement in self.pending:
             if name in statement.writes:
                 return self._place(statement)
         node = self.canvas.node_of(name)
         if node is None and reader is not None and reader.returns:
             node = next((n for n in self.canvas.nodes if n.role == "output"), None)
-            return self.writer.write_logits(name, node)
+            return self.writer.head.write(name, node)
         if node is None:
             raise self.unknown(name, reader)
         with self._settling(name, name):
@@ -296,7 +299,9 @@ class ForwardCompleter:
 
     def unknown(self, name: str, reader: Statement | None) -> GraphCompletionError:
         """The error for a value that belongs to no node."""
-        known = sorted(value for value, given in self.values.items() if isinstance(given, torch.Tensor) and value != RETURNED)
+        known = sorted(
+            value for value, given in self.values.items() if isinstance(given, torch.Tensor) and value != RETURNED
+        )
         where = f" It is read in: {reader.text.strip().splitlines()[-1].strip()}." if reader else ""
         return GraphCompletionError(
             f"{name} is never computed, and no node of the canvas, module or comment explains it.{where} Values computed so "
@@ -329,12 +334,16 @@ class ForwardCompleter:
             self.read_by[owner.name] = tuple(n for s in ran for n in s.ordered_reads() if n not in own or len(ran) == 1)
 
     def _is_last_of(self, statement: Statement, owner: Node) -> bool:
-        return not any(s.origin in {p.origin for p in self.producers[owner.name]} for s in self.pending if s is not statement)
+        return not any(
+            s.origin in {p.origin for p in self.producers[owner.name]} for s in self.pending if s is not statement
+        )
 
     def _failing(self, statement: Statement, error: Exception) -> GraphCompletionError:
         node = self._owner(statement)
         shapes = ", ".join(
-            f"{n}: {tuple(self.values[n].shape)}" for n in statement.ordered_reads() if isinstance(self.values.get(n), torch.Tensor)
+            f"{n}: {tuple(self.values[n].shape)}"
+            for n in statement.ordered_reads()
+            if isinstance(self.values.get(n), torch.Tensor)
         )
         line = statement.text.strip().splitlines()[-1].strip()
         return GraphCompletionError(
@@ -395,7 +404,11 @@ class ForwardCompleter:
         returns = f" -> {ast.unparse(self.forward.returns)}" if self.forward.returns else ""
         annotation = next((a.annotation for a in arguments.args if a.arg == self.input_name and a.annotation), None)
         first = STANDARD_INPUT + (f": {ast.unparse(annotation)}" if annotation else "")
-        others = [text for name, text in _argument_texts(self.forward) if name not in (*self.intermediates, self.input_name, MASK)]
+        others = [
+            text
+            for name, text in _argument_texts(self.forward)
+            if name not in (*self.intermediates, self.input_name, MASK)
+        ]
         required = [name for name in others if "=" not in name and not name.startswith("*")]
         optional = [name for name in others if name not in required]
         keyword_only = ["*", *required] if required and not any(name.startswith("*") for name in optional) else required
@@ -415,6 +428,10 @@ class ForwardCompleter:
 def _arguments(forward: ast.FunctionDef) -> list[str]:
     arguments = forward.args
     return [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]][1:]
+
+
+def _variadic(forward: ast.FunctionDef) -> set[str]:
+    return {argument.arg for argument in (forward.args.vararg, forward.args.kwarg) if argument is not None}
 
 
 def _required(forward: ast.FunctionDef) -> list[str]:
@@ -468,10 +485,3 @@ def _fed_with(ids: torch.Tensor, calls: list[tuple[nn.Embedding, torch.Tensor]])
         if given.shape == ids.shape and torch.equal(given, ids) and module not in found:
             found.append(module)
     return found
-
-
-def required_arguments(module: nn.Module) -> int:
-    """How many arguments a module's `forward` cannot do without."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.default is p.empty and p.kind in kinds for p in parameters)

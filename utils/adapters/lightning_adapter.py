@@ -81,7 +81,9 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; with `total_steps` also a linear warm-up and a cosine decay to `final_rate` of the peak, per step."""
-        optimizer = torch.optim.AdamW(decay_groups(self.adapted, self.weight_decay), lr=self.learning_rate, betas=self.betas)
+        optimizer = torch.optim.AdamW(
+            decay_groups(self.adapted, self.weight_decay), lr=self.learning_rate, betas=self.betas
+        )
         if self.total_steps is None:
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)

@@ -57,7 +57,11 @@ class AdaptedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, config: object = None, contract: CallContract | None = None, completion: GraphCompletion | None = None
+        self,
+        model: nn.Module,
+        config: object = None,
+        contract: CallContract | None = None,
+        completion: GraphCompletion | None = None,
     ) -> None:
         super().__init__()
         known = ModelConfig.of(config)
@@ -100,7 +104,9 @@ class AdaptedModel(nn.Module):
         """
         rows, limit = self.contract.vocab_size, self.contract.max_length
         if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-            raise TokenIdError(f"input_ids must be whole numbers of shape (B, T); got {input_ids.dtype} of shape {tuple(input_ids.shape)}.")
+            raise TokenIdError(
+                f"input_ids must be whole numbers of shape (B, T); got {input_ids.dtype} of shape {tuple(input_ids.shape)}."
+            )
         if limit is not None and input_ids.shape[1] > limit:
             raise TokenIdError(
                 f"The sequence is {input_ids.shape[1]} tokens long, the model takes at most {limit}. Cut the text into blocks of {limit}."
@@ -132,7 +138,9 @@ class AdaptedModel(nn.Module):
 
     def summary(self) -> str:
         """Name, size, contract and completions as text."""
-        return f"{self.name}: {self.num_parameters():,} parameters\n{self.contract.summary()}\n{self.completion.summary()}"
+        return (
+            f"{self.name}: {self.num_parameters():,} parameters\n{self.contract.summary()}\n{self.completion.summary()}"
+        )
 
 
 def adapt(

@@ -83,7 +83,9 @@ class LogitsSelector:
         return value if self.layout in ("BTV", "BV") else value.permute(_LAYOUTS[self.layout])
 
 
-def tensors_in(output: Any, path: tuple[str | int, ...] = (), depth: int = 3) -> list[tuple[tuple[str | int, ...], torch.Tensor]]:
+def tensors_in(
+    output: Any, path: tuple[str | int, ...] = (), depth: int = 3
+) -> list[tuple[tuple[str | int, ...], torch.Tensor]]:
     """List the floating-point tensors of an output with their paths, in the order in which the model gives them."""
     if isinstance(output, torch.Tensor):
         return [(path, output)] if output.is_floating_point() else []
@@ -106,7 +108,9 @@ def tensors_in(output: Any, path: tuple[str | int, ...] = (), depth: int = 3) ->
     return found
 
 
-def find_logits(output: Any, batch: int, length: int, vocab_size: int | None) -> tuple[LogitsSelector, torch.Size] | None:
+def find_logits(
+    output: Any, batch: int, length: int, vocab_size: int | None
+) -> tuple[LogitsSelector, torch.Size] | None:
     """Find the logits in the output of a probe call with distinct `batch` and `length`.
 
     A tensor counts when its axes can be told apart as batch, time and vocabulary. Known names win over unknown ones, a

@@ -114,7 +114,8 @@ class CallContract:
             "logits": f"{'.'.join(map(str, self.logits.path)) or 'the output itself'}, axes {self.logits.layout}",
         }
         return "\n".join(
-            f"{name}: {value}" + (f"  ({self.reasons[name]})" if name in self.reasons else "") for name, value in points.items()
+            f"{name}: {value}" + (f"  ({self.reasons[name]})" if name in self.reasons else "")
+            for name, value in points.items()
         )
 
     def to_json(self) -> str:
@@ -188,23 +189,29 @@ def _probe(
     ids = probe_ids(model, config)
     length = ids.shape[1]
     call = {**base.constants, **({label_name: ids} if label_name else {})}
-    described = f"forward({base.input_name or 'ids'}{', ' + label_name if label_name else ''}) with ids {tuple(ids.shape)}"
+    described = (
+        f"forward({base.input_name or 'ids'}{', ' + label_name if label_name else ''}) with ids {tuple(ids.shape)}"
+    )
     with left_as_it_was(model), embedding_calls(model) as calls:
         try:
             output = model(ids, **call) if base.input_name is None else model(**{base.input_name: ids}, **call)
-        except Exception as error:  # whatever a foreign model raises is an answer of the probe, and is shown
+        except Exception as error:  # noqa: BLE001 - whatever a foreign model raises is an answer of the probe, and is shown
             tried.append(f"{described}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             return None
     token_rows = _token_rows(calls, ids) or config.vocab_size
     found = find_logits(output, 2, length, config.vocab_size if config.vocab_size is not None else token_rows)
     if found is None or (found[0].layout == "BV" and _looks_cut(output, label_name)):
         shapes = [tuple(tensor.shape) for _, tensor in tensors_in(output)]
-        tried.append(f"{described}: no tensor among {shapes or type(output).__name__} has axes batch, time and vocabulary")
+        tried.append(
+            f"{described}: no tensor among {shapes or type(output).__name__} has axes batch, time and vocabulary"
+        )
         return None
     selector, shape = found
     reasons = {
         "vocabulary rows": "rows of the embedding that the ids reach" if _token_rows(calls, ids) else "from the config",
-        "longest sequence": "positions that the model holds" if limit is not None else "no position table, no config entry",
+        "longest sequence": "positions that the model holds"
+        if limit is not None
+        else "no position table, no config entry",
     }
     return CallContract(
         base.input_name,
@@ -251,7 +258,11 @@ def _stated_length_limit(model: nn.Module, config: ModelConfig) -> int | None:
 
 
 def _token_rows(calls: list[tuple[nn.Embedding, torch.Tensor]], ids: torch.Tensor) -> int | None:
-    rows = [module.num_embeddings for module, given in calls if given.numel() == ids.numel() and torch.equal(given.reshape(-1), ids.reshape(-1))]
+    rows = [
+        module.num_embeddings
+        for module, given in calls
+        if given.numel() == ids.numel() and torch.equal(given.reshape(-1), ids.reshape(-1))
+    ]
     return min(rows, default=None)
 
 
@@ -288,3 +299,10 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             for name, buffer in model.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+
+
+def required_arguments(module: nn.Module) -> int:
+    """How many arguments a module's `forward` cannot do without."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in kinds for p in parameters)

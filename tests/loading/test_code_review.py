@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import pytest
+
+from utils.errors import ModelLoadError
+from utils.loading.code_review import review_files, review_source
+from utils.testing import TINY_SOURCES
+
+
+def calls(source: str, severity: str) -> set[str]:
+    return {finding.call for finding in review_source(source).findings if finding.severity == severity}
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("import os\nos.system('x')", "os.system"),
+        ("import os as o\no.system('x')", "os.system"),
+        ("from os import system as s\ns('x')", "os.system"),
+        ("import os\nf = os.system\nf('x')", "os.system"),
+        ("import os\na, b = 1, os.popen\nb('x')", "os.popen"),
+        ("import os\ngetattr(os, 'system')('x')", "os.system"),
+        ("import os\ngetattr(os, 'sys' + 'tem')('x')", "os.system"),
+        ("import os\nos.__dict__['system']('x')", "os.system"),
+        ("import os\nvars(os)['system']('x')", "os.system"),
+        ("import sys\nsys.modules['os'].system('x')", "os.system"),
+        ("__import__('os').system('x')", "os.system"),
+        ("i = __import__\ni('subprocess').run('x')", "subprocess.run"),
+        ("import importlib\nimportlib.import_module('os').system('x')", "os.system"),
+        ("from importlib import import_module as im\nm = im('so'[::-1])\nm.system('x')", "os.system"),
+        ("import builtins\nbuiltins.eval('1')", "eval"),
+        ("__builtins__['exec']('1')", "exec"),
+        ("__builtins__.__dict__['exec']('1')", "exec"),
+        ("globals()['eval']('1')", "eval"),
+        ("e = eval\ne('1')", "eval"),
+        ("list(map(eval, ['1']))", "eval"),
+        ("def f(run=eval):\n    run('1')", "eval"),
+        ("class A:\n    go = exec\nA().go('1')", "exec"),
+        ("eval = 1\ndef f():\n    return eval('1')", "eval"),
+        ("(e := eval)('1')", "eval"),
+        ("(eval if True else None)('1')", "eval"),
+        ("import functools, os\nfunctools.partial(os.system, 'x')()", "os.system"),
+        ("from os import *\nsystem('x')", "os.system"),
+        ("import subprocess as sp\nsp.Popen(['x'])", "subprocess.Popen"),
+        ("from subprocess import run as r\nr(['x'])", "subprocess.run"),
+        ("import socket\nsocket.create_connection(('h', 1))", "socket.create_connection"),
+        ("import urllib.request\nurllib.request.urlopen('http://x')", "urllib.request.urlopen"),
+        ("from urllib import request\nrequest.urlopen('http://x')", "urllib.request.urlopen"),
+        ("import requests\nrequests.post('http://x')", "requests.post"),
+        ("import pickle\npickle.loads(b'')", "pickle.loads"),
+        ("import torch\ntorch.load('x', weights_only=False)", "torch.load"),
+        ("import torch\ntorch.hub.load('a', 'b')", "torch.hub.load"),
+        ("import numpy as np\nnp.load('x', allow_pickle=True)", "numpy.load"),
+        ("import shutil\nshutil.rmtree('x')", "shutil.rmtree"),
+        ("open('x', 'w')", "open"),
+        ("open('x', mode='a')", "open"),
+        ("m = 'w'\nopen('x', m)", "open"),
+        ("import ctypes\nctypes.CDLL('x')", "ctypes.CDLL"),
+        ("().__class__.__bases__[0].__subclasses__()", "….__subclasses__"),
+        ("import sys\nsys.modules['torch'] = None", "sys.modules"),
+        ("import builtins\nbuiltins.print = None", "builtins"),
+        ("import os\ngetattr(os, input())", "os.<computed>"),
+        ("__import__(name)", "import by computed name"),
+        ("import os\n@os.system\ndef f(): pass", "os.system"),
+        ("get_ipython().system('x')", "get_ipython"),
+    ],
+)
+def test_danger_is_seen_under_every_name(source, call):
+    assert call in calls(source, "danger")
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("import os\nos.environ['A']", "os.environ"),
+        ("from os import getenv\ngetenv('A')", "os.getenv"),
+        ("open('x')", "open"),
+        ("open('x', 'rb')", "open"),
+        ("import torch\ntorch.load('x')", "torch.load"),
+        ("from pathlib import Path\nPath('x').write_text('y')", "….write_text"),
+        ("import sys\nsys.path.append('x')", "sys.path.append"),
+        ("def f(model_type):\n    from transformers import GPT2Model\n    GPT2Model.from_pretrained(model_type)", "….from_pretrained"),
+        ("import subprocess", "subprocess"),
+        ("import torch\ntorch.nn.Linear.forward = None", "torch.nn.Linear.forward"),
+        ("class A:\n    def __reduce__(self):\n        return print, ()", "__reduce__"),
+    ],
+)  # fmt: skip
+def test_what_honest_code_sometimes_does_is_a_caution(source, call):
+    review = review_source(source)
+    assert call in calls(source, "caution")
+    assert review.max_severity == "caution"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *[text for name, files in TINY_SOURCES.items() if name not in ("syntax_error", "dangerous")
+          for file, text in files.items() if file.endswith(".py")],
+        "import torch\nmodel = torch.compile(f)",
+        "import re\nre.compile('x')",
+        "model.eval()\nmodel.train()",
+        "def f(compile=False):\n    if compile:\n        return 1",
+        "compile = True\nif compile:\n    pass",
+        "def f(x, input):\n    return input(x)",
+        "import torch\ntorch.load('x', weights_only=True)" if False else "x = 1",
+        "import torch\ntorch.backends.cuda.matmul.allow_tf32 = True",
+        "import os\nos.path.join('a', 'b')",
+        "import inspect, math, typing, dataclasses",
+        "self.requests = []\nself.requests.append(1)",
+    ],
+)  # fmt: skip
+def test_plain_model_code_gives_no_finding(source):
+    assert review_source(source).findings == ()
+
+
+def test_findings_carry_place_line_and_reason():
+    (finding,) = [f for f in review_source("import os\n\n\nos.system('ls')  # hi\n", "m.py").findings if f.line == 4]
+    assert (finding.file_name, finding.severity, finding.kind) == ("m.py", "danger", "process")
+    assert finding.code == "os.system('ls')  # hi"
+    assert "processes" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "optional"),
+    [
+        ("import json", "standard library", False),
+        ("import torch.nn as nn", "installed", False),
+        ("import blocks", "local", False),
+        ("import no_such_package_x.y", "missing", False),
+        ("try:\n    import no_such_package_x\nexcept ImportError:\n    pass", "missing", True),
+        ("try:\n    import no_such_package_x\nexcept ValueError:\n    pass", "missing", False),
+        ("def f():\n    import no_such_package_x", "missing", True),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import no_such_package_x", "missing", True),
+        ("def f():\n    import no_such_package_x\nimport no_such_package_x", "missing", False),
+    ],
+)
+def test_imports_are_told_apart(source, status, optional):
+    found = [m for m in review_source(source, siblings=["blocks"]).imports if m.name != "typing"]
+    assert [(m.status, m.optional) for m in found] == [(status, optional)]
+
+
+def test_relative_imports_are_siblings():
+    assert review_source("from . import blocks\nfrom .x import y").imports == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("class A(nn.Module)\n    pass", r"m.py is no valid Python: expected ':' \(line 1\).\n    class A\(nn.Module\)\n {4} *\^"),
+        ("x = (1,\n", r"never closed \(line 1\)"),
+        ("def f():\nreturn 1", r"indented block.* \(line 2\)"),
+        ("x = 1\0", "no valid Python|no Python source"),
+        ("(" * 5000 + ")" * 5000, "nested too deeply|too many nested"),
+        ("x = " + "-" * 50_000 + "1", "nested too deeply|too complex|no valid Python"),
+        ("x" + ".a" * 20_000, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_with_its_place(source, words):
+    with pytest.raises(ModelLoadError, match=words):
+        review_source(source, "m.py")
+
+
+def test_views_are_escaped_and_ordered():
+    files = {"a.py": "open('<script>')\n", "b.py": "import os\nos.system('<b>x</b>')\n"}
+    review = review_files(files)
+    text, page = review.summary(), review._repr_html_()
+    assert text.index("os.system") < text.index("open")
+    assert "1 × danger" in review.verdict
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert set(review.sha256) == {"a.py", "b.py"}
+    assert review.sha256["a.py"] in text
+    assert review_source("x = 1").max_severity is None
+    assert "no risky calls" in review_source("x = 1").summary()

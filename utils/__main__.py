@@ -1,0 +1,81 @@
+"""The command line: `python -m utils demo` and `python -m utils validate`. Parses, calls the rooms, prints.
+
+Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from utils.errors import TransformerBuilderError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return int(options.run(options))
+    except TransformerBuilderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils",
+        description="From a drawn transformer to a model that is trained, proven and runs elsewhere.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser("demo", help="the whole walk on a bundled broken export, in about three minutes")
+    demo.add_argument("--workspace", default="runs", help="folder for the run folder (default: %(default)s)")
+    demo.add_argument("--seconds", type=_positive, default=60.0, help="time for training (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of weights and training (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    validate = commands.add_parser("validate", help="load a model, complete it and run the tier 1 checks")
+    validate.add_argument("source", help="gist id, gist URL, folder or model.py")
+    validate.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
+    validate.add_argument("--strict", action="store_true", help="refuse completions that rest on conventions")
+    validate.add_argument("--html", metavar="FILE", help="also write the report as a page")
+    validate.set_defaults(run=_validate)
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+    return value
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from utils.ui.demo import run_demo
+
+    run_demo(options.workspace, seconds=options.seconds, seed=options.seed)
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    import utils
+    from utils.progress import Progress
+
+    loaded = utils.load_model(options.source, trust=options.trust)
+    print(loaded.review.summary(), end="\n\n")
+    adapted = utils.adapt(loaded, strict=options.strict)
+    print(adapted.summary(), adapted.completion.diff, sep="\n\n")
+    with Progress("Tier 1", unit="checks") as progress:
+        report = utils.validate(adapted, progress=progress)
+    print(report.summary())
+    if options.html:
+        print(f"Report: {report.save_html(options.html)}")
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

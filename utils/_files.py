@@ -1,0 +1,62 @@
+"""Files that are there completely or not at all, and their hashes. The one home of writing: every room uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file so that no reader ever sees half of it: temporary name beside it, fsync, rename.
+
+    Folders on the way are made. An earlier file of that name stays until the new one is complete.
+    """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """As `write_text`, for bytes."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp keeps others out; the folder's other files do not
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """As `write_text`, for JSON; refuses NaN and infinities, which are no JSON."""
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_files(folder: str | Path) -> list[dict[str, Any]]:
+    """Every file below a folder for a manifest: relative name, size in bytes, SHA-256; hidden files are left out."""
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    names = [path.relative_to(root) for path in files]
+    return [
+        {"name": name.as_posix(), "bytes": (root / name).stat().st_size, "sha256": sha256_of(root / name)}
+        for name in names
+        if not any(part.startswith(".") for part in name.parts)
+    ]

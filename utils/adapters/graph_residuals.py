@@ -1,0 +1,134 @@
+"""What a residual adds: the inputs that edges or its comment name, else the stated convention of stream and branch.
+
+Knows the order of the canvas and who read what; leaves writing statements to `graph_nodes`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from utils.adapters.canvas import Node
+from utils.adapters.signature import required_arguments
+
+if TYPE_CHECKING:
+    from utils.adapters.graph_nodes import NodeWriter
+
+_PREFIX_ROLES = ("embedding", "position", "dropout", "linear")
+_WRAPPERS = ("dropout", "norm", "activation")
+
+
+class ResidualWriter:
+    """Writes the residuals of one `forward`."""
+
+    def __init__(self, writer: NodeWriter) -> None:
+        self.writer = writer
+        self.forward = writer.forward
+        self.canvas = writer.canvas
+
+    def write(self, node: Node, name: str) -> None:
+        given = self.writer.given_inputs(node)
+        if len(given) >= 2:
+            terms = [self.forward.value_of(one) for one in given]
+            level = self.writer.evidence_of(node)
+            where = "edges" if level == 1 else "comment"
+            return self._add(node, name, terms, level, f"{where}: {', '.join(one.name for one in given)} → {node.name}")
+        skip, branch, assumption, reason = self._residual_convention(node, given)
+        self._add(node, name, [skip, branch], 5, reason, assumption)
+
+    def _add(
+        self, node: Node, name: str, terms: list[str], evidence: int, reason: str, assumption: bool = False
+    ) -> None:
+        shapes = {term: tuple(self.forward.values[term].shape) for term in terms}
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{term} {shape}" for term, shape in shapes.items())
+            raise self.writer.error(node, f"what it adds has different shapes: {listed}", list(terms))
+        if len(node.modules) == 1:
+            if required_arguments(getattr(self.forward.model, node.modules[0])) != len(terms):
+                raise self.writer.error(
+                    node, f"self.{node.modules[0]} does not take {len(terms)} inputs", [" + ".join(terms)]
+                )
+            return self.writer.finish(
+                node, name, f"self.{node.modules[0]}({', '.join(terms)})", evidence, reason, terms, assumption
+            )
+        if node.modules:
+            readings = [" + ".join(terms), f"{terms[0]} + self.{node.modules[0]}({terms[-1]})"]
+            raise self.writer.error(
+                node, f"it owns {', '.join(node.modules)}, and nothing says where they act", readings
+            )
+        self.writer.finish(node, name, " + ".join(terms), evidence, reason, terms, assumption)
+
+    def _residual_convention(self, node: Node, given: list[Node]) -> tuple[str, str, bool, str]:
+        """(skip, branch, whether another reading differs, reason) where at most one input is named."""
+        stream = self.stream_before(node)
+        branch_node = self._branch_before(node, stream)
+        if given and given[0] not in stream:
+            branch_node = given[0]
+        if not stream or branch_node is None:
+            raise self.writer.error(node, "a residual adds a branch to a stream, and only one of them precedes it", [])
+        branch = self.forward.value_of(branch_node)
+        skip = self._skip_of_width(node, stream, branch)
+        read = self._read_by_sublayer(branch_node)
+        differs = read is not None and read != skip
+        if self.forward.residual == "sublayer_input":
+            if read is None:
+                raise self.writer.error(node, f"what {branch_node.name} read cannot be told", [f"{skip} + {branch}"])
+            return read, branch, differs, "skip (what the sublayer read) + branch"
+        reason = "skip (residual stream) + branch"
+        return skip, branch, differs, reason + (f"; classic post-norm would add {read}" if differs else "")
+
+    def stream_before(self, node: Node) -> list[Node]:
+        """Nodes that carry the residual stream: the latest residual, else the embedding with what directly prepares it."""
+        for previous in self.canvas.before(node):
+            if previous.role == "residual":
+                return [previous]
+        prefix: list[Node] = []
+        for candidate in self.canvas.nodes[: self.canvas.nodes.index(node)]:
+            if candidate.role == "input":
+                continue
+            if candidate.role not in _PREFIX_ROLES or (not prefix and candidate.role not in ("embedding", "position")):
+                break
+            prefix.append(candidate)
+        return prefix
+
+    def _branch_before(self, node: Node, stream: list[Node]) -> Node | None:
+        latest = next((n for n in self.canvas.before(node) if n.role not in ("input", "output")), None)
+        if latest is None or latest not in stream:
+            return latest
+        # "embedding, linear, residual": the projection is then the branch, and the stream what it was made from
+        if len(stream) > 1 and latest.role == "linear":
+            stream.remove(latest)
+            return latest
+        return None
+
+    def _skip_of_width(self, node: Node, stream: list[Node], branch: str) -> str:
+        last = stream[-1]
+        if last.role == "embedding":
+            skip = self.writer.sum_of_embeddings([one for one in stream if one.role == "embedding"])
+        else:
+            skip = self.forward.value_of(last)
+        if self.forward.width(skip) == self.forward.width(branch):
+            return skip
+        projections = [one for one in self.canvas.before(node) if one.role == "linear" and one not in stream]
+        fitting = [
+            one
+            for one in projections
+            if skip in self.forward.read_by.get(one.name, ())
+            and self.forward.width(self.forward.value_of(one)) == self.forward.width(branch)
+        ]
+        if len(fitting) == 1:
+            return self.forward.value_of(fitting[0])
+        raise self.writer.error(
+            node,
+            f"the stream {skip} is {self.forward.width(skip)} wide and the branch {branch} is {self.forward.width(branch)} wide",
+            [f"{skip} + {branch}"],
+        )
+
+    def _read_by_sublayer(self, branch: Node) -> str | None:
+        """What the sublayer that made the branch was applied to: dropout, norm and activation nodes behind it count to it."""
+        node: Node | None = branch
+        while node is not None and node.role in _WRAPPERS:
+            node = next((n for n in self.canvas.before(node) if n.role not in ("input", "output")), None)
+        if node is None:
+            return None
+        tensors = [n for n in self.forward.read_by.get(node.name, ()) if self.forward.width(n) is not None]
+        return tensors[0] if tensors else None

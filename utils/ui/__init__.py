@@ -1,0 +1,1 @@
+"""What people see and type into: pages, the demo, later the wizard. Calls the rooms below and holds no logic of theirs."""
