@@ -27,7 +27,13 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from utils.adapters.model_adapter import ComputationalGraphExecutor, ModelSignatureInspector, UniversalModelAdapter, adapt
+    from utils.adapters.model_adapter import (
+        ComputationalGraphExecutor,
+        ModelSignatureInspector,
+        UniversalModelAdapter,
+        adapt,
+    )
+    from utils.export.bundle import export
     from utils.export.onnx import ONNXExporter
     from utils.loading.model_loader import load_model
     from utils.tier1_critical_validation import validate

@@ -222,6 +222,36 @@ def test_executor_as_people_call_it() -> None:
     )
 
 
+UNNUMBERED = """import torch
+import torch.nn as nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(29, 8)
+        self.attention = nn.Linear(8, 8)
+        self.layer = nn.Linear(8, 29)
+
+    def forward(s, input_ids, attention_mask=None, attention_bias=0.0, layer_idx=None):
+        return s.layer(s.attention(s.embedding(input_ids)) + attention_bias)
+"""
+
+
+def test_arguments_that_begin_like_a_module_are_no_results_of_it() -> None:
+    assert complete(instance(UNNUMBERED), {"vocab_size": V}).status == "direct"
+
+
+def test_instance_may_have_another_name_than_self() -> None:
+    case = CASES["typical"]
+    start = case.source.index("    def forward")
+    source = case.source[:start] + case.source[start:].replace("self", "this")
+    adapted = adapt(instance(source), case.config)
+    ids = torch.randint(V, (2, 5))
+    torch.testing.assert_close(adapted(ids).logits, case.reference(adapted.model, ids), atol=1e-5, rtol=1e-5)
+    assert adapted.completion.status == "completed"
+
+
 def test_attention_mask_is_no_intermediate() -> None:
     class Net(nn.Module):
         def forward(self, input_ids, attention_mask, layer_idx, mhsa_bias=None): ...

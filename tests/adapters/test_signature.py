@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from utils.adapters.model_outputs import LogitsSelector
@@ -187,6 +188,31 @@ def test_state_comes_back_after_an_error_too() -> None:
     with pytest.raises(ValueError, match="stop"):
         fail()
     assert model.training and model.calls == 0
+
+
+class OffsetPositions(Net):
+    """Positions begin at row 2, as in RoBERTa and BART."""
+
+    def forward(self, input_ids):
+        return self.head(self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1]) + 2))
+
+
+class OwnTable(nn.Module):
+    """Embeds without an `nn.Embedding`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.kinds, self.head = nn.Parameter(torch.randn(V, D)), nn.Embedding(2, D), nn.Linear(D, V)
+
+    def forward(self, input_ids):
+        return self.head(F.embedding(input_ids, self.table) + self.kinds(torch.zeros_like(input_ids)))
+
+
+def test_limit_and_rows_are_those_that_the_model_asks_for() -> None:
+    assert infer_contract(OffsetPositions(), ModelConfig.of(None)).max_length == T - 2
+    contract = infer_contract(OwnTable(), ModelConfig.of(None))
+    assert (contract.vocab_size, contract.max_length) == (V, None)
+    assert infer_contract(OwnTable(), ModelConfig.of({"vocab_size": V})).vocab_size == V
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
+from utils._files import write_text
 from utils._tables import html_table, text_table
 from utils.adapters.forward_source import unified_diff
 
@@ -85,15 +85,7 @@ class GraphCompletion:
 
     def save(self, path: str | Path) -> Path:
         """Write the source that runs to `path`; an existing file is replaced only when the new one is complete."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.source_after)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        return target
+        return write_text(path, self.source_after)
 
     def summary(self) -> str:
         """Table of the completions as text."""

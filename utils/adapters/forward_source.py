@@ -235,6 +235,12 @@ class ClassSource:
         """Lines of the class, from its `class` line."""
         return "\n".join(self.text.splitlines()[self.class_node.lineno - 1 : self.class_node.end_lineno]) + "\n"
 
+    @property
+    def self_name(self) -> str:
+        """What `forward` calls its instance; completed source calls it self."""
+        arguments = [*self.forward.args.posonlyargs, *self.forward.args.args]
+        return arguments[0].arg if arguments else "self"
+
     def statements(self, known_globals: frozenset[str]) -> list[Statement]:
         """The top-level statements of `forward`, each with the comments above it; the docstring is left out."""
         lines = self.text.splitlines()
@@ -248,7 +254,11 @@ class ClassSource:
             text = "\n".join(lines[start - 1 : node.end_lineno])
             if node.lineno <= previous_end:  # several statements on one line
                 text = ast.get_source_segment(self.text, node) or text
-            found.append(Statement.parse(_dedented(text, node.col_offset), known_globals, index))
+            statement = Statement.parse(_dedented(text, node.col_offset), known_globals, index)
+            if self.self_name != "self" and self.self_name in statement.reads:  # `def forward(s, …)`
+                renamed = statement.renamed(self.self_name, "self").text
+                statement = Statement.parse(renamed, known_globals, index)
+            found.append(statement)
             previous_end = node.end_lineno or previous_end
         return found
 

@@ -109,7 +109,7 @@ class HeadWriter:
         return linears[-1].out_features if linears else None
 
     def _vocabulary(self) -> int | None:
-        rows = [module.num_embeddings for module in self.forward.token_weights]
+        rows = [table.shape[0] for table in self.forward.token_tables]
         return self.forward.config.vocab_size or (rows[0] if rows else None)
 
     def _write_head(self, name: str, node: Node | None, hidden: str) -> None:
@@ -144,19 +144,15 @@ class HeadWriter:
         )
 
     def _tied_weight(self, node: Node, hidden: str, vocabulary: int, width: int | None) -> str:
-        tables = {id(m.weight): m for m in self.forward.token_weights if m.num_embeddings == vocabulary}
-        fitting = [m for m in tables.values() if m.embedding_dim == width]
+        tables = [table for table in self.forward.token_tables if table.shape[0] == vocabulary]
+        fitting = [table for table in tables if table.shape[1] == width]
         if len(fitting) == 1:
-            path = next(name for name, module in self.forward.model.named_modules() if module is fitting[0])
-            return (
-                "self" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".")) + ".weight"
-            )
-        sizes = [f"{m.num_embeddings} × {m.embedding_dim}" for m in tables.values()] or ["none"]
-        problem = (
-            "several token embeddings could be tied"
-            if fitting
-            else "no head exists, and no token embedding has its width"
-        )
+            path = next(name for name, parameter in self.forward.model.named_parameters() if parameter is fitting[0])
+            return "self" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split("."))
+        sizes = [f"{table.shape[0]} × {table.shape[1]}" for table in tables] or ["none"]
+        problem = "no head exists, and no token embedding has its width"
+        if fitting:
+            problem = "several token embeddings could be tied"
         raise self.writer.error(
             node, f"{problem}: {hidden} is {width} wide, token embeddings are {', '.join(sizes)}", []
         )

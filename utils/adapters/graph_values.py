@@ -18,7 +18,8 @@ from utils.adapters.completion import Completion
 from utils.adapters.forward_source import RETURNED, Statement
 from utils.adapters.graph_nodes import NodeWriter
 from utils.adapters.graph_rewiring import rewire
-from utils.adapters.signature import embedding_calls, is_intermediate_name, left_as_it_was, probe_ids
+from utils.adapters.probing import embedding_lookups, left_as_it_was, tables_of
+from utils.adapters.signature import is_intermediate_name, is_output_of, probe_ids
 from utils.errors import GraphCompletionError
 from utils.loading.model_config import ModelConfig
 
@@ -62,7 +63,7 @@ class ForwardCompleter:
         self.values: dict[str, Any] = {}  # variable → what the probe gave it
         self.output_name: dict[str, str] = {}  # node → variable that holds its output now
         self.read_by: dict[str, tuple[str, ...]] = {}  # node → variables that it was applied to
-        self.token_weights: list[nn.Embedding] = []
+        self.token_tables: list[torch.Tensor] = []
         self._produced: dict[str, tuple[Statement, str, Any]] = {}  # node → its last statement, variable, value
         self._open: list[tuple[object, str]] = []  # values and statements that are being settled, for cycles
         self.arguments = _arguments(forward)
@@ -85,7 +86,7 @@ class ForwardCompleter:
     def _is_intermediate(self, name: str) -> bool:
         node = self.canvas.node_of(name)
         if node is not None:
-            return node.role != "input" and name != MASK and not name.startswith(STANDARD_INPUT)
+            return node.role != "input" and is_output_of(name, node.name)
         written_first = self._written_before_read(name)
         required = name in _required(self.forward)
         return is_intermediate_name(name) and (required or written_first)
@@ -195,8 +196,8 @@ class ForwardCompleter:
     @contextlib.contextmanager
     def _probe(self) -> Any:
         self.ids = probe_ids(self.model, self.config)
-        with left_as_it_was(self.model), embedding_calls(self.model) as calls:
-            self._calls = calls
+        with left_as_it_was(self.model), embedding_lookups() as lookups:
+            self._lookups = lookups
             self.values[STANDARD_INPUT] = self.values[self.input_name] = self.ids
             self.values[MASK] = None
             for name, default in _defaults(self.forward).items():
@@ -323,7 +324,7 @@ class ForwardCompleter:
             if name in scope:
                 self.values[name] = scope[name]
         self.placed.append(statement)
-        self.token_weights = _fed_with(self.ids, self._calls)
+        self.token_tables = tables_of(self.ids, self._lookups)
         owner = self._owner(statement) if statement.origin is not None and not statement.returns else None
         if owner is not None and self._is_last_of(statement, owner):
             variable = self.variable_of(owner)
@@ -477,11 +478,3 @@ def _right_side(statement: Statement) -> str:
     body = ast.parse(statement.text).body
     value = getattr(body[-1], "value", None) if body else None
     return ast.unparse(value) if isinstance(value, ast.AST) else statement.text.strip()
-
-
-def _fed_with(ids: torch.Tensor, calls: list[tuple[nn.Embedding, torch.Tensor]]) -> list[nn.Embedding]:
-    found: list[nn.Embedding] = []
-    for module, given in calls:
-        if given.shape == ids.shape and torch.equal(given, ids) and module not in found:
-            found.append(module)
-    return found

@@ -6,11 +6,9 @@ probe that leaves the model as it was.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +16,15 @@ import torch
 from torch import nn
 
 from utils.adapters.model_outputs import LogitsSelector, find_logits, tensors_in
+from utils.adapters.probing import (
+    PROBE_LENGTH,
+    Lookup,
+    embedding_lookups,
+    ids_below,
+    left_as_it_was,
+    position_limits,
+    tables_of,
+)
 from utils.errors import CallContractError
 from utils.loading.model_config import ModelConfig
 
@@ -30,9 +37,8 @@ MASK_NAMES = ("attention_mask", "attn_mask", "mask", "padding_mask", "key_paddin
 LABEL_NAMES = ("labels", "targets", "target", "y")
 """Names of arguments that take labels."""
 
-_INTERMEDIATE = re.compile(
-    r"^(?P<node>[A-Za-z][A-Za-z0-9_]*_\d+)_(output|out|x|logits|hidden|hidden_states|weights|attn|result|value|values|state|states|add|sum)$"
-)
+_RESULTS = "output|out|x|logits|hidden|hidden_states|weights|attn|result|value|values|state|states|add|sum"
+_INTERMEDIATE = re.compile(rf"^(?P<node>[A-Za-z][A-Za-z0-9_]*_\d+)_({_RESULTS})$")
 _INPUT_NODE = re.compile(r"^(input|tokens?|input_ids|src|source|tgt|target|pixel_values|image)(_\d+)?(_|$)")
 
 
@@ -73,6 +79,14 @@ class ModelSignatureInspector:
 def is_intermediate_name(name: str) -> bool:
     """Whether a name is that of a canvas node's result, such as `mhsa_0_output`, and not of an input node."""
     return bool(_INTERMEDIATE.match(name)) and not _INPUT_NODE.match(name)
+
+
+def is_output_of(name: str, node: str) -> bool:
+    """Whether a name is that of a node's result: the node itself, or `<node>_output` and the like.
+
+    The end counts too: `attention_bias` and `layer_idx` belong to no result of nodes `attention` and `layer`.
+    """
+    return name == node or bool(re.fullmatch(rf"{re.escape(node)}_({_RESULTS})", name))
 
 
 @dataclass(frozen=True)
@@ -185,45 +199,59 @@ def _constants(inspector: ModelSignatureInspector, config: ModelConfig) -> dict[
 def _probe(
     model: nn.Module, config: ModelConfig, base: CallContract, label_name: str | None, tried: list[str]
 ) -> CallContract | None:
-    limit = _stated_length_limit(model, config)
-    ids = probe_ids(model, config)
-    length = ids.shape[1]
-    call = {**base.constants, **({label_name: ids} if label_name else {})}
-    described = (
-        f"forward({base.input_name or 'ids'}{', ' + label_name if label_name else ''}) with ids {tuple(ids.shape)}"
-    )
-    with left_as_it_was(model), embedding_calls(model) as calls:
-        try:
-            output = model(ids, **call) if base.input_name is None else model(**{base.input_name: ids}, **call)
-        except Exception as error:  # noqa: BLE001 - whatever a foreign model raises is an answer of the probe, and is shown
-            tried.append(f"{described}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            return None
-    token_rows = _token_rows(calls, ids) or config.vocab_size
-    found = find_logits(output, 2, length, config.vocab_size if config.vocab_size is not None else token_rows)
+    """Call the model once, with ids below ever smaller bounds until one is legal, and read its answer."""
+    for rows in candidate_rows(model, config):
+        ids = probe_ids(model, config, rows)
+        call = {**base.constants, **({label_name: ids} if label_name else {})}
+        shown = ", ".join([base.input_name or "ids", *([label_name] if label_name else [])])
+        described = f"forward({shown}) with ids {tuple(ids.shape)} below {rows}"
+        with left_as_it_was(model), embedding_lookups() as lookups:
+            try:
+                output = model(ids, **call) if base.input_name is None else model(**{base.input_name: ids}, **call)
+            except IndexError as error:  # an id beyond the rows: try fewer
+                tried.append(f"{described}: IndexError: {error}")
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever a foreign model raises is an answer of the probe, and is shown
+                tried.append(f"{described}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                return None
+        return _read_answer(model, config, base, label_name, ids, output, lookups, tried, described)
+    return None
+
+
+def _read_answer(
+    model: nn.Module,
+    config: ModelConfig,
+    base: CallContract,
+    label_name: str | None,
+    ids: torch.Tensor,
+    output: Any,
+    lookups: list[Lookup],
+    tried: list[str],
+    described: str,
+) -> CallContract | None:
+    tables = tables_of(ids, lookups)
+    rows = min((table.shape[0] for table in tables), default=config.vocab_size)
+    found = find_logits(output, ids.shape[0], ids.shape[1], config.vocab_size or rows)
     if found is None or (found[0].layout == "BV" and _looks_cut(output, label_name)):
-        shapes = [tuple(tensor.shape) for _, tensor in tensors_in(output)]
-        tried.append(
-            f"{described}: no tensor among {shapes or type(output).__name__} has axes batch, time and vocabulary"
-        )
+        shapes = [tuple(tensor.shape) for _, tensor in tensors_in(output)] or type(output).__name__
+        tried.append(f"{described}: no tensor among {shapes} has axes batch, time and vocabulary")
         return None
     selector, shape = found
-    reasons = {
-        "vocabulary rows": "rows of the embedding that the ids reach" if _token_rows(calls, ids) else "from the config",
-        "longest sequence": "positions that the model holds"
-        if limit is not None
-        else "no position table, no config entry",
-    }
+    limit, why = _length_limit(model, config, ids.shape[1], lookups)
     return CallContract(
-        base.input_name,
-        base.mask_name,
-        label_name,
-        base.constants,
-        selector,
-        token_rows,
-        shape[selector.layout.index("V")],
-        limit,
-        "classification" if selector.layout == "BV" else "lm",
-        reasons,
+        input_name=base.input_name,
+        mask_name=base.mask_name,
+        label_name=label_name,
+        constants=base.constants,
+        logits=selector,
+        vocab_size=rows,
+        output_size=shape[selector.layout.index("V")],
+        max_length=limit,
+        task="classification" if selector.layout == "BV" else "lm",
+        reasons={
+            "vocabulary rows": "rows of the embedding that the ids reach" if tables else "from the config",
+            "longest sequence": why,
+        },
     )
 
 
@@ -232,73 +260,49 @@ def _looks_cut(output: Any, label_name: str | None) -> bool:
     return label_name is None and any(tensor.dim() == 3 and tensor.shape[1] == 1 for _, tensor in tensors_in(output))
 
 
-def probe_ids(model: nn.Module, config: ModelConfig) -> torch.Tensor:
-    """Token ids (2, 5) that are legal for every embedding of the model, shorter where its length limit asks for it."""
-    limit = _stated_length_limit(model, config)
-    length = 5 if limit is None or limit >= 5 else max(1, limit)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return (torch.arange(2 * length, device=device).reshape(2, length) * 7 + 1) % max(1, _smallest_rows(model, config))
+def probe_ids(model: nn.Module, config: ModelConfig, rows: int | None = None) -> torch.Tensor:
+    """Token ids (2, 5) for a probe, shorter where the length limit asks for it.
+
+    Args:
+        model: gives the device and, where it has a position table, a limit.
+        config: gives a limit too.
+        rows: bound of the ids; None takes one that is legal for every embedding of the model.
+    """
+    limit = min(filter(None, [*_position_rows(model), config.max_seq_len]), default=PROBE_LENGTH)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return ids_below(rows or candidate_rows(model, config)[-1], max(1, min(limit, PROBE_LENGTH)), device)
 
 
-def _smallest_rows(model: nn.Module, config: ModelConfig) -> int:
-    """A bound below which an id is legal in every embedding of the model."""
-    rows = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    big = [count for count in rows if config.max_seq_len is None or count != config.max_seq_len] or rows
-    return min(filter(None, [*big, config.vocab_size]), default=2)
+def candidate_rows(model: nn.Module, config: ModelConfig) -> list[int]:
+    """Bounds for ids, the likeliest first: the config's vocabulary, then the sizes of the embeddings, falling.
+
+    On a GPU only the bound that is legal everywhere: an id beyond the rows there ends the process's use of the device.
+    """
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    known = [config.vocab_size] if config.vocab_size is not None else []
+    bounds = list(dict.fromkeys([*known, *sorted(tables, reverse=True)])) or [2]
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return bounds if on_cpu else [min(bounds)]
 
 
-def _stated_length_limit(model: nn.Module, config: ModelConfig) -> int | None:
-    """The length limit by the rows of the position embeddings, else by the config."""
-    rows = [
+def _position_rows(model: nn.Module) -> list[int]:
+    """Rows of the tables whose name says that they hold positions."""
+    return [
         module.num_embeddings
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and re.search(r"(^|[._])(w?pos|wpe|position)", name.lower())
     ]
-    return min(filter(None, [*rows, config.max_seq_len]), default=None)
 
 
-def _token_rows(calls: list[tuple[nn.Embedding, torch.Tensor]], ids: torch.Tensor) -> int | None:
-    rows = [
-        module.num_embeddings
-        for module, given in calls
-        if given.numel() == ids.numel() and torch.equal(given.reshape(-1), ids.reshape(-1))
-    ]
-    return min(rows, default=None)
-
-
-@contextlib.contextmanager
-def embedding_calls(model: nn.Module) -> Iterator[list[tuple[nn.Embedding, torch.Tensor]]]:
-    """Record what each `nn.Embedding` was asked for while the block runs."""
-    calls: list[tuple[nn.Embedding, torch.Tensor]] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, given: calls.append((module, given[0].detach().clone())))
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; afterwards modes, buffers and random states are as before."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+def _length_limit(model: nn.Module, config: ModelConfig, length: int, lookups: list[Lookup]) -> tuple[int | None, str]:
+    """(limit, reason): positions that the probe looked up, else tables named for positions; the config where it is less."""
+    asked = position_limits(length, lookups)
+    held = min(asked, default=None) or min(_position_rows(model), default=None)
+    if held is not None and (config.max_seq_len is None or held <= config.max_seq_len):
+        return held, "positions that the model holds"
+    if config.max_seq_len is not None:
+        return config.max_seq_len, "from the config"
+    return None, "no position table, no config entry"
 
 
 def required_arguments(module: nn.Module) -> int:

@@ -1,0 +1,58 @@
+# The workbench. `make demo` and `make test` set up everything they need; after the first run they need no network.
+PYTHON ?= python3
+VENV   ?= .venv
+
+RUN  := $(VENV)/bin/python
+DONE := $(VENV)/.complete
+
+# An environment whose Python no longer starts counts as absent.
+ifneq ($(wildcard $(DONE)),)
+ifneq ($(shell $(RUN) -c 'print(1)' 2>/dev/null),1)
+$(shell rm -f $(DONE))
+endif
+endif
+
+# The choice of torch, for .ci/environment.py: make TORCH_INDEX_URL=… demo
+export TORCH_INDEX_URL
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-all check format lock clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: $(DONE) ## load, complete, check, train, sample and export the bundled broken model (about three minutes)
+	$(RUN) -m utils demo
+
+test: $(DONE) ## the tests that need no accelerator and no browser, each under a minute
+	$(RUN) -m pytest
+
+test-slow: $(DONE) ## the long tests
+	$(RUN) -m pytest -m slow
+
+test-all: $(DONE) ## both, without those that need a GPU or a browser
+	$(RUN) -m pytest -m "not gpu and not browser"
+
+check: $(DONE) ## lint, formatting and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+format: $(DONE) ## mend what ruff can mend
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+lock: ## compile requirements.txt anew from pyproject.toml (needs uv and a package index)
+	@{ sed -n '/^#/p' requirements.txt; \
+	   uv pip compile --quiet --universal --python-version 3.10 --fork-strategy fewest --all-extras \
+	      --no-annotate --no-header pyproject.toml | grep -vE '^(nvidia|cuda|triton)\b'; } > requirements.new
+	@mv requirements.new requirements.txt
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find utils tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DONE): requirements.txt pyproject.toml .ci/environment.py
+	@command -v "$(PYTHON)" >/dev/null || { echo "Python 3.10 or newer is needed, and '$(PYTHON)' was not found. Give one: make PYTHON=/path/to/python3 …" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Give a newer one: make PYTHON=python3.11 …" >&2; exit 1; }
+	@"$(PYTHON)" .ci/environment.py $(VENV) requirements.txt

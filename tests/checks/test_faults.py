@@ -1,0 +1,127 @@
+"""The planted faults against the checks that are responsible, and healthy models against all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from checks import models as m
+from utils.adapters.model_adapter import adapt
+from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
+
+ALL = {
+    c.check.check_name: c.check for c in (shapes, gradients, stability, initialisation, causality, rows, memory, speed)
+}
+
+
+def _label(value):
+    """A readable test id: the class of the planted fault, the check, the status."""
+    return getattr(value, "__name__", value) if isinstance(value, (str, type)) else ""
+
+
+def _run(check, build):
+    torch.manual_seed(0)
+    return check(adapt(build()))
+
+
+@pytest.mark.parametrize(
+    ("build", "check", "status", "words"),
+    [
+        (m.Constant, "numerical stability", "failed", ["ignores its input", "Constant"]),
+        (m.MultipliedByZero, "numerical stability", "failed", ["ignores its input"]),
+        (m.MultipliedByZero, "gradient flow", "failed", ["exactly zero", "blocks.0"]),
+        (m.NaNModule, "numerical stability", "failed", ["NaN", "blocks.1.mlp.1"]),
+        (m.NaNModule, "gradient flow", "failed", ["NaN or infinite gradients"]),
+        (m.NaNModule, "initialisation", "failed", ["first loss is nan"]),
+        (m.NaNStatement, "numerical stability", "failed", ["after the last module"]),
+        (m.NaNWeight, "numerical stability", "failed", ["weight blocks.0.mlp.0.weight itself"]),
+        (m.NaNWeight, "initialisation", "failed", ["hold NaN", "blocks.0.mlp.0.weight"]),
+        (m.NaNGradient, "gradient flow", "failed", ["NaN or infinite gradients"]),
+        (m.Huge, "numerical stability", "warning", ["largest logit", "head"]),
+        (
+            m.RandomInEval,
+            "numerical stability",
+            "failed",
+            ["same input gives different logits", "head", "self.training"],
+        ),
+        (m.HardType, "numerical stability", "warning", ["autocast bfloat16 does not run", "HardType"]),
+        (m.HiddenNaN, "numerical stability", "warning", ["odd returns NaN", "logits are finite"]),
+        (m.Cancelling, "numerical stability", "warning", ["autocast bfloat16 differs by"]),
+        (m.NaNInNarrowType, "numerical stability", "warning", ["autocast bfloat16 gives NaN"]),
+        (m.FaintBranch, "gradient flow", "warning", ["vanish in side.weight", "below 1e-07"]),
+        (m.Detached, "gradient flow", "failed", ["no gradient although", "token_embedding", "detach()"]),
+        (m.Unused, "gradient flow", "warning", ["never called", "ffn_9"]),
+        (m.Frozen, "gradient flow", "failed", ["every parameter is frozen", "requires_grad_"]),
+        (m.Sigmoids, "gradient flow", "failed", ["vanish towards the input", "layers.0.weight"]),
+        (m.Amplified, "gradient flow", "failed", ["grow towards the input", "layers.0.weight"]),
+        (m.EqualWeights, "initialisation", "failed", ["entries are equal", "blocks.0.mlp.0.weight"]),
+        (m.WildLayer, "initialisation", "warning", ["Unusual scale", "blocks.1.mlp.0 has std"]),
+        (m.WeakSibling, "initialisation", "warning", ["matrices: blocks.2.mlp.0.weight"]),
+        (m.LoudBody, "initialisation", "warning", ["values that reach head", "LayerNorm before the head"]),
+        (m.Copying, "initialisation", "warning", ["below ln V", "random ids"]),
+        (
+            lambda: m.Healthy(tied=True),
+            "initialisation",
+            "warning",
+            ["tied token embedding", "sqrt(16)", "std 0.02", "auto"],
+        ),
+        (m.FixedBatch, "shape robustness", "failed", ["depends on the batch alone", "batch 1, 4 fails, 2 works"]),
+        (m.BufferLimit, "shape robustness", "warning", ["No limit is stated", "has 12", "max_seq_len=12"]),
+        (m.NarrowHead, "shape robustness", "failed", ["scores 51 tokens", "knows 61"]),
+        (
+            lambda: m.Healthy(batch_first=False),
+            "row independence",
+            "failed",
+            ["batch_first=False", "blocks.0.attention"],
+        ),
+        (lambda: m.Healthy(causal=False), "causality", "warning", ["sees the future", "make_causal"]),
+        (
+            m.RaisesInTraining,
+            "gradient flow",
+            "error",
+            ["RaisesInTraining raised ValueError", "(4, 32)", "no training today"],
+        ),
+    ],
+    ids=_label,
+)
+def test_a_planted_fault_is_found_and_named(build, check, status, words):
+    result = _run(ALL[check], build)
+    text = result.summary()
+    assert result.status == status, text
+    assert [word for word in words if word not in text] == [], text
+    assert result.cause
+    assert result.fix
+
+
+@pytest.mark.parametrize("check", [name for name in ALL if name != "causality"])
+@pytest.mark.parametrize(
+    "build",
+    [m.Healthy, m.ZeroHead, m.PartlyFrozen, lambda: m.Healthy(layers=8), lambda: m.Healthy(limit=1)],
+    ids=_label,
+)
+def test_healthy_models_raise_no_alarm(build, check):
+    result = _run(ALL[check], build)
+    assert result.status == "passed", result.summary()
+    assert not result.cause
+
+
+@pytest.mark.parametrize(
+    "check", ["gradient flow", "numerical stability", "initialisation", "row independence", "memory"]
+)
+@pytest.mark.parametrize(
+    ("name", "build"), list(m.hugging_face()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_hugging_face_defaults_raise_no_alarm(name, build, check):
+    result = _run(ALL[check], build)
+    assert result.status == "passed", f"{name}\n{result.summary()}"
+
+
+def test_not_finite_logits_are_never_compared():
+    for check in (causality.check, rows.check):
+        assert _run(check, m.NaNModule).status == "skipped"
+
+
+def test_a_head_that_starts_at_zero_is_looked_through_and_named():
+    result = _run(gradients.check, m.ZeroHead)
+    assert result.details["started_at_zero"] == ["head.weight"]
+    assert "head.weight starts at zero" in result.finding

@@ -1,0 +1,193 @@
+"""The folder: what is in it, when it is finished, and what of others stays. Uses a format of its own, made of numpy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import utils
+from export import zoo
+from utils.adapters.model_adapter import adapt
+from utils.errors import ConfigError, ExportError, ParityError, TokenizerError
+from utils.export import exporter as face
+from utils.export.artifact import Artifact
+from utils.export.parity import Tolerance
+from utils.export.subject import ExportSubject
+
+
+class TableRunner:
+    def __init__(self, path: Path) -> None:
+        self.table, self.input_names, self.metadata = np.load(path), ("input_ids",), {"max_length": "32"}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.table[feeds["input_ids"]]
+
+
+class TableExporter(face.Exporter):
+    """A whole format in a few lines: a bigram model is a table. That this suffices is what the face is for."""
+
+    format, file_name, tolerance = "table", "model.npy", Tolerance(0.0, 0.0, "the numbers themselves")
+    wrong = 0.0
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        np.save(path, subject.adapted.model.table.weight.detach().numpy() + self.wrong)
+        return Artifact(self.format, path, facts={"kind": "table"})
+
+    def open(self, path: Path) -> TableRunner:
+        return TableRunner(path)
+
+
+@pytest.fixture(autouse=True)
+def _table_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("table_format")
+    module.TableExporter = TableExporter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "table_format", module)
+    monkeypatch.setitem(face.FORMATS, "table", ("table_format", "TableExporter"))
+
+
+def test_bundle_lists_proven_files(tmp_path: Path) -> None:
+    model = zoo.Bigram()
+    notes: list[str] = []
+    bundle = utils.export(
+        model, ("table",), tmp_path / "a" / "b", config=zoo.CONFIG, progress=lambda d, t, note: notes.append(note)
+    )
+    assert [file.name for file in bundle.files] == ["model.npy", "manifest.json"]
+    assert sorted(bundle.out.iterdir()) == sorted(bundle.files)
+    np.testing.assert_array_equal(
+        bundle["table"].run(input_ids=[[5, 6]]), model.table.weight.detach().numpy()[[[5, 6]]]
+    )
+    assert bundle.parity.passed
+    assert notes[0] == "table: writing"
+    manifest = json.loads((bundle.out / "manifest.json").read_text("utf-8"))
+    assert manifest == bundle.manifest
+    (entry,) = manifest["files"]
+    content = (bundle.out / "model.npy").read_bytes()
+    assert entry == {
+        "name": "model.npy",
+        "format": "table",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert len(manifest["parity"]["rows"]) == 8
+    assert manifest["parity"]["passed"] is True
+    assert manifest["model"]["model_class"] == "Bigram"
+
+
+def test_views_and_lookup(tmp_path: Path) -> None:
+    bundle = utils.export(zoo.Bigram(), "table", tmp_path / "<b>", config=zoo.CONFIG)
+    assert "model.npy" in bundle.summary()
+    assert "equal at all 8 shapes" in bundle.summary()
+    assert "<b>" not in bundle._repr_html_()
+    with pytest.raises(KeyError, match="'onnx' was not exported; there is table"):
+        bundle["onnx"]
+
+
+@pytest.mark.parametrize("wrap", ["module", "adapted", "result", "lightning"])
+def test_takes_what_the_other_verbs_give(wrap: str, tmp_path: Path) -> None:
+    adapted = adapt(zoo.Bigram(), zoo.CONFIG)
+    given = {
+        "module": adapted.model,
+        "adapted": adapted,
+        "result": SimpleNamespace(model=adapted, tokenizer=["<entry>"] * zoo.V),
+        "lightning": SimpleNamespace(adapted=adapted, model=None),
+    }[wrap]
+    bundle = utils.export(given, ("table",), tmp_path, config=zoo.CONFIG if wrap == "module" else None)
+    assert bundle.parity.passed
+    assert ("tokenizer" in bundle.manifest["model"]) == (wrap == "result")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"formats": ("onx",)}, ConfigError, "'onx' is unknown; did you mean 'onnx'. Known: onnx"),
+        ({"formats": ("table", "zzz")}, ConfigError, r"'zzz' is unknown\. Known"),
+        ({"formats": ()}, ConfigError, "formats is empty"),
+        ({"config": None}, ConfigError, r"length limit is unknown.*config=\{\"max_seq_len\""),
+        ({"tokenizer": ["<entry>"] * 70}, TokenizerError, "70 entries, the model 61 embedding rows: ids 61 to 69"),
+        ({"given": 3}, ExportError, "got int"),
+        ({"validation_text": "some text"}, ConfigError, "needs a tokenizer"),
+    ],
+)
+def test_bad_input_leaves_nothing(options: dict[str, object], error: type, words: str, tmp_path: Path) -> None:
+    call = {"formats": ("table",), "config": zoo.CONFIG, **options}
+    with pytest.raises(error, match=words):
+        utils.export(call.pop("given", zoo.Bigram()), out=tmp_path / "new", **call)
+    assert not (tmp_path / "new").exists()
+
+
+def test_out_must_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        utils.export(zoo.Bigram(), ("table",), tmp_path / "file", config=zoo.CONFIG)
+
+
+def test_an_unequal_file_is_refused_and_the_earlier_export_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(TableExporter, "wrong", 0.01)
+    with pytest.raises(ParityError, match=r"(?s)was not kept.*max .Δ.*1\.00e-02") as caught:
+        utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert not caught.value.parity.passed
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_exporting_again_replaces_and_foreign_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.npy").write_bytes(b"somebody else's")
+    utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    second = utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "manifest.json",
+        "model.npy",
+        "model.npy.previous",
+        "notes.txt",
+    ]
+    assert (tmp_path / "model.npy.previous").read_bytes() == b"somebody else's"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    content = (tmp_path / "model.npy").read_bytes()
+    assert second.manifest["files"][0]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", ['{"name": "my page"}', "no json"])
+def test_a_foreign_manifest_is_not_overwritten(content: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ConfigError, match="written by something else"):
+        utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "where", ["utils.export.bundle.publish", "utils.export.bundle._manifest", "utils._files.json.dumps"]
+)
+def test_a_killed_export_is_never_listed_as_good(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.npy"]
+    assert utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG).parity.passed
+
+
+def test_weights_hash_follows_the_weights(tmp_path: Path) -> None:
+    model = zoo.Bigram()
+    first = utils.export(model, ("table",), tmp_path / "1", config=zoo.CONFIG).manifest["model"]["weights_sha256"]
+    again = utils.export(model, ("table",), tmp_path / "2", config=zoo.CONFIG).manifest["model"]["weights_sha256"]
+    with torch.no_grad():
+        model.table.weight[0, 0] += 1e-3
+    other = utils.export(model, ("table",), tmp_path / "3", config=zoo.CONFIG).manifest["model"]["weights_sha256"]
+    assert first == again != other

@@ -1,0 +1,172 @@
+"""utils.notebook: which model is meant, where the way leads on, and errors in one line."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+import utils.examples
+from utils import notebook
+from utils.errors import GistNotFoundError
+
+ID = "0123456789abcdef0123456789abcdef"
+OTHER = "fedcba9876543210fedcba9876543210"
+
+
+class ColabShell:
+    """Recognised by the module in which its class is defined."""
+
+
+ColabShell.__module__ = "google.colab._shell"
+
+
+@pytest.fixture
+def colab(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    """Call it with what the front end answers (an exception is raised); until then there is no Colab."""
+
+    class Error(Exception):
+        """As in google.colab.errors."""
+
+    def answer(reply: object) -> None:
+        def eval_js(script: str, ignore_result: bool = False, timeout_sec: float | None = None) -> object:
+            assert timeout_sec is not None, "without a timeout this waits for ever where no page is open"
+            if reply == "error":
+                raise Error("the page is on another origin")
+            return reply
+
+        package = types.ModuleType("google.colab")
+        package.errors = SimpleNamespace(Error=Error)
+        package.output = SimpleNamespace(eval_js=eval_js)
+        monkeypatch.setitem(sys.modules, "google.colab", package)
+        ipython = types.ModuleType("IPython")
+        ipython.get_ipython = ColabShell
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("text", "gist_id"),
+    [
+        (f"  {ID}\n", ID),
+        (f"https://gist.github.com/somebody/{ID}", ID),
+        (f"https://colab.research.google.com/gist/somebody/{ID}/template.ipynb", ID),
+        (f"https://colab.research.google.com/github/a/b/blob/main/template.ipynb#gist_id={ID}", ID),
+        ("https://github.com/somebody/0123456789abcdef0123", ""),
+        ("no id!", ""),
+        ("a/folder", ""),
+        ("", ""),
+    ],
+)
+def test_the_gist_of_a_typed_text_is_known(text: str, gist_id: str) -> None:
+    assert notebook.gist_id_in(text) == gist_id
+    assert notebook.find_model(text, {}).gist_id == gist_id
+
+
+@pytest.mark.parametrize(
+    ("form", "environ", "source", "place"),
+    [
+        ("", {"GIST_ID": ID}, ID, "environment variable"),
+        (OTHER, {"GIST_ID": ID}, ID, "environment variable"),
+        ("", {"GIST_ID": ID, "COLAB_NOTEBOOK_ID": f"gist/x/{OTHER}"}, ID, "environment variable"),
+        (OTHER, {"COLAB_NOTEBOOK_ID": f"fileId=https%3A%2F%2Fgist.github.com%2Fx%2F{ID}"}, ID, "holds this notebook"),
+        (
+            "",
+            {"COLAB_NOTEBOOK_ID": f"fileId=https%253A%252F%252Fgist.github.com%252Fx%252F{ID}"},
+            ID,
+            "holds this notebook",
+        ),
+        ("", {"JPY_SESSION_NAME": f"/gist/x/{ID}/template.ipynb"}, ID, "holds this notebook"),
+        (f" {ID} ", {"COLAB_NOTEBOOK_ID": "1AbCdEfGh_drive_file"}, ID, "form field"),
+        ("my/folder", {}, "my/folder", "form field"),
+    ],
+)
+def test_the_first_place_that_says_something_decides(form: str, environ: dict, source: str, place: str) -> None:
+    choice = notebook.find_model(form, environ)
+    assert (choice.source, choice.is_example) == (source, False)
+    assert place in choice.found_in
+    assert choice.found_in in choice.summary()
+    assert (OTHER in choice.summary()) == (form == OTHER), "what is passed over is said"
+
+
+def test_with_nothing_given_the_example_is_named_plainly() -> None:
+    choice = notebook.find_model("", {})
+    assert choice.source == str(utils.examples.path())
+    assert choice.gist_id == ""
+    assert "bundled example" in choice.summary()
+    assert "GIST_ID" in choice._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("answer", "source"),
+    [
+        (f"https://frame/ https://host/template.ipynb#gist_id={ID}", ID),
+        ("https://x-colab.googleusercontent.com/outputframe.html https://colab.research.google.com/", OTHER),
+        (None, OTHER),  # no page is open
+        ("error", OTHER),
+    ],
+)
+def test_the_link_counts_where_the_front_end_tells_it(colab: Callable, answer: object, source: str) -> None:
+    colab(answer)
+    assert notebook.find_model(OTHER, {}).source == source
+
+
+def test_kaggle_is_not_colab(colab: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    colab("")
+    assert notebook.in_colab()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert not notebook.in_colab()
+
+
+def test_without_ipython_it_is_not_colab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert not notebook.in_colab()
+    notebook.show_errors_plainly()  # and there is nobody to show errors to
+
+
+REPOSITORY = "https://github.com/owner/name"
+
+
+@pytest.mark.parametrize("repository", [REPOSITORY, f"{REPOSITORY}/", f"{REPOSITORY}.git"])
+def test_the_link_onward_carries_the_gist_in_colab(colab: Callable, repository: str) -> None:
+    colab("")
+    report = SimpleNamespace(verdict="2 of 8 checks failed: <b>shapes</b>.", passed=False)
+    onward = notebook.onward(report, notebook.find_model(ID, {}), repository)
+    assert onward.link == f"https://colab.research.google.com/github/owner/name/blob/main/training.ipynb#gist_id={ID}"
+    assert "2 of 8" in onward.summary() and ID in onward.summary()
+    assert "&lt;b&gt;shapes" in onward._repr_html_()
+
+
+def test_the_link_onward_is_the_file_elsewhere() -> None:
+    report = SimpleNamespace(verdict="All 8 checks passed.", passed=True)
+    onward = notebook.onward(report, notebook.find_model("", {}), REPOSITORY)
+    assert onward.link == "training.ipynb"
+    assert "paste" not in onward.summary()
+
+
+def test_markup_from_outside_stays_text() -> None:
+    shown = notebook.find_model("<img src=x onerror=alert(1)>", {})._repr_html_()
+    assert "<img" not in shown and "&lt;img" in shown
+
+
+def test_code_is_read_without_running_it(tmp_path) -> None:
+    (tmp_path / "model.py").write_text("import os\n# </code><script>\nos.system('touch ran')\n", encoding="utf-8")
+    reading = notebook.read(notebook.find_model(str(tmp_path), {}))
+    assert "os.system" in reading.review.summary()
+    assert "<script>" not in reading._repr_html_()
+    assert "# </code><script>" in reading.summary()
+    assert reading.revision is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_errors_are_shown_as_one_message() -> None:
+    shown: list[list[str]] = []
+    shell = SimpleNamespace(_showtraceback=lambda kind, error, lines: shown.append(lines))
+    error = GistNotFoundError("There is no gist 123.")
+    assert notebook._show_plainly(shell, type(error), error, None) == ["GistNotFoundError: There is no gist 123."]
+    assert shown == [["GistNotFoundError: There is no gist 123."]]

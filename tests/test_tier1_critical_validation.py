@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checks import models as m
+
+from utils import tier1_critical_validation as tier1
+from utils.adapters.model_adapter import adapt
+from utils.errors import ConfigError
+
+CONFIG = SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT)
+NAMES = [
+    "shape robustness",
+    "gradient flow",
+    "numerical stability",
+    "initialisation",
+    "causality",
+    "row independence",
+    "memory",
+    "inference speed",
+]
+
+
+@pytest.mark.parametrize("config", [None, CONFIG, vars(CONFIG)])
+@pytest.mark.parametrize("wrap", [adapt, lambda model: model])
+def test_a_healthy_model_passes_every_check(wrap, config):
+    report = tier1.validate(wrap(m.Healthy()), config)
+    assert [check.name for check in report.checks] == NAMES
+    assert report.verdict == "All 8 checks passed."
+    assert report.passed
+    assert report.seconds < 15
+
+
+def test_what_load_model_gives_is_adapted():
+    loaded = SimpleNamespace(model=m.Healthy(), config=vars(CONFIG), source=SimpleNamespace(text=""))
+    assert tier1.run_all_tier1_tests(loaded).passed
+
+
+@pytest.mark.parametrize(
+    ("build", "failing"),
+    [
+        (m.Constant, ["numerical stability"]),
+        (m.NaNModule, ["gradient flow", "numerical stability", "initialisation"]),
+        (m.FixedBatch, ["shape robustness"]),
+    ],
+)
+def test_the_verdict_names_what_failed_and_never_says_passed(build, failing):
+    torch.manual_seed(0)
+    report = tier1.run_all_tier1_tests(build(), CONFIG)
+    assert not report.passed
+    assert [name for name in failing if name not in report.named("failed")] == []
+    assert all(name in report.verdict for name in failing)
+    assert "passed" not in report.verdict
+
+
+def test_a_model_that_sees_the_future_is_warned_about():
+    report = tier1.validate(m.Healthy(causal=False))
+    assert report.passed
+    assert report.named("warning") == ["causality"]
+
+
+def test_a_check_that_cannot_finish_never_counts_as_passed():
+    report = tier1.validate(m.RaisesInTraining())
+    assert report["gradient flow"].status == "error"
+    assert report["inference speed"].status == "passed"
+    assert not report.passed
+
+
+@pytest.mark.parametrize("dropped", range(len(NAMES)))
+def test_every_check_takes_part(dropped, monkeypatch):
+    """Replacing any single check by one that fails changes the verdict."""
+    checks = list(tier1.TIER1)
+    original = checks[dropped]
+
+    def failing(adapted, sampler):
+        result = original(adapted, sampler)
+        result.status = "failed"
+        return result
+
+    failing.check_name = original.check_name
+    checks[dropped] = failing
+    monkeypatch.setattr(tier1, "TIER1", tuple(checks))
+    assert tier1.validate(m.Healthy(layers=1)).verdict == f"1 of 8 checks failed: {NAMES[dropped]}."
+
+
+def test_progress_names_each_check():
+    seen = []
+    tier1.validate(m.Healthy(layers=1), progress=lambda *step: seen.append(step))
+    assert [note for _, _, note in seen[:-1]] == NAMES
+    assert seen[-1] == (8, 8, "All 8 checks passed.")
+
+
+@pytest.mark.parametrize("tier", [0, 2, 3, "1"])
+def test_another_tier_is_refused(tier):
+    with pytest.raises(ConfigError, match=r"not part of this release.*tier=1"):
+        tier1.validate(m.Healthy(), tier=tier)
+
+
+@pytest.mark.slow
+def test_600k_parameters_take_less_than_15_seconds():  # slow: a timing, which a busy machine spoils
+    model = m.Healthy(vocabulary=18_000, limit=256)
+    assert sum(p.numel() for p in model.parameters()) > 550_000
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert tier1.validate(model).seconds < 15
+    finally:
+        torch.set_num_threads(threads)

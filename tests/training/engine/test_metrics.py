@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.training.tiny import TEXT
+from utils.errors import DataError
+from utils.training.engine.data import pack_documents
+from utils.training.engine.metrics import BitsPerByte, token_byte_lengths
+
+
+def test_bits_per_byte_equal_a_computation_by_hand(tokenizer):
+    ids = tokenizer("äbc", add_special_tokens=False)["input_ids"]  # 2 + 1 + 1 bytes, all of them single-byte tokens
+    assert len(ids) == 4
+    blocks = np.array([ids, [*ids[:3], tokenizer.eos_token_id]])
+    # predicted: row 1 the second byte of ä, b, c (3 bytes); row 2 the same byte, b (2 bytes) and end of text (none)
+    measure = BitsPerByte.of(blocks, tokenizer)
+    assert (measure.tokens, measure.size) == (6, 5)
+    assert measure(2.0) == pytest.approx(2.0 * 6 / math.log(2) / 5)
+
+
+def test_a_uniform_byte_model_needs_eight_bits_per_byte():
+    assert BitsPerByte(tokens=1000, size=1000)(math.log(256)) == pytest.approx(8)
+
+
+def test_byte_lengths_add_up_to_the_text(tokenizer):
+    lengths = token_byte_lengths(tokenizer)
+    text = TEXT + "Ünïcödé 🙂 \x00"
+    assert lengths[tokenizer(text, add_special_tokens=False)["input_ids"]].sum() == len(text.encode())
+    assert lengths[[0, 1, 2, 3]].tolist() == [0, 0, 0, 0]
+
+
+def test_first_tokens_and_tail_count_on_neither_side(tokenizer):
+    packed = pack_documents([TEXT], tokenizer, 16)
+    measure = BitsPerByte.of(packed.blocks, tokenizer)
+    assert measure.tokens == len(packed) * 15
+    shown = sum(len(tokenizer.decode(row[1:]).encode()) for row in packed.blocks.tolist())
+    assert measure.size == shown
+
+
+def test_tokenizers_that_are_not_byte_level_are_measured_by_decoding():
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "ab": 2, "ü": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    assert token_byte_lengths(tokenizer) is None
+    assert BitsPerByte.of(np.array([[2, 3, 1, 2]]), tokenizer) == BitsPerByte(3, 2 + 2)
+
+
+def test_blocks_without_text_have_no_bits_per_byte(tokenizer):
+    with pytest.raises(DataError, match="no text at all"):
+        BitsPerByte.of(np.full((2, 4), tokenizer.eos_token_id), tokenizer)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.training.tiny import TEXT, TinyTransformer, make_tiny
+from utils.errors import ConfigError, DataError, MissingPackageError, TokenizerError, TrainingError
+from utils.progress import Progress
+from utils.tokenization.bpe_trainer import FastBPETrainer
+from utils.training.generation import generate
+from utils.training.training_config import TrainingConfig
+from utils.training.training_core import train
+
+SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "max_steps": 6, "run_name": "r"}
+
+
+def run(tmp_path, model=None, data=(TEXT,), resume="auto", **settings):
+    data = list(data) if isinstance(data, tuple) else data
+    return train(
+        model if model is not None else make_tiny(),
+        data,
+        {**SETTINGS, **settings},
+        workspace=tmp_path,
+        progress=False,
+        resume=resume,
+    )
+
+
+def test_the_walk_gives_model_tokenizer_figures_and_files(tmp_path):
+    result = run(tmp_path)
+    keys = {
+        "loss_history",
+        "val_loss_history",
+        "best_epoch",
+        "final_loss",
+        "metrics_summary",
+        "checkpoint_path",
+        "training_time",
+        "run_name",
+    }
+    assert keys | {"workspace_root", "val_bits_per_byte_history", "bits_per_byte_untrained"} <= set(result)
+    assert len(list(result)) == len(result) and all(result[key] is not None or key for key in result)
+    folder = tmp_path / "r"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "run.json",
+        "manifest.json",
+        "tokenizer",
+        "checkpoints",
+    }
+    assert TrainingConfig.load(folder / "config.json").learning_rate == 1e-2
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 6
+    assert result["val_bits_per_byte_history"][-1] < result["bits_per_byte_untrained"]
+    assert not result.model.training and len(result.tokenizer) <= 300
+    assert "bits per byte" in result.summary() and "<table" in result._repr_html_()
+    assert generate(result, "green ", max_new_tokens=5).startswith("green ")
+
+
+def test_the_manifest_holds_hash_and_size_of_every_file(tmp_path):
+    folder = run(tmp_path).run_folder
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(listed) == {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"
+    }
+    for name, entry in listed.items():
+        raw = (folder / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+
+
+def test_the_tokenizer_never_sees_validation_text(tmp_path, monkeypatch):
+    seen = []
+    original = FastBPETrainer.train_on_dataset.__func__
+    monkeypatch.setattr(
+        FastBPETrainer,
+        "train_on_dataset",
+        classmethod(lambda cls, texts, *rest: seen.extend(texts) or original(cls, texts, *rest)),
+    )
+    run(tmp_path)
+    assert "".join(seen) == TEXT[: len("".join(seen))] and len("".join(seen)) < len(TEXT)
+
+
+def test_a_plain_module_is_adapted(tmp_path):
+    torch.manual_seed(0)
+    assert run(tmp_path, TinyTransformer())["final_loss"] > 0
+
+
+def test_a_model_that_sees_the_future_is_trained_causally_and_the_reason_told(tmp_path, caplog):
+    from utils.adapters.causality import sees_future
+
+    result = run(tmp_path, make_tiny(causal=False))
+    assert "made causal" in result["objective_reason"] and "made causal" in caplog.text
+    assert sees_future(result.model).causal
+
+
+@pytest.mark.parametrize("objective", ["auto", "next_token"])
+def test_a_leak_that_cannot_be_mended_is_refused(tmp_path, objective):
+    class Leaky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(300, 8)
+
+        def forward(self, input_ids):
+            x = self.embedding(input_ids)
+            return (x + x.mean(1, keepdim=True)) @ self.embedding.weight.t()
+
+    with pytest.raises(TrainingError, match=r"sees later tokens.*only teach it to copy"):
+        run(tmp_path, Leaky(), objective=objective, max_length=16)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_spoilt_start_is_mended_and_the_reason_told(tmp_path):
+    assert "re-drew token.weight" in run(tmp_path, make_tiny(width=128), max_steps=1)["initialisation_reason"]
+
+
+def test_a_finished_run_of_that_name_is_returned_without_training(tmp_path):
+    first = run(tmp_path)
+    manifest = (tmp_path / "r" / "manifest.json").read_bytes()
+    again = run(tmp_path, make_tiny(seed=5))
+    assert again["step_loss_history"] == first["step_loss_history"] and again["resumed_from_step"] == 6
+    for name, value in first.model.state_dict().items():
+        assert again.model.state_dict()[name].equal(value)
+    assert (tmp_path / "r" / "manifest.json").read_bytes() == manifest
+
+
+def test_resume_never_begins_beside_it(tmp_path):
+    run(tmp_path)
+    assert run(tmp_path, resume="never")["run_name"] == "r-2"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 5e-3}, "learning_rate: 0.01 → 0.005"),
+        ({"max_steps": 8}, "max_steps: 6 → 8"),
+        ({"data": (TEXT + "more text here\n" * 30,)}, "text, tokenizer or block length differ"),
+        ({"model": "wide"}, "the model has other parameters"),
+    ],
+)
+def test_a_run_that_was_begun_differently_does_not_continue(tmp_path, change, message):
+    run(tmp_path)
+    if "model" in change:
+        change = {"model": make_tiny(width=32)}
+    with pytest.raises(TrainingError, match=rf"(?s)begun differently.*{message}.*resume='never'"):
+        run(tmp_path, **change)
+
+
+def test_settings_without_effect_on_the_weights_may_change(tmp_path):
+    run(tmp_path)
+    assert run(tmp_path, notes="later", save_every_n_steps=3)["run_name"] == "r"
+
+
+class Gone(Exception):
+    pass
+
+
+def interrupted(tmp_path, **settings):
+    def stop(done, total, note):
+        if done >= 3:
+            raise Gone
+
+    config = {**SETTINGS, "save_every_n_steps": 1, "run_name": None, **settings}
+    with mock.patch("utils.training.engine.loop.TERMINAL_INTERVAL", 0.0), pytest.raises(Gone):
+        train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=stop)
+    return config
+
+
+def test_without_a_name_the_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
+    config = interrupted(tmp_path)
+    second = train(make_tiny(seed=3), [TEXT], config, workspace=tmp_path, progress=False)
+    assert second["resumed_from_step"] >= 2
+    third = train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=False)
+    assert third["resumed_from_step"] == 0 and third["run_name"] != second["run_name"]
+    assert third["step_loss_history"] == second["step_loss_history"]
+
+
+def test_without_a_name_other_settings_begin_a_new_run(tmp_path):
+    interrupted(tmp_path)
+    result = train(
+        make_tiny(), [TEXT], {**SETTINGS, "run_name": None, "learning_rate": 3e-3}, workspace=tmp_path, progress=False
+    )
+    assert result["resumed_from_step"] == 0
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.txt").write_text("precious")
+    with pytest.raises(TrainingError, match="is no run of this package"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"data": "python-doc"}, DataError, "Did you mean 'python-docs'"),
+        ({"data": ["too short\nreally"]}, DataError, "too few for one block"),
+        ({"config": {"batchsize": 3}}, ConfigError, "did you mean 'batch_size'"),
+        ({"config": TrainingConfig(epochs=0)}, ConfigError, "epochs=0"),
+        ({"config": 3}, ConfigError, "got int"),
+        ({"progress": "yes"}, ConfigError, "progress= takes"),
+        ({"resume": "always"}, ConfigError, "Known: 'auto'"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        train(make_tiny(), **{"data": [TEXT], "workspace": tmp_path, "progress": False, **arguments})
+
+
+def test_a_tokenizer_beyond_the_rows_is_refused(tmp_path):
+    large = FastBPETrainer.train_on_dataset([TEXT], 310)
+    with pytest.raises(TokenizerError, match="outside the model's 300 rows"):
+        train(make_tiny(), [TEXT], tokenizer=large, workspace=tmp_path, progress=False)
+
+
+def test_a_vocabulary_below_the_bytes_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match=r"at least 260 entries.*offers 100"):
+        run(tmp_path, make_tiny(vocab_size=100))
+
+
+def test_without_lightning_the_install_command_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils._extras.is_installed", lambda name: name != "pytorch_lightning")
+    with pytest.raises(MissingPackageError, match="Training needs the package 'pytorch_lightning'"):
+        run(tmp_path)
+
+
+def test_progress_true_opens_one_display(tmp_path, monkeypatch, capsys):
+    opened = []
+    original = Progress.__init__
+    monkeypatch.setattr(Progress, "__init__", lambda self, *a, **k: opened.append(a) or original(self, *a, **k))
+    train(make_tiny(), [TEXT], {**SETTINGS, "max_steps": 2}, workspace=tmp_path)
+    assert len(opened) == 1
+    assert "2/2 steps" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""Do the rows of a batch ignore each other? What a model says about one text must not depend on its neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.inspection import where
+from utils.checks.report import CheckResult
+from utils.checks.runner import model_check
+from utils.checks.sampling import Sampler, run_model
+
+NAME = "row independence"
+LENGTH = 16
+TOLERANCE = 1e-5
+"""Relative to the largest logit. The shapes are equal, so healthy models differ by nothing or by the rounding of float32."""
+
+
+@model_check(NAME)
+def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
+    """Keep one row of a batch of two, replace the other, in both orders; the logits of the kept row must stay."""
+    adapted.eval()
+    length = sampler.length(LENGTH)
+    kept, one, two = (sampler.ids(1, length, seed=seed) for seed in range(3))
+    gaps = []
+    for row in (0, 1):
+        pairs = [torch.cat([kept, other] if row == 0 else [other, kept]) for other in (one, two)]
+        with torch.no_grad():
+            first, second = (run_model(adapted, ids).logits[row].float() for ids in pairs)
+        if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
+            return CheckResult(NAME, "skipped", "The logits are not finite, so they cannot be compared.")
+        gaps.append(float((first - second).abs().max() / first.abs().max().clamp(min=1e-30)))
+    details = {"relative_difference": max(gaps), "tolerance": TOLERANCE}
+    if max(gaps) <= TOLERANCE:
+        text = f"Logits of a row stay when its neighbour changes (relative difference {max(gaps):.0e}, tolerance {TOLERANCE:.0e})."
+        return CheckResult(NAME, "passed", text, details=details)
+    cause, fix = _explain(adapted)
+    finding = f"Logits of a row change by {max(gaps):.1e} (relative, tolerance {TOLERANCE:.0e}) when only its neighbour changes."
+    return CheckResult(NAME, "failed", finding, cause, fix, details)
+
+
+def _explain(adapted: AdaptedModel) -> tuple[str, str]:
+    """The usual suspects by their settings: layers that read (T, B, C) where (B, T, C) comes."""
+    for name, module in adapted.model.named_modules():
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and not module.batch_first:
+            kind = type(module).__name__
+            return (
+                f"{where(adapted, name)} is nn.{kind} with batch_first=False: given (B, T, C), it takes the batch for time.",
+                f"Write nn.{kind}(…, batch_first=True) for {name}.",
+            )
+    return (
+        f"Somewhere in forward of {adapted.name} values of different rows meet: a softmax, mean or normalisation over axis 0, a "
+        "view or reshape that mixes batch and time, or experts with a shared capacity.",
+        "Check the axes: softmax and mean over the last axis, transpose before a view that splits heads.",
+    )

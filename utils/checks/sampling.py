@@ -1,0 +1,150 @@
+"""Inputs for checks: seeded token ids within the model's rows and length limit. Judges nothing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from utils.adapters.model_adapter import AdaptedModel
+from utils.adapters.model_outputs import ModelOutputs
+from utils.checks.preserved import preserved
+from utils.errors import CheckError, ConfigError
+from utils.loading.model_config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+ASSUMED_LIMIT = 128
+"""Longest length tried, in tokens, where neither the model nor its config states a limit."""
+LONGEST = 1024
+"""No length beyond this is run, in tokens: the memory of attention grows with its square."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws ids that the model can take.
+
+    Attributes:
+        vocabulary: ids lie in 0 … vocabulary - 1.
+        limit: longest sequence that runs, in tokens.
+        limit_source: where the limit comes from, in words.
+        stated: the limit that the model or its config states, None where neither does. More than `limit` where sequences
+            of the stated length do not run.
+        device: device of the model.
+        seed: the same seed gives the same ids.
+    """
+
+    vocabulary: int
+    limit: int
+    limit_source: str = "given"
+    stated: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+
+    @classmethod
+    def of(cls, adapted: AdaptedModel, config: object = None) -> Sampler:
+        """The sampler for a model. The limit that its contract or config states is tried once; without one it is searched.
+
+        Raises:
+            ConfigError: nothing tells how many token ids the model knows.
+        """
+        known = adapted.config if config is None else ModelConfig.of(config)
+        contract = adapted.contract
+        vocabulary = contract.vocab_size or known.vocab_size or adapted.config.vocab_size or contract.output_size
+        if vocabulary is None:
+            raise ConfigError(
+                f"How many token ids {adapted.name} knows cannot be found out: it has no token embedding and its config names no "
+                "vocab_size. Pass it: validate(model, config={'vocab_size': …})."
+            )
+        stated = contract.max_length or known.max_seq_len or adapted.config.max_seq_len
+        limit, source = _working_limit(adapted, vocabulary, stated)
+        return cls(vocabulary, limit, source, stated, adapted.device)
+
+    def ids(self, batch: int, length: int, *, seed: int = 0) -> torch.Tensor:
+        """(batch, length) int64 ids, uniform over the vocabulary; equal for equal arguments."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + seed)
+        return torch.randint(self.vocabulary, (batch, length), generator=generator).to(self.device)
+
+    def length(self, wanted: int) -> int:
+        """`wanted` tokens, or the limit where that is shorter."""
+        return min(wanted, self.limit)
+
+
+def _working_limit(adapted: AdaptedModel, vocabulary: int, stated: int | None) -> tuple[int, str]:
+    """The longest length that runs, at most the stated one, and in words how it was found.
+
+    Tried on the CPU: an index beyond a position table would take a GPU down with it.
+    """
+    wanted = ASSUMED_LIMIT if stated is None else stated
+    if wanted > LONGEST:
+        return wanted, f"stated; lengths up to {LONGEST} are run"
+    device = torch.device("cpu")
+    tried = adapted if adapted.device == device else copy.deepcopy(adapted).to(device)
+    with preserved(tried):
+        tried.eval()
+        longest = _search(tried, Sampler(vocabulary, wanted), wanted)
+    if longest is None or longest == wanted:
+        return wanted, f"assumed: none is stated, and {ASSUMED_LIMIT} tokens run" if stated is None else "stated"
+    return (
+        longest,
+        f"found by trying: {longest} tokens run, {longest + 1} do not; state it as max_seq_len in the config",
+    )
+
+
+def _search(adapted: AdaptedModel, sampler: Sampler, wanted: int) -> int | None:
+    """`wanted` where that many tokens run, else the longest length that does (bisection); None where even 1 and 2 fail."""
+    if _runs(adapted, sampler, wanted):
+        return wanted
+    low, high = next((length for length in (2, 1) if _runs(adapted, sampler, length)), None), wanted
+    if low is None:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _runs(adapted, sampler, middle) else (low, middle)
+    return low
+
+
+def _runs(adapted: AdaptedModel, sampler: Sampler, length: int) -> bool:
+    """Two rows of one id each: models that number positions by padding reach their last position without padding only."""
+    try:
+        with torch.no_grad():
+            run_model(adapted, torch.tensor([[0], [sampler.vocabulary - 1]]).expand(2, length).contiguous())
+    except CheckError as error:
+        logger.debug("length %d: %s", length, error)
+        return False
+    return True
+
+
+def run_model(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | None = None) -> ModelOutputs:
+    """Call the model; what it raises is wrapped once, with its name and the shape.
+
+    Raises:
+        CheckError: the model raised on this input.
+    """
+    try:
+        return adapted(ids, labels=labels)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckError(
+            f"{adapted.name} raised {type(error).__name__} on input_ids of shape {tuple(ids.shape)} "
+            f"({'train' if adapted.training else 'eval'} mode): {reason}"
+        ) from error
+
+
+def loss_of(adapted: AdaptedModel, ids: torch.Tensor) -> torch.Tensor:
+    """The training loss on random ids, a scalar in nats: next token, or a random class for a classifier.
+
+    Raises:
+        CheckError: the model raised.
+    """
+    if adapted.contract.task == "lm" and ids.shape[1] > 1:
+        loss = run_model(adapted, ids, labels=ids).loss
+        if loss is None:
+            raise CheckError(f"{adapted.name} gave no loss although labels of shape {tuple(ids.shape)} were passed.")
+        return loss
+    logits = run_model(adapted, ids).logits
+    rows = logits.reshape(-1, logits.shape[-1]).float()  # (B * T, V) or (B, classes)
+    return F.cross_entropy(rows, ids.reshape(-1)[: rows.shape[0]] % rows.shape[-1])

@@ -1,0 +1,253 @@
+"""What is exported: one model on the CPU in float32, its limits, and the logits that every file is held against.
+
+Turns whatever the verbs hand over into an `ExportSubject`. Knows no file format; leaves writing to the exporters and
+judging to `parity`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.adapters.model_adapter import AdaptedModel, adapt
+from utils.adapters.signature import left_as_it_was
+from utils.errors import ConfigError, ExportError, TokenizerError
+from utils.loading.model_config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+_PROBE_SEED = 20  # of the ids that the mask probe feeds; any number serves
+
+
+class LogitsOnly(nn.Module):
+    """The module that exporters trace: tensors in, one tensor out, nothing else."""
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        super().__init__()
+        self.adapted = adapted
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits (B, T, V) of ids (B, T); the mask (B, T) is 1 for a real token."""
+        return self.adapted(input_ids, attention_mask).logits
+
+
+@dataclass(frozen=True)
+class ExportSubject:
+    """A model that is ready to be exported.
+
+    Attributes:
+        adapted: the model in float32 on the CPU; the caller's own module where it is that already, else a copy.
+        vocab_size: rows of the token embedding; every id is below it.
+        max_length: longest sequence in tokens.
+        masked_sides: where padding may stand so that the mask matters: "left", "right"; empty: the file takes no mask.
+        tokenizer: what turns text into ids, or None.
+        facts: what is known about the model and its source, for the file's metadata and the manifest.
+    """
+
+    adapted: AdaptedModel
+    vocab_size: int
+    max_length: int
+    masked_sides: tuple[str, ...] = ()
+    tokenizer: Any = None
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model's name, for messages."""
+        return self.adapted.name
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the exported file has an `attention_mask` input."""
+        return bool(self.masked_sides)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the file's inputs, in order."""
+        return ("input_ids", "attention_mask") if self.takes_mask else ("input_ids",)
+
+    def logits(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """The model's own answer, (B, T, V) float32. Call it inside `undisturbed(subject.adapted)`."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
+        return self.adapted(**tensors).logits.detach().float().numpy()
+
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers, shared ones counted once."""
+        tensors = [*self.adapted.parameters(), *self.adapted.buffers()]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def subject_of(given: object, *, tokenizer: object = None, config: object = None) -> ExportSubject:
+    """Make an `ExportSubject` of a training result, an adapted or loaded model, or any `nn.Module`.
+
+    Args:
+        given: what `train`, `adapt` or `load_model` gave, or a plain module (then with `config`).
+        tokenizer: overrides the one that a training result brings.
+        config: for a plain module, and for limits that the model does not tell ({"max_seq_len": 512}).
+
+    Raises:
+        ConfigError: the length limit or the vocabulary rows are known neither to the model nor to the config.
+        TokenizerError: the tokenizer can give ids that the model has no row for.
+        ExportError: `given` holds no model.
+    """
+    adapted = _adapted_of(given, config)
+    tokenizer = tokenizer if tokenizer is not None else getattr(given, "tokenizer", None)
+    known = ModelConfig.of(config)
+    vocab_size = _required(
+        "vocabulary rows", "vocab_size", adapted.contract.vocab_size, adapted.config.vocab_size, known.vocab_size
+    )
+    max_length = _required(
+        "length limit", "max_seq_len", adapted.contract.max_length, adapted.config.max_seq_len, known.max_seq_len
+    )
+    _check_tokenizer(tokenizer, vocab_size)
+    plain, precision = _in_float32_on_cpu(adapted)
+    sides, why = _masked_sides(plain, vocab_size, max_length)
+    facts = {**_facts(adapted, given), "precision": precision, "mask": why}
+    facts |= {"vocab_size": str(vocab_size), "max_length": str(max_length), "weights_sha256": _weights_sha256(plain)}
+    if tokenizer is not None:
+        facts["tokenizer"] = f"{type(tokenizer).__name__}, {_entries(tokenizer)} entries"
+    return ExportSubject(plain, vocab_size, max_length, sides, tokenizer, facts)
+
+
+@contextlib.contextmanager
+def undisturbed(adapted: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards modes, buffers and the random states of torch, numpy and Python are as before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state is what others use
+    try:
+        with left_as_it_was(adapted):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _adapted_of(given: object, config: object) -> AdaptedModel:
+    for candidate in (given, getattr(given, "adapted", None), getattr(given, "model", None)):
+        if isinstance(candidate, AdaptedModel):
+            return candidate
+    if isinstance(given, nn.Module) or isinstance(getattr(given, "model", None), nn.Module):
+        return adapt(cast(Any, given), config)
+    raise ExportError(
+        f"export() takes what train(), adapt() or load_model() gave, or an nn.Module; got {type(given).__name__}."
+    )
+
+
+def _required(what: str, key: str, *answers: int | None) -> int:
+    """The first answer that there is: the contract (asked of the model) comes before any config."""
+    for answer in answers:
+        if answer is not None:
+            return answer
+    raise ConfigError(
+        f"The model's {what} is unknown: neither its modules nor its config tell, and every exported file is checked up to "
+        f'it. Say it: export(model, config={{"{key}": 512}}), with the figure that holds for this model.'
+    )
+
+
+def _entries(tokenizer: Any) -> int | None:
+    """Number of entries of a tokenizer (added ones included), or None where it does not say."""
+    if hasattr(tokenizer, "get_vocab_size"):
+        return int(tokenizer.get_vocab_size())
+    if hasattr(tokenizer, "__len__"):
+        return len(tokenizer)
+    return getattr(tokenizer, "vocab_size", None)
+
+
+def _check_tokenizer(tokenizer: object, vocab_size: int) -> None:
+    entries = None if tokenizer is None else _entries(tokenizer)
+    if entries is not None and entries > vocab_size:
+        raise TokenizerError(
+            f"The tokenizer has {entries} entries, the model {vocab_size} embedding rows: ids {vocab_size} to {entries - 1} "
+            "would fail in the exported file. Export with the tokenizer that the model was trained with."
+        )
+
+
+def _in_float32_on_cpu(adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
+    """The model itself where it is in float32 on the CPU, else a copy that is; with the reason in words."""
+    kinds = {(p.device.type, p.dtype) for p in adapted.parameters() if p.is_floating_point()}
+    if kinds <= {("cpu", torch.float32)}:
+        return adapted, "float32"
+    told = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in kinds))
+    return copy.deepcopy(adapted).to(device="cpu", dtype=torch.float32), f"float32 (copied from {told})"
+
+
+def _masked_sides(adapted: AdaptedModel, vocab_size: int, max_length: int) -> tuple[tuple[str, ...], str]:
+    """Ask the model whether masking padding moves the logits of real tokens, and from which side.
+
+    A causal model never looks right, so a mask over right padding moves nothing; a mask over left padding does. A model
+    that lists `attention_mask` and ignores it gets a file without that input: it would only promise what it does not do.
+    """
+    name = adapted.contract.mask_name
+    if name is None or adapted.contract.task != "lm":
+        return (), "the model takes none" if name is None else "not exported: the model gives one row per sequence"
+    if max_length < 2:
+        return (), "not exported: one token has no padding"
+    length = min(6, max_length)
+    ids = torch.randint(0, vocab_size, (1, length), generator=torch.Generator().manual_seed(_PROBE_SEED))
+    try:
+        with undisturbed(adapted):
+            full = adapted(ids, torch.ones_like(ids)).logits
+            moved = {side: _moved(adapted, ids, full, padding_mask((1, length), side)) for side in ("left", "right")}
+    except Exception as error:  # noqa: BLE001  whatever a foreign model raises is the answer, logged and kept in the file
+        why = f"not exported: the model fails when given one ({type(error).__name__}: {error})"
+        logger.warning("%s: attention_mask is %s", adapted.name, why)
+        return (), why
+    sides = tuple(side for side, result in moved.items() if result)
+    return sides, f"masked padding matters on the {' and '.join(sides)}" if sides else "the model ignores it"
+
+
+def _moved(adapted: AdaptedModel, ids: torch.Tensor, full: torch.Tensor, mask: np.ndarray) -> bool:
+    """Whether the mask moves finite logits of real tokens."""
+    kept = torch.from_numpy(mask).bool()
+    masked = adapted(ids, kept.long()).logits[kept]
+    return bool(masked.isfinite().all()) and not torch.allclose(masked, full[kept], rtol=1e-5, atol=1e-6)
+
+
+def padding_mask(shape: tuple[int, int], side: str) -> np.ndarray:
+    """A mask (B, T) int64 that pads about a third of every other sequence, beginning with the first one."""
+    batch, length = shape
+    mask = np.ones(shape, dtype=np.int64)
+    padded = max(1, length // 3) if length > 1 else 0
+    for row in range(0, batch, 2):
+        if side == "left":
+            mask[row, :padded] = 0
+        elif side == "right":
+            mask[row, length - padded :] = 0
+    return mask
+
+
+def _facts(adapted: AdaptedModel, given: object) -> dict[str, str]:
+    """Name, class, completion and origin of the model, where they are known."""
+    facts = {
+        "model_name": adapted.name,
+        "model_class": type(adapted.model).__name__,
+        "completion": adapted.completion.status,
+    }
+    text = adapted.completion.source_after or adapted.completion.source_before
+    if text:
+        facts["source_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    source = getattr(given, "source", None) or getattr(adapted, "source", None)
+    for attribute in ("origin", "revision"):
+        value = getattr(source, attribute, None)
+        if value:
+            facts[f"source_{attribute}"] = str(value)
+    return facts
+
+
+def _weights_sha256(adapted: nn.Module) -> str:
+    """One hash over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in adapted.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

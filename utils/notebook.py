@@ -1,0 +1,289 @@
+"""What the notebooks call between the verbs: which model is meant, its code on the page, errors in one line, the way on.
+
+Everything here returns an object with a text and an HTML view. Fetching, completing, checking and training are left to
+the packages below; the notebooks' cells hold calls only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import utils.examples
+from utils.errors import GistIdError, TransformerBuilderError
+from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from utils.checks.report import Report
+    from utils.loading.code_review import CodeReview
+    from utils.loading.model_loader import ModelSource
+
+log = logging.getLogger(__name__)
+
+IN_FRAGMENT = re.compile(r"[#&?]gist_id=([0-9A-Za-z]+)")
+GIST_ADDRESS = re.compile(r"\bgist(?:\.github(?:usercontent)?\.com)?/(?:[\w.-]+/)?([0-9a-f]{20,40})\b")
+FRONT_END_SECONDS = 3
+"""How long to wait for the browser, which never answers when no page is open."""
+
+READ_ADDRESSES = """(() => {
+  const addresses = [window.location.href, document.referrer];
+  try { addresses.push(window.parent.location.href); } catch (error) { /* the page is on another origin */ }
+  return addresses.join(" ");
+})()"""
+
+
+def in_colab() -> bool:
+    """Whether the kernel is Colab's own: its shell class is, which Kaggle's image (built on Colab's) does not share."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "google.colab" in str(type(shell)) and not os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model the notebook works on, and how that was decided.
+
+    Attributes:
+        source: what `utils.load_model` takes: a gist id or link as it was given, or the folder of the bundled example.
+        gist_id: the id that links carry on; empty for the bundled example and for what is no gist.
+        found_in: where the answer was found, e.g. "the form field GIST_ID".
+        passed_over: what was also given and is not used; empty in the usual case.
+    """
+
+    source: str
+    gist_id: str
+    found_in: str
+    passed_over: str = ""
+
+    @property
+    def is_example(self) -> bool:
+        """True when nobody named a model, so that the bundled example stands in."""
+        return self.source == str(utils.examples.path())
+
+    def summary(self) -> str:
+        """One or two sentences for people."""
+        if self.is_example:
+            return (
+                "No model was named, so this is the bundled example export. To check your own, paste the id or link of "
+                "your gist into the field GIST_ID above and run the cells again."
+            )
+        first = f"Model: {self.source} (from {self.found_in})."
+        return f"{first} Not used: {self.passed_over}." if self.passed_over else first
+
+    __repr__ = summary
+
+    def _repr_html_(self) -> str:
+        return _render("model_choice.html", choice=self)
+
+
+def find_model(form: str = "", environ: Mapping[str, str] = os.environ) -> ModelChoice:
+    """Decide which model the notebook works on.
+
+    The first of these that says something: the link's fragment (`#gist_id=…`, where the front end lets the kernel see
+    it; Colab's does not), the environment variable GIST_ID, the gist in which the notebook itself lies, the form field.
+    Otherwise it is the bundled example.
+
+    Args:
+        form: what the person typed: a gist id, any link to a gist, a folder or a file `model.py`; may be empty.
+        environ: environment variables.
+    """
+    places: dict[str, Callable[[], str]] = {
+        "the link": _from_link,
+        "the environment variable GIST_ID": lambda: environ.get("GIST_ID", "").strip(),
+        "the gist that holds this notebook": lambda: _from_identity(environ),
+        "the form field GIST_ID": form.strip,
+    }
+    for place, look in places.items():
+        source = look()
+        if source:
+            typed = form.strip()
+            ignored = f"{typed!r} from the form field GIST_ID" if typed and typed != source else ""
+            return ModelChoice(source, gist_id_in(source), place, ignored)
+    return ModelChoice(str(utils.examples.path()), "", "the package")
+
+
+def gist_id_in(text: str) -> str:
+    """The gist id that a typed text means; empty where it is a path or nothing that could be a gist."""
+    if not text.strip() or not looks_like_gist(text):
+        return ""
+    try:
+        return parse_gist_reference(text).gist_id
+    except GistIdError:  # `read` and `load_model` say what is wrong with it
+        return ""
+
+
+def _from_link() -> str:
+    """The id in the page's address, where a front end answers and its page shares the address with its outputs."""
+    if not in_colab():
+        return ""
+    from google.colab import errors, output
+
+    try:
+        addresses = output.eval_js(READ_ADDRESSES, timeout_sec=FRONT_END_SECONDS)
+    except errors.Error as error:
+        log.debug("the front end did not tell its address: %s", error)
+        return ""
+    match = IN_FRAGMENT.search(str(addresses or ""))
+    return match[1] if match else ""
+
+
+def _from_identity(environ: Mapping[str, str]) -> str:
+    """The id of the gist in which the notebook lies, as far as the kernel is told the notebook's address."""
+    told = [environ.get("COLAB_NOTEBOOK_ID", ""), environ.get("JPY_SESSION_NAME", "")]
+    found = next((gist_id for text in told if (gist_id := _gist_in_address(text))), "")
+    return found or next((gist_id for path in _session_paths(environ) if (gist_id := _gist_in_address(path))), "")
+
+
+def _gist_in_address(text: str) -> str:
+    match = GIST_ADDRESS.search(unquote(unquote(text)))
+    return match[1] if match else ""
+
+
+def _session_paths(environ: Mapping[str, str]) -> list[str]:
+    """Addresses of the open notebooks, from the notebook server inside Colab's own machine; [] elsewhere."""
+    host = environ.get("COLAB_JUPYTER_IP", "")
+    if not host:
+        return []
+    address = f"http://{host}:{environ.get('KMP_TARGET_PORT', '9000')}/api/sessions"
+    try:
+        with urllib.request.urlopen(address, timeout=FRONT_END_SECONDS) as answer:
+            sessions = json.load(answer)
+    except (OSError, ValueError) as error:
+        log.debug("%s did not tell the notebook's address: %s", address, error)
+        return []
+    return [str(session.get("path", "")) for session in sessions if isinstance(session, dict)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model's code as it was fetched, and what reading it told; nothing has run.
+
+    Attributes:
+        source: the files with their hashes and where they came from.
+        review: imports and risky calls.
+    """
+
+    source: ModelSource
+    review: CodeReview
+
+    @property
+    def revision(self) -> str | None:
+        """What pins a gist to what was read; None for local files."""
+        return self.source.revision
+
+    def summary(self) -> str:
+        """The review, then every file as it came."""
+        files = (f"--- {name}\n{text}" for name, text in self.source.files.items())
+        return "\n\n".join([f"From {self.source.origin}", self.review.summary(), *files])
+
+    __repr__ = summary
+
+    def _repr_html_(self) -> str:
+        return _render("reading.html", reading=self)
+
+
+def read(choice: ModelChoice) -> Reading:
+    """Fetch the code of the chosen model and review it, without running any of it.
+
+    Raises:
+        GistError: the gist cannot be had or used.
+        ModelLoadError: there is no such file, or its source is no Python.
+    """
+    from utils.loading.code_review import review_files
+    from utils.loading.model_loader import _gather
+
+    source = _gather(choice.source, None, None).source
+    return Reading(source, review_files({name: text for name, text in source.files.items() if name.endswith(".py")}))
+
+
+@dataclass(frozen=True)
+class Onward:
+    """The verdict, and the way to training.
+
+    Attributes:
+        verdict: the report's sentence.
+        passed: whether the model may go on as it is.
+        gist_id: carried by the link; empty for the bundled example.
+        link: address of training.ipynb.
+    """
+
+    verdict: str
+    passed: bool
+    gist_id: str
+    link: str
+
+    def summary(self) -> str:
+        """Verdict, link, and the id to paste where the link cannot carry it."""
+        paste = f" If it asks for the model, paste {self.gist_id} into GIST_ID." if self.gist_id else ""
+        return f"Tier 1 verdict: {self.verdict}\nNext, train it: {self.link}{paste}"
+
+    __repr__ = summary
+
+    def _repr_html_(self) -> str:
+        return _render("onward.html", onward=self)
+
+
+def onward(report: Report, choice: ModelChoice, repository: str) -> Onward:
+    """Say the verdict of `report` and link to training.ipynb with the gist id of `choice`.
+
+    Args:
+        report: what `utils.validate` returned.
+        choice: what `find_model` returned.
+        repository: address of the repository on github.com; Colab opens training.ipynb from there.
+    """
+    fragment = f"#gist_id={choice.gist_id}" if choice.gist_id else ""
+    return Onward(report.verdict, report.passed, choice.gist_id, f"{training_notebook(repository)}{fragment}")
+
+
+def training_notebook(repository: str) -> str:
+    """Address of training.ipynb: through Colab in Colab, the file beside this notebook elsewhere."""
+    if not in_colab():
+        return "training.ipynb"
+    owner_and_name = repository.removesuffix("/").removesuffix(".git").split("github.com/")[-1]
+    return f"https://colab.research.google.com/github/{owner_and_name}/blob/main/training.ipynb"
+
+
+def show_errors_plainly() -> None:
+    """In a notebook, show errors that this package raises on purpose as one message instead of a traceback.
+
+    The cell still fails, so "Run all" stops there. Outside a notebook nothing changes.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None:
+        shell.set_custom_exc((TransformerBuilderError,), _show_plainly)
+
+
+def _show_plainly(
+    shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: Any = None
+) -> list[str]:
+    """IPython's handler: send the message alone to the page; the traceback goes to the log."""
+    log.debug("shown as one message", exc_info=(kind, error, trace))
+    lines = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, lines)  # the only way to an error output without a traceback
+    return lines
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    folder = Path(__file__).with_name("templates")
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+
+
+def _render(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(**values)

@@ -1,0 +1,23 @@
+"""The documented `test_*` functions in one place; each lives in the module of its tier."""
+
+from __future__ import annotations
+
+from utils.tier1_critical_validation import (
+    run_all_tier1_tests,
+    test_gradient_flow,
+    test_inference_speed,
+    test_memory_footprint,
+    test_output_stability,
+    test_parameter_initialization,
+    test_shape_robustness,
+)
+
+__all__ = [
+    "run_all_tier1_tests",
+    "test_gradient_flow",
+    "test_inference_speed",
+    "test_memory_footprint",
+    "test_output_stability",
+    "test_parameter_initialization",
+    "test_shape_robustness",
+]

@@ -1,0 +1,278 @@
+"""Checkpoint files of one run: written atomically, proven by a manifest, read only when the hash verifies.
+
+Knows folders, bytes and hashes, no Lightning; leaves *when* to save and *what* to save to `engine.resume`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import numpy as np
+import torch
+
+from utils.errors import CheckpointError
+from utils.training.training_config import write_json
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+"""Version of checkpoint and manifest."""
+
+_NAME = re.compile(r"step-(\d{8,})-(\d{6,})\.(ckpt|json)")
+_TEMPORARY = re.compile(r"\.(step-.*\.(ckpt|json)\.)?[\w-]*\.tmp|\.step-\d+-\d+\.json\.\w+")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The manifest of one checkpoint; it is written last and makes the checkpoint valid.
+
+    Attributes:
+        file: name of the checkpoint file in the same folder.
+        sha256, size: hash and bytes of that file.
+        run_id: the run that wrote it.
+        step: optimizer steps done; sequence: running number of saves in the run (the newest has the highest).
+        val_loss: newest validation loss (nats per token) at that step, if one was taken at exactly that step.
+        versions: Python, torch and other versions that wrote it.
+        format_version: version of this form.
+    """
+
+    file: str
+    sha256: str
+    size: int
+    run_id: str
+    step: int
+    sequence: int
+    val_loss: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CheckpointMetadata:
+        """A manifest from JSON; raises `CheckpointError` where fields are missing, unknown or of the wrong type."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        try:
+            found = cls(**{name: value for name, value in values.items() if name in known})
+        except TypeError as error:
+            raise CheckpointError(f"A checkpoint manifest lacks fields: {error}.") from error
+        whole = (found.size, found.step, found.sequence, found.format_version)
+        if (
+            not all(isinstance(value, int) for value in whole)
+            or not isinstance(found.sha256, str)
+            or not isinstance(found.file, str)
+        ):
+            raise CheckpointError("A checkpoint manifest holds fields of the wrong type.")
+        return found
+
+
+class CheckpointStore:
+    """The checkpoints of one run in one folder.
+
+    Args:
+        folder: created where missing; only files whose names this class makes are ever read or deleted.
+        run_id: written into each manifest; generations of another run are not read.
+        keep: newest generations that stay, besides the one with the lowest validation loss.
+    """
+
+    def __init__(self, folder: str | Path, run_id: str, keep: int = 2) -> None:
+        self.folder, self.run_id, self.keep = Path(folder).resolve(), run_id, keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._written: dict[str, tuple[str, int]] = {}
+        self._remove_orphans()
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+    def next_path(self, step: int) -> Path:
+        """Where the next generation belongs."""
+        sequence = max((item.sequence for item in self.generations()), default=0) + 1
+        return self.folder / f"step-{step:08d}-{sequence:06d}.ckpt"
+
+    def write(self, state: Mapping[str, Any], path: str | Path) -> None:
+        """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
+        target = self._own(path)
+        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
+        try:
+            with temporary.open("wb") as stream:
+                hashing = _HashingWriter(stream)
+                torch.save(dict(state), cast(IO[bytes], hashing))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.folder)
+        self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
+
+    def commit(self, path: str | Path, step: int, val_loss: float | None = None) -> CheckpointMetadata:
+        """Write the manifest of a file that `write` wrote, then delete generations that are no longer kept."""
+        target = self._own(path)
+        digest, size = self._written.pop(target.name)
+        sequence = int(target.stem.rsplit("-", 1)[1])
+        metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
+        write_json(target.with_suffix(".json"), metadata.to_dict())
+        _sync_folder(self.folder)
+        self._prune()
+        return metadata
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+    def generations(self) -> list[CheckpointMetadata]:
+        """All committed generations of this run, newest first (by sequence number, never by file time)."""
+        found = []
+        for manifest in self.folder.glob("step-*.json"):
+            if not _NAME.fullmatch(manifest.name):
+                continue
+            try:
+                metadata = CheckpointMetadata.from_dict(json.loads(manifest.read_text(encoding="utf-8")))
+            except (ValueError, AttributeError, CheckpointError) as error:
+                logger.warning("checkpoint manifest %s is unreadable and left aside: %s", manifest.name, error)
+                continue
+            if metadata.run_id == self.run_id and metadata.file == manifest.with_suffix(".ckpt").name:
+                found.append(metadata)
+        return sorted(found, key=lambda item: item.sequence, reverse=True)
+
+    def newest(self) -> CheckpointMetadata | None:
+        """The newest generation whose bytes verify; damaged ones are named in the log and passed over."""
+        for metadata in self.generations():
+            problem = self.problem_of(metadata)
+            if problem is None:
+                return metadata
+            logger.warning("checkpoint %s is not used: %s", metadata.file, problem)
+        return None
+
+    def best(self) -> CheckpointMetadata | None:
+        """The generation with the lowest validation loss; the earlier one where two are equal."""
+        rated = [item for item in self.generations() if item.val_loss is not None]
+        return min(rated, key=lambda item: (item.val_loss, item.sequence)) if rated else None
+
+    def problem_of(self, metadata: CheckpointMetadata) -> str | None:
+        """What is wrong with a generation's file, or None where size and SHA-256 agree with its manifest."""
+        path = self.folder / metadata.file
+        if metadata.format_version > FORMAT_VERSION:
+            return f"it has format version {metadata.format_version}, this package reads up to {FORMAT_VERSION}"
+        if not path.is_file():
+            return "the file is missing"
+        if path.stat().st_size != metadata.size:
+            return f"it has {path.stat().st_size} bytes instead of {metadata.size}"
+        if _sha256(path) != metadata.sha256:
+            return "its SHA-256 differs from the manifest"
+        return None
+
+    def load(self, path: str | Path) -> dict[str, Any]:
+        """Read a checkpoint of this run: the bytes that were verified are the bytes that are loaded.
+
+        Raises:
+            CheckpointError: no manifest, a hash that differs, content beyond tensors and plain types, or the variable
+                TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, under which torch would run code from the file.
+        """
+        if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0").lower() not in ("", "0", "n", "no", "false"):
+            raise CheckpointError(
+                "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: loading could run code from the file. Unset it first."
+            )
+        target = self._own(path)
+        metadata = next((item for item in self.generations() if item.file == target.name), None)
+        if metadata is None:
+            raise CheckpointError(
+                f"{target.name} has no manifest of this run ({self.run_id}): it was not finished, or it is foreign."
+            )
+        if not target.is_file():
+            raise CheckpointError(f"{target.name} is missing.")
+        raw = target.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != metadata.sha256:
+            raise CheckpointError(f"{target.name} is damaged: its SHA-256 differs from the manifest.")
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+
+    # ---- own files --------------------------------------------------------------------------------------------------
+    def _own(self, path: str | Path) -> Path:
+        target = Path(path)
+        if target.resolve().parent != self.folder or not _NAME.fullmatch(target.name):
+            raise CheckpointError(f"{target} is no checkpoint of the folder {self.folder}.")
+        return self.folder / target.name
+
+    def _prune(self) -> None:
+        generations = self.generations()
+        best = self.best()
+        kept = {item.file for item in generations[: self.keep]} | ({best.file} if best else set())
+        for metadata in generations:
+            if metadata.file not in kept:
+                (self.folder / metadata.file).with_suffix(".json").unlink(
+                    missing_ok=True
+                )  # first: no manifest without a file
+                (self.folder / metadata.file).unlink(missing_ok=True)
+
+    def _remove_orphans(self) -> None:
+        """Delete what a killed save left: temporary files, and checkpoint files without a manifest."""
+        for path in self.folder.iterdir():
+            unfinished = (
+                path.suffix == ".ckpt" and _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists()
+            )
+            if path.is_file() and not path.is_symlink() and (unfinished or _TEMPORARY.fullmatch(path.name)):
+                path.unlink(missing_ok=True)
+
+
+class _HashingWriter(io.RawIOBase):
+    """Passes bytes on and hashes them on the way. torch writes archives front to back, so the hash is the file's."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.digest, self.size, self._stream = hashlib.sha256(), 0, stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self._stream.write(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+
+def environment() -> dict[str, str]:
+    """Versions on which bit-exact resume depends."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+    for name in ("pytorch-lightning", "transformers", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,301 @@
+"""What happened in a run, step by step and epoch by epoch. Callbacks that write history; they decide nothing but the end.
+
+Histories live in the checkpoint, so a resumed run tells the whole story.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.optim import Optimizer
+
+from utils.errors import TrainingError
+from utils.progress import TERMINAL_INTERVAL, ProgressCallback
+from utils.training.run_folder import write_csv
+
+logger = logging.getLogger(__name__)
+
+NON_FINITE_LIMIT = 3
+"""Optimizer steps in a row without a finite loss after which training stops."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch (the last may be cut short by max_steps).
+
+    Attributes:
+        epoch: number of the epoch, from 0; step: optimizer steps done at its end.
+        train_loss: mean over the epoch's optimizer steps, nats per token.
+        val_loss: newest validation within the epoch, nats per token; None where there was none.
+        learning_rate: at the end of the epoch.
+        seconds: training time of the epoch, without what ran before an interruption.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    val_loss: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One pass over the validation blocks: loss in nats per token after `step` optimizer steps in `epoch`."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
+class TrainingLoop(pl.Callback):
+    """Keeps the loss of every optimizer step, ends the run at its last step, and stops it where losses are not finite."""
+
+    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_steps = total_steps
+        self.step_losses: list[float] = []
+        self.learning_rates: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._clock, self._mark, self._epoch_mark = clock, clock(), 0.0
+        self._window: list[torch.Tensor] = []
+        self._unread: list[torch.Tensor] = []
+        self._steps, self._rate = 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark, self._steps = self._clock(), trainer.global_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_mark = self.elapsed()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._rate = float(
+            optimizer.param_groups[0]["lr"]
+        )  # the rate of this step: the schedule moves on right after it
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._window.append(outputs["loss"].detach())  # Lightning has divided it by the accumulation
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        self._unread.append(torch.stack(self._window).sum())
+        self._window = []
+        self.learning_rates.append(self._rate)
+        if pl_module.device.type == "cpu" or len(self._unread) >= NON_FINITE_LIMIT:
+            self.read_losses()
+        if self._steps >= self.total_steps:
+            trainer.should_stop = True  # Lightning then validates once more and ends
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.read_losses()
+        self._close_epoch(trainer.current_epoch, trainer.global_step, self.elapsed())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds, self._mark = self.elapsed(), self._clock()
+
+    def finish(self, epoch: int) -> None:
+        """Close the epoch that was open in the checkpoint of a run's last step."""
+        if self.step_losses and (not self.epochs or self.epochs[-1]["step"] < len(self.step_losses)):
+            self._close_epoch(epoch, len(self.step_losses), self.seconds)
+
+    def _close_epoch(self, epoch: int, step: int, elapsed: float) -> None:
+        self.epochs.append({"epoch": epoch, "step": step, "seconds": elapsed - self._epoch_mark})
+
+    def read_losses(self) -> None:
+        """Bring losses over from the device (a wait on GPUs, hence in groups).
+
+        Raises:
+            TrainingError: the newest losses are not finite.
+        """
+        if self._unread:
+            self.step_losses.extend(torch.stack(self._unread).float().tolist())
+            self._unread = []
+        newest = self.step_losses[-NON_FINITE_LIMIT:]
+        if len(newest) == NON_FINITE_LIMIT and not any(math.isfinite(loss) for loss in newest):
+            raise TrainingError(
+                f"The last {NON_FINITE_LIMIT} losses are not finite ({', '.join(map(str, newest))}), at optimizer step "
+                f"{len(self.step_losses)}. The newest checkpoint from before stays. Lower learning_rate (now "
+                f"{self.learning_rates[-1]:.2g} at that step), lengthen warmup_ratio, or set precision='32-true'."
+            )
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return self.seconds + self._clock() - self._mark
+
+    def state_dict(self) -> dict[str, Any]:
+        self.read_losses()
+        return {
+            "step_losses": list(self.step_losses),
+            "learning_rates": list(self.learning_rates),
+            "epochs": list(self.epochs),
+            "seconds": self.elapsed(),
+            "epoch_mark": self._epoch_mark,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step_losses = list(state_dict["step_losses"])
+        self.learning_rates = list(state_dict["learning_rates"])
+        self.epochs = list(state_dict["epochs"])
+        self.seconds = float(state_dict["seconds"])
+        self._mark, self._epoch_mark = self._clock(), float(state_dict["epoch_mark"])
+
+
+class ValidationLoop(pl.Callback):
+    """Keeps every validation loss; the one before the first step is kept apart as the untrained model's."""
+
+    def __init__(self) -> None:
+        self.untrained: float | None = None
+        self.history: list[Validation] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val_loss"])
+        if trainer.state.fn == "fit":
+            self.history.append(Validation(trainer.global_step, trainer.current_epoch, loss))
+        else:
+            self.untrained = loss
+
+    @property
+    def newest(self) -> Validation | None:
+        """The newest validation, or None."""
+        return self.history[-1] if self.history else None
+
+    def loss_at(self, step: int) -> float | None:
+        """The validation loss after exactly `step` optimizer steps, where it was taken and is finite."""
+        newest = self.newest
+        return newest.loss if newest is not None and newest.step == step and math.isfinite(newest.loss) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"untrained": self.untrained, "history": [[item.step, item.epoch, item.loss] for item in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.untrained = state_dict["untrained"]
+        self.history = [Validation(int(step), int(epoch), float(loss)) for step, epoch, loss in state_dict["history"]]
+
+
+class ProgressReporter(pl.Callback):
+    """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second."""
+
+    def __init__(
+        self,
+        progress: ProgressCallback,
+        training: TrainingLoop,
+        validation: ValidationLoop,
+        bits_per_byte: Callable[[float], float] | None,
+        tokens_per_step: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._progress, self._training, self._validation = progress, training, validation
+        self._bits_per_byte, self._tokens_per_step, self._clock = bits_per_byte, tokens_per_step, clock
+        self._last, self._began, self._first = -math.inf, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began, self._first = self._clock(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = self._clock()
+        if now - self._last >= TERMINAL_INTERVAL:  # reading a loss makes a GPU wait
+            self._last = now
+            self._report(trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer.global_step)
+
+    def _report(self, step: int) -> None:
+        self._training.read_losses()
+        parts = [f"loss {self._training.step_losses[-1]:.3f}"] if self._training.step_losses else []
+        newest = self._validation.newest
+        if newest is not None and self._bits_per_byte is not None:
+            parts.append(f"validation {self._bits_per_byte(newest.loss):.3f} bits/byte")
+        elif newest is not None:
+            parts.append(f"validation loss {newest.loss:.3f}")
+        seconds = self._clock() - self._began
+        if step > self._first and seconds > 0:
+            parts.append(f"{(step - self._first) * self._tokens_per_step / seconds:,.0f} tokens/s")
+        self._progress(step, self._training.total_steps, " · ".join(parts))
+
+
+STEP_COLUMNS = ("step", "train/loss", "learning_rate", "val/loss", "val/bits_per_byte")
+"""Columns of metrics.csv: one row per optimizer step, losses in nats per token, empty cells between validations."""
+
+
+class MetricsFile(pl.Callback):
+    """Writes metrics.csv from the histories, whole and atomically, whenever there is something new to see."""
+
+    def __init__(
+        self,
+        path: Path,
+        training: TrainingLoop,
+        validation: ValidationLoop,
+        bits_per_byte: Callable[[float], float] | None,
+    ) -> None:
+        self._path, self._training, self._validation, self._bits_per_byte = path, training, validation, bits_per_byte
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.write()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """Write the file."""
+        self._training.read_losses()
+        validated = {item.step: item.loss for item in self._validation.history}
+        pairs = zip(self._training.step_losses, self._training.learning_rates)
+        rows = []
+        for step, (loss, rate) in enumerate(pairs, start=1):
+            val = validated.get(step)
+            per_byte = None if val is None or self._bits_per_byte is None else self._bits_per_byte(val)
+            rows.append((step, loss, rate, val, per_byte))
+        write_csv(self._path, STEP_COLUMNS, rows)
+
+
+def epoch_results(training: TrainingLoop, validations: Sequence[Validation]) -> list[EpochResult]:
+    """The epochs of a run, put together from what both loops kept."""
+    results, begin = [], 0
+    for entry in training.epochs:
+        end = int(entry["step"])
+        losses = training.step_losses[begin:end]
+        within = [item.loss for item in validations if begin < item.step <= end]
+        results.append(
+            EpochResult(
+                epoch=int(entry["epoch"]),
+                step=end,
+                train_loss=sum(losses) / len(losses) if losses else math.nan,
+                val_loss=within[-1] if within else None,
+                learning_rate=training.learning_rates[end - 1],
+                seconds=float(entry["seconds"]),
+            )
+        )
+        begin = end
+    return results
+
+
+def best_epoch(epochs: Sequence[EpochResult]) -> int:
+    """Number of the epoch with the lowest validation loss, or training loss where nothing was validated."""
+    rated = [item for item in epochs if item.val_loss is not None]
+    if rated:
+        return min(rated, key=lambda item: item.val_loss if item.val_loss is not None else math.inf).epoch
+    return min(epochs, key=lambda item: item.train_loss).epoch
+
+
+def metric_row(item: EpochResult, bits: Callable[[float], float] | None) -> tuple[Any, ...]:
+    """One row of `TrainingResult.metrics_summary`: see `METRIC_COLUMNS`."""
+    loss = item.val_loss
+    perplexity = None if loss is None else math.exp(min(loss, 700.0))  # a float holds e ** 709 at most
+    per_byte = None if loss is None or bits is None else bits(loss)
+    return (item.epoch, item.step, item.train_loss, loss, perplexity, per_byte, item.learning_rate, item.seconds)

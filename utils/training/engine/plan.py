@@ -1,0 +1,78 @@
+"""What one training consists of, settled before its first step: blocks, steps, loaders, callbacks. Decides nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from utils.training.engine.data import EpochBatchSampler, PackedBlocks, Window
+from utils.training.engine.loop import MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
+from utils.training.engine.metrics import BitsPerByte
+from utils.training.engine.resume import ResumableCheckpoint
+
+
+@dataclass
+class Plan:
+    """What one training will do, settled before its first step.
+
+    Attributes:
+        train, validation: blocks; window: blocks per optimizer step; total_steps: optimizer steps of the whole run.
+        bits_per_byte: turns a validation loss into bits per byte; None without tokenizer or validation blocks.
+    """
+
+    train: PackedBlocks
+    validation: PackedBlocks | None
+    window: Window
+    total_steps: int
+    steps_per_epoch: int
+    bits_per_byte: BitsPerByte | None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.window.batch_size * self.window.accumulation * self.train.block_length
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both parts of the data."""
+        both = f"{self.train.fingerprint}:{self.validation.fingerprint if self.validation is not None else None}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+@dataclass
+class Loaders:
+    """Loaders over the blocks of both parts."""
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any] | None
+
+    @property
+    def sampler(self) -> EpochBatchSampler:
+        """The order of the training blocks."""
+        assert isinstance(self.train.batch_sampler, EpochBatchSampler)
+        return self.train.batch_sampler
+
+
+@dataclass
+class Callbacks:
+    """The callbacks of a run, in the order in which Lightning calls them."""
+
+    training: TrainingLoop
+    validation: ValidationLoop
+    progress: ProgressReporter
+    metrics: MetricsFile
+    checkpoint: ResumableCheckpoint
+
+    def in_order(self) -> list[pl.Callback]:
+        """All of them; the one that saves is the last, so that it sees what the others kept."""
+        return [self.training, self.validation, self.progress, self.metrics, self.checkpoint]
+
+    def restore_finished(self, checkpoint: dict[str, Any]) -> None:
+        """Take the histories of a run whose last step has been done from its checkpoint."""
+        for callback in (self.training, self.validation):
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+        self.training.finish(checkpoint["epoch"])

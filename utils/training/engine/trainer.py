@@ -1,0 +1,353 @@
+"""The engine under `train`: prepares model and blocks, builds one `pytorch_lightning.Trainer`, and collects the result.
+
+Each step is a method that a subclass can override. Leaves texts to `dataset_utilities`, files of a run to `run_folder`,
+and what happens inside a step to `UniversalModelAdapter`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
+
+from utils.adapters.model_adapter import AdaptedModel, UniversalModelAdapter, adapt
+from utils.errors import DataError, TokenIdError, TokenizerError, TrainingError
+from utils.progress import ProgressCallback, ignore_progress
+from utils.tokenization.bpe_trainer import save_tokenizer
+from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
+from utils.training.engine.data import DataLoaderFactory, PackedBlocks, fit_window, pack_documents
+from utils.training.engine.loop import (
+    MetricsFile,
+    ProgressReporter,
+    TrainingLoop,
+    ValidationLoop,
+    best_epoch,
+    epoch_results,
+    metric_row,
+)
+from utils.training.engine.metrics import BitsPerByte
+from utils.training.engine.plan import Callbacks, Loaders, Plan
+from utils.training.engine.precision import pick_precision
+from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
+from utils.training.engine.surroundings import interruptible, quiet_lightning
+from utils.training.initialisation import Initialisation, initialise
+from utils.training.objective import choose_objective
+from utils.training.result import TrainingResult
+from utils.training.run_folder import RunFolder, open_run, run_fingerprint
+from utils.training.seed_manager import set_random_seed
+from utils.training.training_config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BLOCK_LENGTH = 128
+"""Tokens per block where neither the settings nor the model name a limit."""
+
+
+class Trainer:
+    """Trains one model on one corpus.
+
+    Args:
+        model: an `AdaptedModel`, or what `adapt` takes.
+        config: what is known about the model, for `adapt`; an adapted model brings its own.
+        training_config: settings, as `TrainingConfig` or mapping; None takes the defaults.
+        task_spec: reserved for other tasks than next-token prediction; anything but None is refused.
+        tokenizer: needed where texts are passed, and for bits per byte.
+        workspace: folder of the runs; None takes `training_config.checkpoint_dir`.
+        progress: called with (optimizer steps done, steps in total, note).
+        resume: "auto" continues an interrupted run of the same name, "never" begins anew.
+
+    Example:
+        >>> result = Trainer(adapted, None, TrainingConfig(max_steps=100), tokenizer=tokenizer).train(train_texts, val_texts)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any = None,
+        training_config: TrainingConfig | Mapping[str, Any] | None = None,
+        task_spec: None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        workspace: str | Path | None = None,
+        progress: ProgressCallback = ignore_progress,
+        resume: str = "auto",
+    ) -> None:
+        if task_spec is not None:
+            raise TrainingError("task_spec is not read yet: next-token prediction is the only task. Leave it at None.")
+        settings = training_config if training_config is not None else TrainingConfig()
+        self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
+        self.settings.validate()
+        self.adapted = adapt(model, config)
+        self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
+        self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # ---- the walk ---------------------------------------------------------------------------------------------------
+    def train(self, train_data: Any, val_data: Any = None) -> TrainingResult:
+        """Train, or continue an interrupted training, to its end.
+
+        Args:
+            train_data: texts (with a tokenizer), `PackedBlocks`, or whole numbers of shape (N, T).
+            val_data: the same, or None for a run without validation.
+
+        Raises:
+            DataError: too little text, or data of another kind. TokenIdError: ids that the model has no rows for.
+            TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
+        """
+        set_random_seed(self.settings.random_seed, self.settings.deterministic)
+        plan = self._setup_data(train_data, val_data)
+        self.adapted, objective = self._setup_objective(self.adapted)
+        run = self._setup_run(plan)
+        store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
+        newest = store.newest()
+        initialisation = self._setup_initialisation(plan, newest is not None)
+        lit = self._setup_module(self.adapted, plan)
+        loaders = self._setup_loaders(plan)
+        callbacks = self._setup_callbacks(plan, loaders, run, store)
+        precision, why = self._setup_precision()
+        self._log_start(run, plan, newest, f"{precision} ({why})")
+        with quiet_lightning():
+            engine = self._setup_engine(plan, callbacks, store, precision)
+            self._fit(engine, lit, loaders, callbacks, store, newest)
+        self.adapted.eval()
+        facts = {
+            "objective_reason": objective,
+            "initialisation_reason": initialisation.reason,
+            "precision": precision,
+            "precision_reason": why,
+            "resumed_from_step": newest.step if newest is not None else 0,
+        }
+        return self._collect(plan, run, store, callbacks, facts)
+
+    # ---- steps, each of which a subclass can override ----------------------------------------------------------------
+    def _setup_data(self, train_data: Any, val_data: Any) -> Plan:
+        """Blocks of both parts, and how many steps they make."""
+        length = self._block_length()
+        train = self._blocks(train_data, length, "training")
+        validation = None if val_data is None else self._blocks(val_data, length, "validation")
+        settings = self.settings
+        window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
+        if window.why:
+            logger.warning("%s", window.why)
+        per_epoch = len(train) // (window.batch_size * window.accumulation)
+        total = settings.max_steps if settings.max_steps is not None else settings.epochs * per_epoch
+        measured = validation is not None and self.tokenizer is not None
+        bits = BitsPerByte.of(validation.blocks, self.tokenizer) if measured else None  # type: ignore[union-attr, arg-type]
+        return Plan(train, validation, window, total, per_epoch, bits)
+
+    def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
+        """The model to train and why next-token prediction is honest for it."""
+        return choose_objective(adapted, self.settings.objective)
+
+    def _setup_run(self, plan: Plan) -> RunFolder:
+        """The run's folder, with settings and tokenizer in it."""
+        shapes = [(name, tuple(value.shape)) for name, value in self.adapted.state_dict().items()]
+        fingerprint = run_fingerprint(shapes, plan.fingerprint, self.settings, plan.total_steps)
+        run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume)
+        self.settings.save(run.path / "config.json")
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, run.path / "tokenizer")
+        return run
+
+    def _setup_initialisation(self, plan: Plan, started: bool) -> Initialisation:
+        """Mend embeddings of a fresh model; a run that continues has its weights in the checkpoint."""
+        if started:
+            return Initialisation((), "weights come from the run's checkpoint")
+        self.adapted.to(self.device)
+        sample = plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))["input_ids"]
+        self.adapted.check_inputs(sample)
+        return initialise(self.adapted, self.settings.initialisation, sample, self.settings.random_seed)
+
+    def _setup_module(self, adapted: AdaptedModel, plan: Plan) -> pl.LightningModule:
+        """The Lightning module, with optimizer and schedule of this trainer where a subclass brings them."""
+        settings = self.settings
+        lit = UniversalModelAdapter(
+            adapted,
+            tokenizer=self.tokenizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_ratio=settings.warmup_ratio,
+            total_steps=plan.total_steps,
+        )
+        optimizer = self._setup_optimizer(adapted)
+        if optimizer is not None:
+            lit.configure_optimizers = lambda: self._optimizer_and_schedule(optimizer, plan)  # type: ignore[method-assign]
+        return lit
+
+    def _setup_optimizer(self, adapted: AdaptedModel) -> Optimizer | None:
+        """Another optimizer than AdamW, or None."""
+        return None
+
+    def _setup_scheduler(self, optimizer: Optimizer, total_steps: int) -> Any:
+        """A schedule, stepped once per optimizer step, for the optimizer of `_setup_optimizer`; None keeps the rate constant."""
+        return None
+
+    def _setup_loaders(self, plan: Plan) -> Loaders:
+        """Loaders over both parts."""
+        factory = DataLoaderFactory(self.settings.random_seed, pin_memory=self.device.type == "cuda")
+        validation = None if plan.validation is None else factory.validation(plan.validation, plan.window.batch_size)
+        return Loaders(factory.train(plan.train, plan.window), validation)
+
+    def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
+        """The callbacks of the run; the one that saves comes last."""
+        training, validation = TrainingLoop(plan.total_steps), ValidationLoop()
+        return Callbacks(
+            training,
+            validation,
+            ProgressReporter(self.progress, training, validation, plan.bits_per_byte, plan.tokens_per_step),
+            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits_per_byte),
+            ResumableCheckpoint(
+                store, self.settings, loaders.sampler, training, validation, plan.validation is not None
+            ),
+        )
+
+    def _setup_precision(self) -> tuple[str, str]:
+        """Precision and its reason."""
+        if self.settings.precision != "auto":
+            return self.settings.precision, "set by precision="
+        return pick_precision(self.device)
+
+    def _setup_engine(self, plan: Plan, callbacks: Callbacks, store: CheckpointStore, precision: str) -> pl.Trainer:
+        """The one `pytorch_lightning.Trainer` of the run."""
+        every, window = self.settings.val_every_n_steps, plan.window
+        return pl.Trainer(
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=math.ceil(plan.total_steps / plan.steps_per_epoch),
+            accumulate_grad_batches=window.accumulation,
+            gradient_clip_val=self.settings.gradient_clip_norm or None,
+            check_val_every_n_epoch=None if every else 1,
+            val_check_interval=every * window.accumulation if every else 1.0,
+            callbacks=callbacks.in_order(),
+            plugins=[VerifiedCheckpointIO(store)],
+            logger=False,
+            enable_checkpointing=False,  # Lightning's own; ours is among the callbacks
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our sampler's order is what a resumed run relies on
+            default_root_dir=str(store.folder.parent),
+        )
+
+    # ---- inside the walk --------------------------------------------------------------------------------------------
+    def _fit(
+        self,
+        engine: pl.Trainer,
+        lit: pl.LightningModule,
+        loaders: Loaders,
+        callbacks: Callbacks,
+        store: CheckpointStore,
+        newest: CheckpointMetadata | None,
+    ) -> None:
+        """Train from the beginning, from a checkpoint, or not at all where the last step has been done."""
+        if newest is not None and newest.step >= callbacks.training.total_steps:
+            finished = store.load(store.folder / newest.file)
+            lit.load_state_dict(finished["state_dict"])
+            callbacks.restore_finished(finished)
+            return
+        with interruptible():
+            if newest is None and loaders.validation is not None:
+                engine.validate(lit, loaders.validation, verbose=False)
+            path = None if newest is None else str(store.folder / newest.file)
+            engine.fit(lit, loaders.train, loaders.validation, ckpt_path=path, weights_only=True)
+
+    def _optimizer_and_schedule(self, optimizer: Optimizer, plan: Plan) -> dict[str, Any]:
+        schedule = self._setup_scheduler(optimizer, plan.total_steps)
+        if schedule is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _block_length(self) -> int:
+        limit, asked = self.adapted.contract.max_length, self.settings.max_length
+        if limit is None and asked is None:
+            logger.info("neither max_length nor the model names a limit: blocks of %d tokens", DEFAULT_BLOCK_LENGTH)
+            return DEFAULT_BLOCK_LENGTH
+        return min(value for value in (limit, asked) if value is not None)
+
+    def _blocks(self, data: Any, length: int, what: str) -> PackedBlocks:
+        blocks = self._as_blocks(data, length, what)
+        rows, limit = self.adapted.contract.vocab_size, self.adapted.contract.max_length
+        if rows is not None and blocks.largest_id >= rows:
+            raise TokenIdError(
+                f"The {what} data holds token id {blocks.largest_id}; the model has {rows} embedding rows (0 to {rows - 1}). "
+                f"Use a tokenizer with at most {rows} entries."
+            )
+        if limit is not None and blocks.block_length > limit:
+            raise TokenIdError(
+                f"The {what} blocks are {blocks.block_length} tokens long, the model takes at most {limit}."
+            )
+        return blocks
+
+    def _as_blocks(self, data: Any, length: int, what: str) -> PackedBlocks:
+        if isinstance(data, PackedBlocks):
+            return data
+        if isinstance(data, torch.Tensor):
+            data = data.cpu().numpy()
+        if isinstance(data, np.ndarray):
+            return PackedBlocks(data)
+        texts = [data] if isinstance(data, str) else data
+        if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got {type(data).__name__}."
+            )
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
+            )
+        return pack_documents(texts, self.tokenizer, length, self.workspace / ".cache", what)
+
+    def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
+        if newest is not None:
+            logger.info("run %s continues after optimizer step %d of %d", run.name, newest.step, plan.total_steps)
+        logger.info(
+            "run %s: %d optimizer steps of %d tokens, %s, in %s",
+            run.name,
+            plan.total_steps,
+            plan.tokens_per_step,
+            precision,
+            run.path,
+        )
+
+    def _collect(
+        self, plan: Plan, run: RunFolder, store: CheckpointStore, callbacks: Callbacks, facts: dict[str, Any]
+    ) -> TrainingResult:
+        """Metrics file, manifest and result."""
+        callbacks.metrics.write()
+        training, validation = callbacks.training, callbacks.validation
+        epochs = epoch_results(training, validation.history)
+        newest, best = store.newest(), store.best()
+        bits = plan.bits_per_byte
+        values = {
+            "loss_history": [item.train_loss for item in epochs],
+            "step_loss_history": list(training.step_losses),
+            "val_loss_history": [item.loss for item in validation.history],
+            "val_steps": [item.step for item in validation.history],
+            "val_bits_per_byte_history": [] if bits is None else [bits(item.loss) for item in validation.history],
+            "bits_per_byte_untrained": None
+            if bits is None or validation.untrained is None
+            else bits(validation.untrained),
+            "best_epoch": best_epoch(epochs),
+            "final_loss": epochs[-1].train_loss,
+            "epoch_results": epochs,
+            "metric_rows": [metric_row(item, bits) for item in epochs],
+            "checkpoint_path": None if newest is None else str(store.folder / newest.file),
+            "best_checkpoint_path": None if best is None else str(store.folder / best.file),
+            "training_time": training.seconds,
+            "run_name": run.name,
+            "workspace_root": str(self.workspace),
+            "run_folder": str(run.path),
+            **facts,
+        }
+        if not run.finished:
+            run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
+        return TrainingResult(self.adapted, self.tokenizer, self.settings, values)

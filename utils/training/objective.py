@@ -1,0 +1,47 @@
+"""Which objective a model can honestly be trained with. Leaves finding out and mending to `adapters.causality`."""
+
+from __future__ import annotations
+
+import logging
+
+from utils.adapters.model_adapter import AdaptedModel
+from utils.errors import TrainingError, TransformerBuilderError
+
+logger = logging.getLogger(__name__)
+
+
+def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[AdaptedModel, str]:
+    """Make sure that next-token training is no cheating.
+
+    Args:
+        adapted: the model; it stays as it is.
+        mode: "auto" makes the attention causal where it is not; "next_token" takes the model only as it is.
+
+    Returns:
+        The model to train (the same weights, with causal attention where it saw later tokens before) and the reason.
+
+    Raises:
+        TrainingError: the model sees later tokens, and its attention cannot or must not be made causal.
+    """
+    from utils.adapters.causality import make_causal, sees_future
+
+    found = sees_future(adapted)
+    if found.causal:
+        return adapted, f"next-token prediction: the model is causal ({found.evidence})"
+    if mode == "next_token":
+        raise TrainingError(
+            f"{adapted.name} sees later tokens ({found.evidence}), so next-token prediction would only teach it to copy. "
+            "Pass objective='auto' to have its attention made causal, or export the model with causal attention."
+        )
+    try:
+        causal = make_causal(adapted)
+    except TransformerBuilderError as error:
+        raise TrainingError(
+            f"{adapted.name} sees later tokens ({found.evidence}), so next-token prediction would only teach it to copy, and "
+            f"its attention cannot be made causal: {error} Export the model with causal attention."
+        ) from error
+    reason = (
+        f"next-token prediction with attention made causal: the exported model sees later tokens ({found.evidence})"
+    )
+    logger.warning("%s", reason)
+    return causal, reason

@@ -1,0 +1,112 @@
+"""What a training gave, as one object and as a mapping. Computes nothing beyond its own views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils._tables import html_table, text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+    from utils.adapters.model_adapter import AdaptedModel
+    from utils.training.training_config import TrainingConfig
+
+METRIC_COLUMNS = (
+    "epoch",
+    "step",
+    "train/loss",
+    "val/loss",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "learning_rate",
+    "seconds",
+)
+"""Columns of `metrics_summary`, one row per epoch."""
+
+
+class TrainingResult(Mapping[str, Any]):
+    """The trained model with everything that was measured.
+
+    As a mapping it offers `loss_history` (mean training loss per epoch, nats per token), `step_loss_history` (one per
+    optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at `val_steps`),
+    `bits_per_byte_untrained`, `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,
+    `checkpoint_path`, `training_time` (seconds), `run_name`, `workspace_root`, `run_folder`, `objective_reason`,
+    `initialisation_reason`, `precision`, `precision_reason` and `resumed_from_step` (0: from the beginning).
+
+    Attributes:
+        model: the trained model, in eval mode.
+        tokenizer: the tokenizer that it was trained with; None where ready blocks were passed.
+        config: the settings of the run.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: TrainingConfig,
+        values: Mapping[str, Any],
+    ) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "metrics_summary":
+            return self.metrics_summary()
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._values, "metrics_summary")
+
+    def __len__(self) -> int:
+        return len(self._values) + 1
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder with config, metrics, tokenizer, checkpoints and manifest."""
+        return Path(self._values["run_folder"])
+
+    def metrics_summary(self) -> pd.DataFrame:
+        """One row per epoch; see `METRIC_COLUMNS`. Losses in nats per token."""
+        import pandas as pd
+
+        return pd.DataFrame(self._values["metric_rows"], columns=list(METRIC_COLUMNS))
+
+    def _rows(self) -> list[tuple[str, str]]:
+        values = self._values
+        rows = [
+            ("run", values["run_name"]),
+            ("model", f"{self.model.name}, {self.model.num_parameters():,} parameters"),
+        ]
+        rows.append(
+            (
+                "training loss",
+                f"{values['final_loss']:.3f} nats per token after {len(values['step_loss_history']):,} steps",
+            )
+        )
+        if values["val_bits_per_byte_history"]:
+            before = values["bits_per_byte_untrained"]
+            start = "" if before is None else f"{before:.3f} untrained → "
+            rows.append(("validation", f"{start}{values['val_bits_per_byte_history'][-1]:.3f} bits per byte"))
+        elif values["val_loss_history"]:
+            rows.append(("validation", f"{values['val_loss_history'][-1]:.3f} nats per token"))
+        rows += [
+            ("time", f"{values['training_time']:.0f} s, {values['precision']} ({values['precision_reason']})"),
+            ("objective", values["objective_reason"]),
+            ("initialisation", values["initialisation_reason"]),
+            ("checkpoint", str(values["checkpoint_path"])),
+        ]
+        return rows
+
+    def summary(self) -> str:
+        """The run in a few lines of text."""
+        return text_table(("", ""), self._rows(), title="Training")
+
+    def _repr_html_(self) -> str:
+        return html_table(("", ""), self._rows())
+
+    def __repr__(self) -> str:
+        return f"TrainingResult(run_name={self._values['run_name']!r}, final_loss={self._values['final_loss']:.4f})"

@@ -1,0 +1,132 @@
+"""The verb `train`: model and text in, trained model out. The walk itself is `engine.trainer.Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from utils._extras import require
+from utils.adapters.model_adapter import AdaptedModel, adapt
+from utils.errors import ConfigError, TokenizerError
+from utils.progress import Progress, ProgressCallback, ignore_progress
+from utils.tokenization.bpe_trainer import FastBPETrainer
+from utils.tokenization.validator import TokenizerValidator
+from utils.training.dataset_utilities import TextData, resolve_data
+from utils.training.result import TrainingResult
+from utils.training.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from utils.loading.model_loader import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["TrainingResult", "train"]
+
+
+def train(
+    model: nn.Module | LoadedModel,
+    data: Any = "python-docs",
+    config: TrainingConfig | Mapping[str, Any] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    workspace: str | Path | None = None,
+    progress: bool | ProgressCallback = True,
+    resume: str = "auto",
+) -> TrainingResult:
+    """Train a model on text, or continue an interrupted training.
+
+    The model is adapted where it is not yet, and trained in place. Where its attention sees later tokens, a causal copy of
+    its structure over the same weights is trained instead; the result says so.
+
+    Args:
+        model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
+        data: "python-docs" (bundled), the path of a .txt or .md file, a list of texts, or a `datasets.Dataset`.
+        config: settings, as `TrainingConfig` or mapping; None takes the defaults.
+        tokenizer: None trains byte-level BPE on the training text, as large as the model's embedding rows.
+        workspace: folder of the runs; None takes `config.checkpoint_dir`.
+        progress: True shows a display, False none; or a callable (steps done, steps in total, note).
+        resume: "auto" continues an interrupted run, "never" begins anew.
+
+    Returns:
+        The trained model with everything that was measured; its folder holds config, metrics, tokenizer, checkpoints
+        and manifest.
+
+    Raises:
+        ConfigError: settings that do not hold, all of them listed.
+        DataError: data that is no text, or too little of it.
+        TokenizerError: a tokenizer that does not fit the model's rows.
+        TrainingError: a model that cannot be trained honestly, losses that are not finite, or a run that differs.
+
+    Example:
+        >>> result = train(adapted, data="notes.txt", config=TrainingConfig(epochs=3))
+        >>> result["val_bits_per_byte_history"][-1]
+    """
+    require("pytorch_lightning", extra="training", feature="Training")
+    from utils.training.engine.trainer import Trainer
+
+    settings = _settings(config)
+    text = resolve_data(data, settings.validation_fraction)
+    adapted = adapt(model)
+    fitting = _fitting_tokenizer(adapted, tokenizer, text)
+    with _Display(progress) as report:
+        trainer = Trainer(
+            adapted, None, settings, tokenizer=fitting, workspace=workspace, progress=report, resume=resume
+        )
+        return trainer.train(text.train, text.validation)
+
+
+def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
+    if config is None:
+        return TrainingConfig()
+    if isinstance(config, TrainingConfig):
+        config.validate()
+        return config
+    if isinstance(config, Mapping):
+        return TrainingConfig.from_dict(config)
+    raise ConfigError(f"config= takes a TrainingConfig or a mapping of settings; got {type(config).__name__}.")
+
+
+def _fitting_tokenizer(
+    adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None, text: TextData
+) -> PreTrainedTokenizerBase:
+    """The given tokenizer or a new one, proven to fit the model's rows. It never sees validation text."""
+    rows = adapted.contract.vocab_size
+    if rows is None:
+        raise TokenizerError(
+            f"How many token ids {adapted.name} takes is unknown: it has no embedding, and its config names no vocab_size. "
+            "Pass adapt(model, config={'vocab_size': ...})."
+        )
+    chosen = tokenizer if tokenizer is not None else FastBPETrainer.train_on_dataset(text.train, rows)
+    TokenizerValidator.validate(chosen, rows).raise_for_problems()
+    return chosen
+
+
+class _Display:
+    """Opens a `Progress` for True, and lends a callable or nothing otherwise."""
+
+    def __init__(self, progress: bool | ProgressCallback) -> None:
+        self._given = progress
+        self._own = Progress("Training", unit="steps") if progress is True else None
+
+    def __enter__(self) -> ProgressCallback:
+        if self._own is not None:
+            return self._own
+        return ignore_progress if isinstance(self._given, bool) else _checked(self._given)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._own is not None:
+            self._own.__exit__(kind, error, trace)
+
+
+def _checked(progress: Callable[..., Any]) -> ProgressCallback:
+    if not callable(progress):
+        raise ConfigError(
+            f"progress= takes True, False or a callable (done, total, note); got {type(progress).__name__}."
+        )
+    return progress
