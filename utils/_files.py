@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file so that no reader ever sees half of it: temporary name beside it, fsync, rename.
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing so that no reader ever sees half of it: temporary name beside it, fsync, rename, fsync.
 
-    Folders on the way are made. An earlier file of that name stays until the new one is complete.
+    Folders on the way are made. An earlier file of that name stays until the new one is complete, and for good where the
+    block raises.
     """
-    return write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """As `write_text`, for bytes."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp keeps others out; the folder's other files do not
@@ -33,7 +32,25 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return target
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make renames in a folder durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, completely or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+    return Path(path)
 
 
 def write_json(path: str | Path, content: Any) -> Path:

@@ -202,9 +202,9 @@ def read(choice: ModelChoice) -> Reading:
         ModelLoadError: there is no such file, or its source is no Python.
     """
     from utils.loading.code_review import review_files
-    from utils.loading.model_loader import _gather
+    from utils.loading.model_loader import read_source
 
-    source = _gather(choice.source, None, None).source
+    source = read_source(choice.source)
     return Reading(source, review_files({name: text for name, text in source.files.items() if name.endswith(".py")}))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import linecache
 import pickle
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,6 +267,43 @@ def test_summary_and_html_escape_what_comes_from_the_export() -> None:
     completion = complete(instance(source), CASES["typical"].config, source)
     assert "residual_0_output" in completion.summary() and "assumption" in completion.summary()
     assert "<script>" not in completion._repr_html_()
+
+
+AT_THE_PROMPT = """
+import torch, torch.nn as nn
+from utils.adapters.model_adapter import adapt
+exec(compile({source!r}, "<stdin>", "exec"))
+try:
+    print(adapt(Net(), {{"vocab_size": 29}}).completion.status)
+except Exception as error:
+    print(type(error).__name__, str(error)[:60])
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [(SOUND, "direct"), (CASES["typical"].source, "CallContractError How to call Net could not be settled")],
+)
+def test_class_without_a_source_is_used_as_it_is(source: str, answer: str) -> None:
+    script = AT_THE_PROMPT.format(source=source)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert run.stdout.startswith(answer), run.stdout + run.stderr
+
+
+def test_class_of_a_notebook_cell_is_completed() -> None:
+    """A cell's text lies in linecache, and its class in __main__: names come from there, not from the class's text."""
+    source = CASES["typical"].source
+    name = "<ipython-input-1-abc>"
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    namespace: dict = {"__name__": "cell"}
+    sys.modules["cell"] = types.ModuleType("cell")
+    sys.modules["cell"].__dict__.update(namespace)
+    exec(compile(source, name, "exec"), sys.modules["cell"].__dict__)
+    torch.manual_seed(0)
+    adapted = adapt(sys.modules["cell"].Net(), CASES["typical"].config)
+    ids = torch.randint(V, (2, 5))
+    expected = CASES["typical"].reference(adapted.model, ids)
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_same_input_gives_the_same_output() -> None:

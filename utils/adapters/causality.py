@@ -12,7 +12,7 @@ import torch
 
 from utils.adapters.attention import causal_twins, use_causal_twins
 from utils.adapters.model_adapter import AdaptedModel
-from utils.adapters.signature import left_as_it_was
+from utils.adapters.probing import left_as_it_was
 from utils.errors import CallContractError
 
 PROBE_SEED = 0

@@ -217,7 +217,7 @@ class ClassSource:
     """The text in which a model's class is defined.
 
     Attributes:
-        text: the whole file where it is known, else the class alone.
+        text: the whole file, or the notebook cell that holds the class.
         class_node: the class in `text`.
         forward: its `forward`.
         whole_file: whether `text` can be imported on its own.
@@ -325,10 +325,10 @@ def _existing_file(source: str) -> Path | None:
 
 
 def _text_of(cls: type) -> tuple[str, str, bool] | None:
-    """Source of a class: its file where the module is one, else the class's own lines (a notebook cell, a string)."""
+    """Source of a class: its file where the module is one, else the text that its `forward` was compiled from (a cell)."""
     try:
         file = inspect.getsourcefile(cls)
-    except TypeError:
+    except (TypeError, OSError):  # built in, or typed at a prompt
         file = None
     module = sys.modules.get(cls.__module__)
     if file and _is_installed(Path(file)):
@@ -337,10 +337,9 @@ def _text_of(cls: type) -> tuple[str, str, bool] | None:
         lines = linecache.getlines(file, module.__dict__)
         if lines:
             return "".join(lines), Path(file).name, True
-    try:
-        return textwrap.dedent(inspect.getsource(cls)), cls.__name__, False
-    except (OSError, TypeError, IndentationError):
-        return None
+    code = getattr(inspect.unwrap(cls.forward), "__code__", None)  # type: ignore[attr-defined]
+    lines = linecache.getlines(code.co_filename) if code is not None else []
+    return ("".join(lines), f"{cls.__name__}.py", False) if lines else None
 
 
 def _is_installed(file: Path) -> bool:

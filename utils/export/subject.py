@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.adapters.signature import left_as_it_was
+from utils.adapters.probing import left_as_it_was
 from utils.errors import ConfigError, ExportError, TokenizerError
 from utils.loading.model_config import ModelConfig
 

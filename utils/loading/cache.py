@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils._files import sync_folder
 from utils.errors import ConfigError
 
 CACHE_VARIABLE = "TRANSFORMER_BUILDER_CACHE"
@@ -89,13 +89,3 @@ def write_file(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut, where the system can do that."""
-    with contextlib.suppress(OSError):  # Windows cannot open folders; network mounts may refuse fsync
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

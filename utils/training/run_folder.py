@@ -8,18 +8,18 @@ from __future__ import annotations
 import csv
 import datetime
 import hashlib
+import io
 import json
 import logging
-import os
-import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils._files import sha256_of, write_json, write_text
 from utils.errors import ConfigError, TrainingError
-from utils.training.training_config import TrainingConfig, write_json
+from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class RunFolder:
             p for p in self.path.rglob("*") if p.is_file() and p.name != MANIFEST_FILE and not p.name.startswith(".")
         )
         listed = {
-            p.relative_to(self.path).as_posix(): {"sha256": file_hash(p), "size": p.stat().st_size} for p in files
+            p.relative_to(self.path).as_posix(): {"sha256": sha256_of(p), "size": p.stat().st_size} for p in files
         }
         values = {
             "format_version": FORMAT_VERSION,
@@ -150,28 +150,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file atomically; None becomes an empty cell."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(columns)
-            writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """Write a CSV file, completely or not at all; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    write_text(path, text.getvalue())
 
 
 def _new_run(root: Path, name: str, fingerprint: Mapping[str, Any]) -> RunFolder:

@@ -7,14 +7,13 @@ import datetime
 import difflib
 import json
 import math
-import os
-import tempfile
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils._files import write_json
 from utils.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -159,24 +158,6 @@ class TrainingConfig:
                 f"{file.name} has format version {version!r}; this package reads up to {FORMAT_VERSION}. Update the package."
             )
         return cls.from_dict(values)
-
-
-def write_json(path: str | Path, values: Mapping[str, Any]) -> Path:
-    """Write JSON so that the file is complete or untouched: temporary file in the same folder, fsync, rename."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(values, stream, indent=2, ensure_ascii=False, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target
 
 
 _COUNT = (lambda value: value >= 1, "a whole number of 1 or more")

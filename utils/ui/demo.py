@@ -38,7 +38,7 @@ PROMPTS = ("The ", "If the ", "A class ")
 TRAINING_SECONDS = 60.0
 MOST_STEPS = 1500
 BATCH_SIZE = 8
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 
 
 @dataclass

@@ -21,8 +21,8 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 import torch
 
+from utils._files import sha256_of, whole_file, write_json
 from utils.errors import CheckpointError
-from utils.training.training_config import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +104,9 @@ class CheckpointStore:
     def write(self, state: Mapping[str, Any], path: str | Path) -> None:
         """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
         target = self._own(path)
-        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as stream:
-                hashing = _HashingWriter(stream)
-                torch.save(dict(state), cast(IO[bytes], hashing))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(self.folder)
+        with whole_file(target) as stream:
+            hashing = _HashingWriter(stream)
+            torch.save(dict(state), cast(IO[bytes], hashing))
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
 
     def commit(self, path: str | Path, step: int, val_loss: float | None = None) -> CheckpointMetadata:
@@ -125,7 +116,6 @@ class CheckpointStore:
         sequence = int(target.stem.rsplit("-", 1)[1])
         metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
         write_json(target.with_suffix(".json"), metadata.to_dict())
-        _sync_folder(self.folder)
         self._prune()
         return metadata
 
@@ -168,7 +158,7 @@ class CheckpointStore:
             return "the file is missing"
         if path.stat().st_size != metadata.size:
             return f"it has {path.stat().st_size} bytes instead of {metadata.size}"
-        if _sha256(path) != metadata.sha256:
+        if sha256_of(path) != metadata.sha256:
             return "its SHA-256 differs from the manifest"
         return None
 
@@ -257,22 +247,3 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

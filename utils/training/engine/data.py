@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from utils._files import whole_file
 from utils.errors import DataError
 from utils.training.dataset_utilities import text_fingerprint
 
@@ -260,17 +259,8 @@ def _read_cache(path: Path | None, block_length: int) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, blocks: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".blocks-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, blocks, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        np.save(file, blocks, allow_pickle=False)
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:
