@@ -16,7 +16,7 @@ endif
 export TORCH_INDEX_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check format lock clean
+.PHONY: help demo test test-slow test-all check bench zoo format lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -37,6 +37,12 @@ check: $(DONE) ## lint, formatting and types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+
+bench: $(DONE) ## measure what adapting costs at each call of a model
+	$(RUN) -m benchmarks.adapter_overhead
+
+zoo: $(DONE) ## adapt a hundred models of many kinds and list what was found out about each
+	$(RUN) -m tests.zoo
 
 format: $(DONE) ## mend what ruff can mend
 	$(RUN) -m ruff check --fix

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import utils.errors
+from utils.tier1_critical_validation import TIER1
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +51,14 @@ def test_readme_names_the_commands_that_exist() -> None:
         text = (ROOT / file).read_text(encoding="utf-8")
         named = set(re.findall(r"(?m)(?:`|^)make (?:[A-Z_]+=[^`\n]* )?([a-z-]+)", text))
         assert named <= targets, f"{file} names {named - targets}"
+
+
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md"])
+def test_documents_list_every_tier_1_check(file: str) -> None:
+    text = " ".join((ROOT / file).read_text(encoding="utf-8").split())
+    names = [check.check_name for check in TIER1]  # type: ignore[attr-defined]
+    assert len(names) == 8, "the documents say eight"
+    assert [name for name in names if name not in text] == []
 
 
 @pytest.mark.parametrize("file", ["docs/TROUBLESHOOTING.md", "docs/API.md"])

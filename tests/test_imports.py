@@ -1,20 +1,24 @@
 """What can be imported, what importing costs, and what it needs.
 
-The statements of people's notebooks are listed once. Those of later issues are listed again with their number, and must
-not exist yet: whoever builds one takes it off the list.
+The statements of people's notebooks are listed once. Those that wait for a feature are listed again below that feature, and
+must not exist yet: whoever builds one takes it off the list. Likewise the calls that are documented and do not work yet. The
+last part holds the floors: nothing imports from above.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import utils
+import utils.errors
 
 DOCUMENTED = {  # module → names that people's notebooks import from it
     "utils": """UniversalModelAdapter ModelSignatureInspector ComputationalGraphExecutor AdaptiveTokenizer FastBPETrainer
@@ -46,33 +50,49 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_memory_footprint test_inference_speed run_all_tier1_tests test_attention_patterns test_attribution_analysis
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
-LATER = {  # (module, names) → the issue that brings them
-    ("utils", "FastBPETrainer TokenizerValidator"): 4,
-    ("utils", "AdaptiveTokenizer CharacterLevelTokenizer AdaptiveTokenizerDataModule DatasetLoader DatasetUploader"): 4,
-    ("utils", "CheckpointManager TrainingCoordinator"): 5,
-    ("utils", "TorchScriptExporter ModelCardGenerator"): 6,
-    ("utils", "SetupWizard"): 8,
-    ("utils.adapters.model_adapter", "FlashAttentionWrapper"): 3,
-    ("utils.tokenization.data_module", "UniversalDataModule AdaptiveTokenizerDataModule"): 4,
-    ("utils.training.engine.trainer", "TrainingHooks DefaultHooks"): 5,
-    ("utils.training.engine.checkpoint", "CheckpointManager"): 5,
-    ("utils.training.engine.loss", "LossStrategy LossStrategyRegistry"): 5,
-    ("utils.training.engine.gradient_monitor", "GradientMonitor GradientHealth"): 5,
-    ("utils.training.engine.gradient_accumulator", "GradientAccumulator AccumulationStats"): 5,
-    ("utils.training.engine.data", "UniversalDataModule"): 4,
-    ("utils.training.engine.metrics", "MetricsEngine DriftMetrics"): 5,
-    ("utils.training.training_config", "TrainingConfigBuilder compare_configs"): 5,
-    ("utils.training.task_spec", "TaskSpec"): 5,
-    ("utils.training.metrics_tracker", "MetricsTracker"): 5,
-    ("utils.training.drift_metrics", "compute_dataset_profile compare_profiles"): 5,
-    ("utils.training.dashboard", "Dashboard"): 5,
-    ("utils.training.dataset_utilities", "DatasetLoader DatasetUploader"): 4,
-    ("utils.training.checkpoint_manager", "CheckpointManager"): 5,
-    ("utils.training.training_core", "TrainingCoordinator"): 5,
-    ("utils.training.export_utilities", "ONNXExporter TorchScriptExporter ModelCardGenerator create_export_bundle"): 6,
-    ("utils.ui.setup_wizard", "SetupWizard"): 8,
-    ("utils.test_functions", "test_attention_patterns test_attribution_analysis test_robustness"): 7,
-    ("utils.test_functions", "test_fine_tuning test_hyperparameter_search test_benchmark_comparison"): 9,
+LATER = {  # feature → what it will bring, "module: names" in each line
+    "tokenizers and data sets": """utils: AdaptiveTokenizer CharacterLevelTokenizer AdaptiveTokenizerDataModule
+        utils: DatasetLoader DatasetUploader
+        utils.tokenization.data_module: UniversalDataModule AdaptiveTokenizerDataModule
+        utils.training.engine.data: UniversalDataModule
+        utils.training.dataset_utilities: DatasetLoader DatasetUploader""",
+    "training control": """utils: CheckpointManager TrainingCoordinator
+        utils.training.engine.trainer: TrainingHooks DefaultHooks
+        utils.training.engine.checkpoint: CheckpointManager
+        utils.training.engine.loss: LossStrategy LossStrategyRegistry
+        utils.training.engine.gradient_monitor: GradientMonitor GradientHealth
+        utils.training.engine.gradient_accumulator: GradientAccumulator AccumulationStats
+        utils.training.engine.metrics: MetricsEngine DriftMetrics
+        utils.training.training_config: TrainingConfigBuilder compare_configs
+        utils.training.task_spec: TaskSpec
+        utils.training.metrics_tracker: MetricsTracker
+        utils.training.drift_metrics: compute_dataset_profile compare_profiles
+        utils.training.dashboard: Dashboard
+        utils.training.checkpoint_manager: CheckpointManager
+        utils.training.training_core: TrainingCoordinator""",
+    "more export formats": """utils: TorchScriptExporter ModelCardGenerator
+        utils.training.export_utilities: ONNXExporter TorchScriptExporter ModelCardGenerator create_export_bundle""",
+    "tier 2 analysis": """utils.test_functions: test_attention_patterns test_attribution_analysis test_robustness""",
+    "tier 3 studies": """utils.test_functions: test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
+    "setup wizard": """utils: SetupWizard
+        utils.ui.setup_wizard: SetupWizard""",
+}
+LATER_SETTINGS = {  # feature → settings of the documented TrainingConfig(…) call that it will bring
+    "tokenizers and data sets": {"vocab_size": 50257},
+    "training control": {"wandb_project": "transformer-training", "compile_mode": "default"},
+    "more export formats": {"export_bundle": True},
+}
+FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
+    ("utils.errors", "utils._extras", "utils._files", "utils._tables", "utils._pages", "utils.progress"),
+    ("utils.loading", "utils.examples", "utils.testing"),
+    ("utils.adapters",),
+    ("utils.checks", "utils.tier1_critical_validation", "utils.test_functions", "utils.tokenization"),
+    ("utils.training",),
+    ("utils.export",),
+    ("utils.ui", "utils.notebook", "utils.install", "utils.__main__"),
+)
+HANDED_OVER = {  # documented exceptions: (file, what it imports from above)
+    ("utils.loading.model_loader", "utils.adapters.model_adapter"),  # LoadedModel.completion asks the room above
 }
 ABSENT_FROM_COLAB = (
     "pytorch_lightning",
@@ -100,9 +120,14 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def later() -> dict[tuple[str, str], int]:
-    """(module, name) → issue."""
-    return {(module, name): issue for (module, names), issue in LATER.items() for name in names.split()}
+def later() -> dict[tuple[str, str], str]:
+    """(module, name) → the feature that brings it."""
+    found = {}
+    for feature, text in LATER.items():
+        for line in text.splitlines():
+            module, names = line.strip().split(": ")
+            found |= {(module, name): feature for name in names.split()}
+    return found
 
 
 def documented() -> list[tuple[str, str]]:
@@ -143,11 +168,23 @@ def test_documented_imports_work(module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name) is not None
 
 
-@pytest.mark.parametrize(("module", "name", "issue"), [(*pair, issue) for pair, issue in later().items()])
-def test_later_imports_are_not_there_yet(module: str, name: str, issue: int) -> None:
+@pytest.mark.parametrize(("module", "name", "feature"), [(*pair, feature) for pair, feature in later().items()])
+def test_later_imports_are_not_there_yet(module: str, name: str, feature: str) -> None:
     assert (module, name) in documented()
     found = _offered(module, name)
-    assert found is None, f"{module}.{name} exists: take it off LATER (it was planned for issue {issue})"
+    assert found is None, f"{module}.{name} exists: take it off LATER ({feature!r})"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "feature"),
+    [(*item, feature) for feature, all_ in LATER_SETTINGS.items() for item in all_.items()],
+)
+def test_later_settings_are_refused_by_name(setting: str, value: object, feature: str) -> None:
+    assert not hasattr(utils.TrainingConfig, setting), f"{setting} is there: take it off LATER_SETTINGS ({feature!r})"
+    with pytest.raises(TypeError, match=setting):
+        utils.TrainingConfig(**{setting: value})
+    with pytest.raises(utils.errors.ConfigError, match=f"'{setting}' is no setting"):
+        utils.TrainingConfig.from_dict({setting: value})
 
 
 def test_one_name_is_one_object() -> None:
@@ -185,6 +222,80 @@ def test_validation_runs_without_the_training_packages() -> None:
 def test_the_lightning_adapter_says_which_package_it_lacks() -> None:
     code = BLOCKER.format(blocked={"pytorch_lightning"}) + "from utils import UniversalModelAdapter"
     assert "pytorch_lightning" in run(code).stderr
+
+
+def test_every_file_stands_on_a_floor() -> None:
+    homeless = [name for name in _own_files() if name != "utils" and _floor(name) is None]
+    assert not homeless, f"FLOORS does not say where these belong: {homeless}"
+
+
+def test_nothing_imports_from_above() -> None:
+    upwards = {
+        (name, target)
+        for name, file in _own_files().items()
+        for target in _imports_of(file)
+        if name != "utils" and (_floor(target) or 0) > (_floor(name) or 0)
+    }
+    assert upwards == HANDED_OVER, f"upwards: {sorted(upwards - HANDED_OVER)}; no longer: {HANDED_OVER - upwards}"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import utils.ui.demo", {"utils.ui.demo"}),
+        ("def f():\n    from utils.training import seed_manager", {"utils.training.seed_manager"}),
+        ("from utils import export", {"utils.export"}),
+        ("from utils import train", {"utils.training.training_core"}),
+        ("from utils.errors import ConfigError", {"utils.errors"}),
+        ("if TYPE_CHECKING:\n    from utils.ui.demo import Walk", set()),
+        ("import utils\nutils.train(x)", {"utils.training.training_core"}),
+    ],
+)
+def test_the_imports_of_a_file_are_seen(tmp_path: Path, code: str, expected: set[str]) -> None:
+    (tmp_path / "file.py").write_text(code, "utf-8")
+    assert _imports_of(tmp_path / "file.py") == expected
+
+
+def _own_files() -> dict[str, Path]:
+    """Module name → file, for every file of the package that we wrote; bundled models are not ours."""
+    root = Path(utils.__file__).parent
+    files = (path for path in root.rglob("*.py") if path.parent.parent != root / "examples")
+    return {
+        ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in files
+    }
+
+
+def _floor(module: str) -> int | None:
+    """Number of the floor on which a module stands; None for `utils` itself, which hands on and stands nowhere."""
+    for number, rooms in enumerate(FLOORS):
+        if any(module == room or module.startswith(f"{room}.") for room in rooms):
+            return number
+    return None
+
+
+def _imports_of(file: Path) -> set[str]:
+    """Our modules that a file imports, inside functions too. What only a type checker imports binds nothing."""
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {_meant(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "utils":
+            found.add(_meant("utils", node.attr))
+    return {name for name in found if name.startswith("utils.")}
+
+
+def _meant(module: str, name: str) -> str:
+    """The module behind `from module import name`."""
+    if module == "utils" and name in utils._HOMES:
+        return utils._HOMES[name]
+    below = f"{module}.{name}"
+    return below if module.split(".")[0] == "utils" and below in _own_files() else module
 
 
 def _modules_below(root: str) -> list[str]:

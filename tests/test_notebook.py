@@ -12,9 +12,12 @@ import pytest
 import utils.examples
 from utils import notebook
 from utils.errors import GistNotFoundError
+from utils.loading.gist_reference import parse_gist_reference
 
 ID = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
+REVISION = "5" * 40
+PINNED = f"https://gist.github.com/{ID}/{REVISION}"
 
 
 class ColabShell:
@@ -106,6 +109,7 @@ def test_with_nothing_given_the_example_is_named_plainly() -> None:
     ("answer", "source"),
     [
         (f"https://frame/ https://host/template.ipynb#gist_id={ID}", ID),
+        (f"https://frame/ https://host/training.ipynb#gist_id={ID}&revision={REVISION}", PINNED),
         ("https://x-colab.googleusercontent.com/outputframe.html https://colab.research.google.com/", OTHER),
         (None, OTHER),  # no page is open
         ("error", OTHER),
@@ -140,6 +144,18 @@ def test_the_link_onward_carries_the_gist_in_colab(colab: Callable, repository: 
     assert onward.link == f"https://colab.research.google.com/github/owner/name/blob/main/training.ipynb#gist_id={ID}"
     assert "2 of 8" in onward.summary() and ID in onward.summary()
     assert "&lt;b&gt;shapes" in onward._repr_html_()
+
+
+def test_the_way_onward_is_pinned_to_what_was_read(colab: Callable) -> None:
+    colab("")
+    report = SimpleNamespace(verdict="All 8 checks passed.", passed=True)
+    onward = notebook.onward(report, notebook.find_model(ID, {}), REPOSITORY, REVISION)
+    assert onward.link.endswith(f"training.ipynb#gist_id={ID}&revision={REVISION}")
+    assert f"paste {PINNED} into" in onward.summary()
+    assert f"<code>{PINNED}</code>" in onward._repr_html_()
+    for link in (onward.link, onward.model):  # both are taken where a gist is asked for, with the revision
+        found = parse_gist_reference(link)
+        assert (found.gist_id, found.revision) == (ID, REVISION)
 
 
 def test_the_link_onward_is_the_file_elsewhere() -> None:

@@ -21,7 +21,9 @@ _HOMES = {
     # classes
     "ComputationalGraphExecutor": "utils.adapters.model_adapter",
     "ModelSignatureInspector": "utils.adapters.model_adapter",
+    "FastBPETrainer": "utils.tokenization.bpe_trainer",
     "ONNXExporter": "utils.export.onnx",
+    "TokenizerValidator": "utils.tokenization.validator",
     "TrainingConfig": "utils.training.training_config",
     "UniversalModelAdapter": "utils.adapters.model_adapter",
 }
@@ -37,14 +39,18 @@ if TYPE_CHECKING:
     from utils.export.onnx import ONNXExporter
     from utils.loading.model_loader import load_model
     from utils.tier1_critical_validation import validate
+    from utils.tokenization.bpe_trainer import FastBPETrainer
+    from utils.tokenization.validator import TokenizerValidator
     from utils.training.generation import generate
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import train
 
 __all__ = [
     "ComputationalGraphExecutor",
+    "FastBPETrainer",
     "ModelSignatureInspector",
     "ONNXExporter",
+    "TokenizerValidator",
     "TrainingConfig",
     "UniversalModelAdapter",
     "adapt",

@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo` and `python -m utils validate`. Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect` and `validate`. Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TransformerBuilderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder or file that cannot be written, a full disk
+        logging.getLogger(__name__).debug("the operating system refused", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -38,19 +42,33 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=_positive, default=60.0, help="time for training (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of weights and training (default: %(default)s)")
     demo.set_defaults(run=_demo)
+    inspect = commands.add_parser(
+        "inspect", help="load a model and show its contract, completion, review and parameters"
+    )
+    _add_source(inspect)
+    inspect.add_argument("--html", metavar="FILE", help="also write all of it as a page")
+    inspect.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
+    inspect.set_defaults(run=_inspect)
     validate = commands.add_parser("validate", help="load a model, complete it and run the tier 1 checks")
-    validate.add_argument("source", help="gist id, gist URL, folder or model.py")
-    validate.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
-    validate.add_argument("--strict", action="store_true", help="refuse completions that rest on conventions")
+    _add_source(validate)
     validate.add_argument("--html", metavar="FILE", help="also write the report as a page")
     validate.set_defaults(run=_validate)
     return parser
 
 
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="gist id, gist URL, folder or model.py")
+    command.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
+    command.add_argument("--strict", action="store_true", help="refuse completions that rest on conventions")
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, such as 60; got {text!r}")
     return value
 
 
@@ -58,6 +76,18 @@ def _demo(options: argparse.Namespace) -> int:
     from utils.ui.demo import run_demo
 
     run_demo(options.workspace, seconds=options.seconds, seed=options.seed)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from utils.ui.inspect import inspect_source
+
+    inspection = inspect_source(options.source, trust=options.trust, strict=options.strict)
+    print(inspection.summary())
+    if options.html:
+        print(f"\nPage: {inspection.save_html(options.html)}")
+    if options.json:
+        print(f"\nJSON: {inspection.save_json(options.json)}")
     return 0
 
 

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", width: int = 110) -> str:
     """Render rows as an aligned plain-text table of at most `width` characters; long cells are folded.
 
-    Markup characters in cells are shown as they are.
+    The title stands above in a line of its own, unfolded, so that paths in it can be copied. Markup characters are shown
+    as they are.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", show_edge=False, pad_edge=False, box=None)
+    table = Table(show_edge=False, pad_edge=False, box=None)
     for column in columns:
         table.add_column(Text(str(column), style="bold"), overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join([*([title] if title else []), *(line.rstrip() for line in lines)])
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, classes: Sequence[str] = ()) -> str:

@@ -6,7 +6,6 @@ the packages below; the notebooks' cells hold calls only.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -21,19 +20,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import utils.examples
+from utils._pages import render
 from utils.errors import GistIdError, TransformerBuilderError
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 
 if TYPE_CHECKING:
-    import jinja2
-
     from utils.checks.report import Report
     from utils.loading.code_review import CodeReview
     from utils.loading.model_loader import ModelSource
 
 log = logging.getLogger(__name__)
 
-IN_FRAGMENT = re.compile(r"[#&?]gist_id=([0-9A-Za-z]+)")
+IN_FRAGMENT = re.compile(r"[#&?]gist_id=([0-9A-Za-z]+)(?:&revision=([0-9a-f]{40}))?")
 GIST_ADDRESS = re.compile(r"\bgist(?:\.github(?:usercontent)?\.com)?/(?:[\w.-]+/)?([0-9a-f]{20,40})\b")
 FRONT_END_SECONDS = 3
 """How long to wait for the browser, which never answers when no page is open."""
@@ -136,7 +134,12 @@ def _from_link() -> str:
         log.debug("the front end did not tell its address: %s", error)
         return ""
     match = IN_FRAGMENT.search(str(addresses or ""))
-    return match[1] if match else ""
+    return pinned(match[1], match[2]) if match else ""
+
+
+def pinned(gist_id: str, revision: str | None) -> str:
+    """What to paste, or to hand to `load_model`, for exactly this revision of a gist; the id alone where it is unknown."""
+    return f"https://gist.github.com/{gist_id}/{revision}" if gist_id and revision else gist_id
 
 
 def _from_identity(environ: Mapping[str, str]) -> str:
@@ -215,18 +218,19 @@ class Onward:
     Attributes:
         verdict: the report's sentence.
         passed: whether the model may go on as it is.
-        gist_id: carried by the link; empty for the bundled example.
-        link: address of training.ipynb.
+        model: what training.ipynb takes for the same code: the gist's link with its revision; empty for the bundled
+            example and for local files.
+        link: address of training.ipynb; it carries the gist and its revision.
     """
 
     verdict: str
     passed: bool
-    gist_id: str
+    model: str
     link: str
 
     def summary(self) -> str:
-        """Verdict, link, and the id to paste where the link cannot carry it."""
-        paste = f" If it asks for the model, paste {self.gist_id} into GIST_ID." if self.gist_id else ""
+        """Verdict, link, and what to paste where the link cannot carry the model."""
+        paste = f" If it asks for the model, paste {self.model} into GIST_ID." if self.model else ""
         return f"Tier 1 verdict: {self.verdict}\nNext, train it: {self.link}{paste}"
 
     __repr__ = summary
@@ -235,16 +239,19 @@ class Onward:
         return _render("onward.html", onward=self)
 
 
-def onward(report: Report, choice: ModelChoice, repository: str) -> Onward:
-    """Say the verdict of `report` and link to training.ipynb with the gist id of `choice`.
+def onward(report: Report, choice: ModelChoice, repository: str, revision: str | None = None) -> Onward:
+    """Say the verdict of `report` and link to training.ipynb with the gist of `choice`, pinned to what was checked.
 
     Args:
         report: what `utils.validate` returned.
         choice: what `find_model` returned.
         repository: address of the repository on github.com; Colab opens training.ipynb from there.
+        revision: of the gist as it was read (`Reading.revision`), so that training takes the code that was checked.
     """
     fragment = f"#gist_id={choice.gist_id}" if choice.gist_id else ""
-    return Onward(report.verdict, report.passed, choice.gist_id, f"{training_notebook(repository)}{fragment}")
+    fragment += f"&revision={revision}" if fragment and revision else ""
+    model = pinned(choice.gist_id, revision)
+    return Onward(report.verdict, report.passed, model, f"{training_notebook(repository)}{fragment}")
 
 
 def training_notebook(repository: str) -> str:
@@ -275,15 +282,5 @@ def _show_plainly(
     return lines
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    folder = Path(__file__).with_name("templates")
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-
-
 def _render(template: str, **values: object) -> str:
-    return _environment().get_template(template).render(**values)
+    return render(Path(__file__).with_name("templates") / template, **values)

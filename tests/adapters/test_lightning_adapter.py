@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from utils.adapters.lightning_adapter import UniversalModelAdapter, decay_groups
 from utils.adapters.model_adapter import adapt
+from utils.errors import DataError
 
 
 class Tiny(nn.Module):
@@ -54,3 +56,29 @@ def test_optimizer_with_and_without_a_schedule() -> None:
 def test_adapted_model_is_used_as_it_is() -> None:
     adapted = adapt(Tiny(), {"vocab_size": 11})
     assert UniversalModelAdapter(adapted).adapted is adapted
+
+
+def fit(batches, accumulation: int) -> None:
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        accumulate_grad_batches=accumulation,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    trainer.fit(UniversalModelAdapter(Tiny(), {"vocab_size": 11}), loader)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ragged_labels_are_refused_under_accumulation_only() -> None:
+    ids = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))
+    short = ids.clone()
+    short[1, 3:] = -100
+    full, ragged = {"input_ids": ids, "labels": ids}, {"input_ids": ids, "labels": short}
+    fit([full, ragged], accumulation=1)
+    fit([full, full, ragged, ragged], accumulation=2)
+    with pytest.raises(DataError, match="predicts 7 tokens, the first one 10"):
+        fit([full, ragged], accumulation=2)

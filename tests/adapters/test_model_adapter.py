@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import utils.examples
+from utils.adapters.contract import CallContract
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.adapters.signature import CallContract
 from utils.errors import CallContractError, TokenIdError
 from utils.loading.model_loader import load_model
 

@@ -8,14 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.adapters.contract import CallContract
+from utils.adapters.inference import infer_contract
 from utils.adapters.model_outputs import LogitsSelector
-from utils.adapters.signature import (
-    CallContract,
-    ModelSignatureInspector,
-    infer_contract,
-    is_intermediate_name,
-    left_as_it_was,
-)
+from utils.adapters.probing import left_as_it_was
+from utils.adapters.signature import ModelSignatureInspector, is_intermediate_name
 from utils.errors import CallContractError
 from utils.loading.model_config import ModelConfig
 

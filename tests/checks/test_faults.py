@@ -55,7 +55,7 @@ def _run(check, build):
         (m.Sigmoids, "gradient flow", "failed", ["vanish towards the input", "layers.0.weight"]),
         (m.Amplified, "gradient flow", "failed", ["grow towards the input", "layers.0.weight"]),
         (m.EqualWeights, "initialisation", "failed", ["entries are equal", "blocks.0.mlp.0.weight"]),
-        (m.WildLayer, "initialisation", "warning", ["Unusual scale", "blocks.1.mlp.0 has std"]),
+        (m.WildLayer, "initialisation", "warning", ["Unusual scale", "blocks.1.mlp.0 (line", "has std"]),
         (m.WeakSibling, "initialisation", "warning", ["matrices: blocks.2.mlp.0.weight"]),
         (m.LoudBody, "initialisation", "warning", ["values that reach head", "LayerNorm before the head"]),
         (m.Copying, "initialisation", "warning", ["below ln V", "random ids"]),
@@ -74,7 +74,7 @@ def _run(check, build):
             "failed",
             ["batch_first=False", "blocks.0.attention"],
         ),
-        (lambda: m.Healthy(causal=False), "causality", "warning", ["sees the future", "make_causal"]),
+        (lambda: m.Healthy(causal=False), "causality", "warning", ["sees the future", "makes the attention causal"]),
         (
             m.RaisesInTraining,
             "gradient flow",

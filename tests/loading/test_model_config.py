@@ -32,6 +32,7 @@ def canvas(**more):
         (canvas(), (100, 32, 16, None, 4)),
         ({"graph": canvas()}, (100, 32, 16, None, 4)),
         ({**canvas(), "vocab_size": 7}, (7, 32, 16, None, 4)),
+        ({"vocab_size": 9, "num_heads": [3, 6], "num_layers": [2, 2]}, (9, None, None, None, None)),  # one per stage
         ({}, (None,) * 5),
     ],
 )  # fmt: skip
@@ -77,9 +78,16 @@ def test_inputs_of_nodes_in_each_style(inputs):
     assert config.edges == (("mhsa_0", "residual_0"), ("embedding_0", "residual_0"))
 
 
-def test_an_exact_id_with_a_dot_wins_and_an_unknown_one_stays():
-    raw = {"nodes": [{"id": "a.b"}, {"id": "a"}], "edges": [["a.b", "x.y"]]}
-    assert ModelConfig.of(raw).edges == (("a.b", "x.y"),)
+def test_an_exact_id_with_a_dot_wins_and_the_models_own_ends_need_no_node():
+    raw = {"nodes": [{"id": "a.b"}, {"id": "a"}], "edges": [["input_ids", "a.b"], ["a.b", "a"], ["a", "output"]]}
+    assert ModelConfig.of(raw).edges == (("input_ids", "a.b"), ("a.b", "a"), ("a", "output"))
+    assert ModelConfig.of({"nodes": [], "edges": [["a", "b"]]}).edges == (("a", "b"),)  # nothing to compare with
+
+
+@pytest.mark.parametrize("config", [[1, 2], 5, 2.5, True, b"{}", (1,), {1}, "", "  "])
+def test_what_describes_no_model_is_refused(config):
+    with pytest.raises(ConfigError, match="A config must be a mapping"):
+        ModelConfig.of(config)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +110,20 @@ def test_an_exact_id_with_a_dot_wins_and_an_unknown_one_stays():
         ('{"vocab_size": true}', "vocab_size must be a positive whole number"),
         ('{"d_model": -1}', "d_model must be"),
         ('{"d_model": 1.5}', "d_model must be"),
-        ('{"n_layer": [1]}', "n_layer must be"),
+        ('{"n_embd": [1]}', "n_embd must be"),
+        ('{"n_layer": {"a": 1}}', "n_layer must be"),
         ('{"nodes": [{"id": "e", "params": {"vocab_size": 0}}]}', "e.vocab_size must be"),
         ('{"nodes": ["x"]}', r"nodes\[0\] must be an object with an \"id\""),
         ('{"nodes": [{"id": "a"}, {"id": "a"}]}', "several nodes are called a"),
         ('{"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}', r"edges\[0\] must name its"),
+        ('{"nodes": [{"id": "a"}], "edges": "abc"}', "\"edges\" must be a list of edges, but is 'abc'"),
+        ('{"nodes": [], "connections": 5}', "\"connections\" must be a list"),
+        ('{"nodes": [{"id": "mhsa_0"}, {"id": "ffn_0"}], "edges": [["mhsa_0", "ffn_0"], ["mhsa_O", "ffn_0"]]}',
+         r"edges\[1\] \(\"mhsa_O\" → \"ffn_0\"\) names 'mhsa_O', and no node .* nearest is 'mhsa_0'"),
+        ('{"nodes": [{"id": "a"}], "edges": [{"source": "a", "target": "zzz"}]}', "names 'zzz', .* nearest is 'a'"),
         ('{"nodes": [{"id": "a", "inputs": [true]}]}', 'inputs of node "a" must name nodes'),
     ],
-)
+)  # fmt: skip
 def test_bad_configs_are_refused_with_the_place(text, words):
     with pytest.raises(ConfigError, match=words):
         ModelConfig.from_json(text)

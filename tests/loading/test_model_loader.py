@@ -183,9 +183,13 @@ def test_the_class_is_found(folder, code, options, chosen):
         ("x = 1\n", {}, "no class that derives from torch.nn.Module"),
         (TINY_SOURCES["syntax_error"]["model.py"], {}, r"no valid Python: expected ':' \(line 5\)"),
         (TINY_SOURCES["raises"]["model.py"], {}, r"Broken cannot be built: Broken\(\) raised ZeroDivisionError: division by zero \(model.py, line 8: `self.x = 1 / 0`\)"),
-        (HEAD + module("A") + "raise ValueError('top')\n", {}, r"cannot be imported raised ValueError: top \(model.py, line 7: `raise ValueError"),
-        (HEAD + "exit()\n", {"trust": True}, "raised SystemExit"),
+        (HEAD + module("A") + "raise ValueError('top')\n", {}, r"cannot be imported: it raised ValueError: top \(model.py, line 7: `raise ValueError"),
+        (HEAD + "exit()\n", {"trust": True}, "cannot be imported: it raised SystemExit"),
         (HEAD + module("A", "import sys; sys.exit(3)"), {}, r"A\(\) raised SystemExit: 3"),
+        (HEAD + "class Own(BaseException): pass\n" + module("A", "raise Own('x')"), {}, r"cannot be built: A\(\) raised Own: x \(model.py, line 7"),
+        (HEAD + "class Own(BaseException): pass\nraise Own('x')", {}, r"cannot be imported: it raised Own: x \(model.py, line 4"),
+        (HEAD + "class Own(Exception):\n    def __str__(self): return 5\nraise Own()", {}, r"raised Own: \(its message cannot be read"),
+        (HEAD + "class A(nn.Module):\n    def __new__(cls): return 'x'\n", {}, r"A\(\) gave a value of type str, which is no torch.nn.Module"),
         (HEAD + "class A(nn.Module):\n    def __init__(self, gizmo): ...\n", {"config": {"vocab_size": 3}}, r"requires 'gizmo', and nothing supplies it. Known from the config: vocab_size"),
         (HEAD + "class A(nn.Module):\n    def __init__(self, config):\n        config.gizmo\n", {"config": {"a": 1}}, "raised AttributeError.*gizmo"),
         ("import no_such_pkg\nimport cv2_none.x\n" + HEAD + module("A"), {}, "'no_such_pkg' .line 1.*pip install cv2_none no_such_pkg"),
@@ -237,7 +241,29 @@ def test_sources_that_are_none(monkeypatch, source, error, words):
             load_model(source)
 
 
+@pytest.mark.parametrize("source", ["", " ", "\n\t"])
+def test_an_empty_source_never_means_the_working_directory(tmp_path, monkeypatch, source):
+    (tmp_path / "scratch.py").write_text(HEAD + module("Q"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GistIdError, match="neither a gist id"):
+        load_model(source)
+    assert type(load_model(".").model).__name__ == "Q"
+
+
+@pytest.mark.parametrize("source", [None, 5, b"abc", ["a"]])
+def test_a_source_of_another_type_is_refused(source):
+    with pytest.raises(ModelLoadError, match=f"must be a text .*{type(source).__name__}"):
+        load_model(source)
+
+
+def test_a_real_interrupt_passes(folder):
+    with pytest.raises(KeyboardInterrupt):
+        load_model(folder({"model.py": "raise KeyboardInterrupt\n"}))
+
+
 def test_a_revision_belongs_to_gists(folder):
+    with pytest.raises(ModelLoadError, match="revision must be a text"):
+        load_model(GIST_ID, revision=5)
     with pytest.raises(ModelLoadError, match="belongs to gists"):
         load_model(folder(TINY_SOURCES["tensor"]), revision="a" * 40)
 
@@ -253,12 +279,9 @@ EVIL = f"import os\nos.environ['{CANARY}'] = 'sang'\nos.system('true')\n" + HEAD
         ({"a.py": HEAD + module("A"), "b.py": HEAD + module("B")}, GistContentError, "not exactly one file"),
         (TINY_SOURCES["syntax_error"], ModelLoadError, "no valid Python"),
         ({**TINY_SOURCES["tensor"], "config.json": "{'a': 1}"}, ConfigError, "config.json is no JSON.*line 1, column 2"),
-        ({**TINY_SOURCES["tensor"], "config.json": '{"a": 1, "a": 2}'}, ConfigError, "stands twice"),
-        ({**TINY_SOURCES["tensor"], "config.json": "[" * 1000}, ConfigError, "levels deep"),
         ({"model.py": EVIL}, UntrustedCodeError, r"model.py:3  os.system .*trust=True"),
         ({"model.py": HEAD + "import blocks\n" + module("A"), "blocks.py": EVIL}, UntrustedCodeError, "blocks.py:3  os.system"),
         ({"model.py": "import no_such_pkg\n" + HEAD + module("A")}, ModelLoadError, "pip install no_such_pkg"),
-        ({"model.py": HEAD + module("A"), "../x.py": ""}, GistContentError, "another folder"),
     ],
 )  # fmt: skip
 def test_bad_gists_are_refused_before_anything_runs_or_is_kept(monkeypatch, tmp_path, files, error, words):

@@ -68,7 +68,7 @@ def test_as_in_colab_with_a_gist_in_the_form(tmp_path: Path, environ: dict[str, 
     assert "residual_0_output" in outputs(cells[4])
     assert VERDICT.search(outputs(cells[-1]))
     link = "https://colab.research.google.com/github/transformer-builder/transformer-builder-colab/blob/main/training.ipynb"
-    assert f'href="{link}#gist_id={ID}"' in outputs(cells[-1])
+    assert f'href="{link}#gist_id={ID}&amp;revision={gists.revision(ID)}"' in outputs(cells[-1])
     commands = started_commands(folder)
     assert "clone" in commands
     assert not PIP.search(commands), "the notebook installs nothing"
@@ -96,6 +96,20 @@ def test_what_goes_wrong_is_one_message(tmp_path: Path, environ: dict[str, str],
     assert len(error.traceback) == 1
     assert not (folder / "it_ran").exists()
     assert "class PostNormTransformer" in outputs(code_cells(notebook)[2]) or gist_id != RISKY, "risky code is shown"
+
+
+@pytest.mark.parametrize("name", ["template.ipynb", "training.ipynb"])
+def test_tools_that_cannot_be_fetched_are_one_line(tmp_path: Path, environ: dict[str, str], name: str) -> None:
+    (tmp_path / "transformer-builder").mkdir()
+    (tmp_path / "transformer-builder" / "stale").write_text("left by a clone that was stopped")
+    notebook = read(name)
+    notebook.cells = notebook.cells[:3]
+    cell = code_cells(execute(notebook, tmp_path, colab=True, environ=environ, stop_at_error=False))[0]
+    (error,) = (output for output in cell.outputs if output.output_type == "error")
+    assert error.ename == "SystemExit"
+    assert error.evalue.startswith(f"The tools could not be fetched from {REPOSITORY}: ")
+    assert "already exists" in error.evalue and "\n" not in error.evalue
+    assert "Traceback" not in outputs(cell)
 
 
 def test_a_ticked_box_runs_risky_code(tmp_path: Path, environ: dict[str, str]) -> None:

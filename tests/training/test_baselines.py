@@ -3,10 +3,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from utils.errors import DataError
-from utils.training.baselines import WittenBellTrigram, byte_trigram_bits_per_byte
+from utils.training.baselines import WittenBellTrigram, byte_trigram_bits_per_byte, byte_trigram_on_blocks
 from utils.training.dataset_utilities import python_docs, split_text
 
 
@@ -45,6 +46,18 @@ def test_bits_add_up_over_the_text():
 def test_the_bundled_example_is_near_its_measured_figure():
     train, validation = split_text(python_docs())
     assert 2.2 < byte_trigram_bits_per_byte(train.encode(), validation.encode()) < 2.7  # 2.466 with Python 3.11's text
+
+
+def test_on_blocks_exactly_the_scored_bytes_count(tokenizer):
+    """Two blocks of single-byte tokens: the first byte of each is free, history ends at the block."""
+    ids = {letter: tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "xqz"}
+    blocks = np.array([[ids["x"], ids["q"], ids["z"]], [ids["z"], tokenizer.eos_token_id, ids["x"]]])
+    train = b"xqzxqqzx"
+    terms = [((ord("x"),), "q"), ((ord("x"), ord("q")), "z"), ((ord("z"),), "x")]
+    expected = -sum(math.log2(reference(list(train), history, ord(symbol), 256)) for history, symbol in terms) / 3
+    assert byte_trigram_on_blocks(train, blocks, tokenizer) == pytest.approx(expected)
+    with pytest.raises(DataError, match="scored bytes"):
+        byte_trigram_on_blocks(train, np.full((1, 3), tokenizer.eos_token_id), tokenizer)
 
 
 @pytest.mark.parametrize(("train", "validation"), [(b"", b"a"), (b"a", b"")])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -7,16 +9,19 @@ from torch import nn
 from tests.training.tiny import make_tiny
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import ConfigError, TokenizerError
+from utils.training import generation
 from utils.training.generation import generate
 
 
 class Scripted(nn.Module):
     """Prefers one fixed id, whatever comes in; rows reach beyond the tokenizer."""
 
+    lengths: ClassVar[list[int]] = []  # of the class: what a module keeps is taken back after generating
+
     def __init__(self, ranking: list[int], rows: int = 320) -> None:
         super().__init__()
         self.embedding = nn.Embedding(rows, 4)
-        self.ranking, self.lengths = ranking, []
+        self.ranking = ranking
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.lengths.append(input_ids.shape[1])
@@ -73,6 +78,21 @@ def test_top_k_of_one_is_greedy(tokenizer):
     assert generate(model, "on", tokenizer=tokenizer, top_k=1) == generate(
         model, "on", tokenizer=tokenizer, temperature=0
     )
+
+
+def test_the_allowed_ids_are_found_once(tokenizer, monkeypatch):
+    calls, original = [], generation._allowed
+    monkeypatch.setattr(generation, "_allowed", lambda *parts: calls.append(parts) or original(*parts))
+    generate(make_tiny(), "on", tokenizer=tokenizer, max_new_tokens=5)
+    assert len(calls) == 1
+
+
+def test_the_model_is_left_as_it_was(tokenizer):
+    model = make_tiny()
+    model.model.token.max_norm = 0.5  # rewrites rows in forward
+    weights = model.model.token.weight.clone()
+    generate(model, "on", tokenizer=tokenizer, max_new_tokens=2)
+    assert model.model.token.weight.equal(weights)
 
 
 def test_modes_are_as_before(tokenizer):

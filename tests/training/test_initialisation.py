@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tests.training.tiny import make_tiny
+from utils.checks.initialisation import EXCESS, USUAL_STD, default_embeddings
 from utils.errors import ConfigError
-from utils.training.initialisation import EMBEDDING_STD, default_embeddings, first_outputs, initialise
+from utils.training.initialisation import first_outputs, initialise
 
 SAMPLE = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
 
@@ -22,10 +23,10 @@ def test_a_spoilt_start_is_mended_and_the_reason_holds_the_figures():
     before = first_outputs(model, SAMPLE).loss
     done = initialise(model, "auto", SAMPLE)
     after = first_outputs(model, SAMPLE).loss
-    assert before > 1.5 * math.log(300) > after
+    assert before > math.log(300) + EXCESS > after
     assert done.redrawn == ("token.weight", "position.weight")
     assert f"{before:.2f}" in done.reason and f"{after:.2f}" in done.reason
-    assert model.model.token.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)
+    assert model.model.token.weight.std().item() == pytest.approx(USUAL_STD, rel=0.05)
 
 
 def test_the_same_seed_draws_the_same_weights():
@@ -44,7 +45,7 @@ def test_keep_touches_nothing():
 
 @pytest.mark.parametrize(
     ("std", "words"),
-    [(0.02, "within 1.5"), (1.3, "no embedding looks like PyTorch's default")],
+    [(0.02, "within 1 nat"), (1.3, "no embedding looks like PyTorch's default")],
     ids=["a good start", "someone's choice"],
 )
 def test_other_weights_are_kept(std, words):
@@ -73,6 +74,15 @@ def test_a_shared_matrix_is_listed_once():
     model.model.twin = nn.Embedding(300, 128)
     model.model.twin.weight = model.model.token.weight
     assert list(default_embeddings(model)) == ["token.weight", "position.weight"]
+
+
+def test_first_outputs_leave_no_trace():
+    """An embedding with max_norm rewrites its rows in forward, also in eval mode."""
+    model = wide().train()
+    model.model.token.max_norm = 0.5
+    weights, states = model.model.token.weight.clone(), torch.get_rng_state()
+    first_outputs(model, SAMPLE)
+    assert model.model.token.weight.equal(weights) and torch.get_rng_state().equal(states) and model.training
 
 
 def test_modes_are_as_before_and_unknown_modes_refused():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from unittest import mock
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from tests.training.tiny import TEXT, TinyTransformer, make_tiny
+from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ConfigError, DataError, MissingPackageError, TokenizerError, TrainingError
 from utils.progress import Progress
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.training.generation import generate
+from utils.training.run_lock import FolderLock
 from utils.training.training_config import TrainingConfig
 from utils.training.training_core import train
 
@@ -45,7 +48,7 @@ def test_the_walk_gives_model_tokenizer_figures_and_files(tmp_path):
     assert keys | {"workspace_root", "val_bits_per_byte_history", "bits_per_byte_untrained"} <= set(result)
     assert len(list(result)) == len(result) and all(result[key] is not None or key for key in result)
     folder = tmp_path / "r"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
         "config.json",
         "metrics.csv",
         "run.json",
@@ -65,7 +68,9 @@ def test_the_manifest_holds_hash_and_size_of_every_file(tmp_path):
     folder = run(tmp_path).run_folder
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert set(listed) == {
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "manifest.json" and not p.name.startswith(".")
     }
     for name, entry in listed.items():
         raw = (folder / name).read_bytes()
@@ -120,11 +125,15 @@ def test_a_spoilt_start_is_mended_and_the_reason_told(tmp_path):
 def test_a_finished_run_of_that_name_is_returned_without_training(tmp_path):
     first = run(tmp_path)
     manifest = (tmp_path / "r" / "manifest.json").read_bytes()
-    again = run(tmp_path, make_tiny(seed=5))
+    again = run(tmp_path)
     assert again["step_loss_history"] == first["step_loss_history"] and again["resumed_from_step"] == 6
     for name, value in first.model.state_dict().items():
         assert again.model.state_dict()[name].equal(value)
     assert (tmp_path / "r" / "manifest.json").read_bytes() == manifest
+    assert "continued from step 6" in again.summary() and "continued from step 6" in again._repr_html_()
+    assert "continued" not in first.summary()
+    in_place = run(tmp_path, first.model)  # the cell is run again: the model in memory is the trained one
+    assert in_place["step_loss_history"] == first["step_loss_history"]
 
 
 def test_resume_never_begins_beside_it(tmp_path):
@@ -138,13 +147,12 @@ def test_resume_never_begins_beside_it(tmp_path):
         ({"learning_rate": 5e-3}, "learning_rate: 0.01 → 0.005"),
         ({"max_steps": 8}, "max_steps: 6 → 8"),
         ({"data": (TEXT + "more text here\n" * 30,)}, "text, tokenizer or block length differ"),
-        ({"model": "wide"}, "the model has other parameters"),
+        ({"model": make_tiny(width=32)}, "the model has other parameters"),
+        ({"model": make_tiny(seed=5)}, "other weights.*resume='continue' to go on from the run's own weights"),
     ],
 )
 def test_a_run_that_was_begun_differently_does_not_continue(tmp_path, change, message):
     run(tmp_path)
-    if "model" in change:
-        change = {"model": make_tiny(width=32)}
     with pytest.raises(TrainingError, match=rf"(?s)begun differently.*{message}.*resume='never'"):
         run(tmp_path, **change)
 
@@ -158,24 +166,104 @@ class Gone(Exception):
     pass
 
 
-def interrupted(tmp_path, **settings):
+def interrupted(tmp_path, model=None, **settings):
     def stop(done, total, note):
         if done >= 3:
             raise Gone
 
     config = {**SETTINGS, "save_every_n_steps": 1, "run_name": None, **settings}
     with mock.patch("utils.training.engine.loop.TERMINAL_INTERVAL", 0.0), pytest.raises(Gone):
-        train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=stop)
+        train(model or make_tiny(), [TEXT], config, workspace=tmp_path, progress=stop)
     return config
 
 
 def test_without_a_name_the_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
     config = interrupted(tmp_path)
-    second = train(make_tiny(seed=3), [TEXT], config, workspace=tmp_path, progress=False)
+    second = train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=False)
     assert second["resumed_from_step"] >= 2
+    assert f"continued from step {second['resumed_from_step']}" in second.summary()
     third = train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=False)
     assert third["resumed_from_step"] == 0 and third["run_name"] != second["run_name"]
     assert third["step_loss_history"] == second["step_loss_history"]
+
+
+class Mended(TinyTransformer):
+    """The same parameters, another forward."""
+
+    def forward(self, input_ids):
+        return 0.5 * super().forward(input_ids)
+
+
+@pytest.mark.parametrize("resume", ["auto", "continue"])
+def test_without_a_name_another_model_of_the_same_shapes_begins_a_new_run(tmp_path, resume):
+    config = interrupted(tmp_path)
+    torch.manual_seed(0)
+    mended = adapt(Mended(), {"vocab_size": 300, "max_seq_len": 16})
+    result = train(mended, [TEXT], config, workspace=tmp_path, progress=False, resume=resume)
+    assert result["resumed_from_step"] == 0
+    (first,) = (p for p in tmp_path.iterdir() if p.name.startswith("run_") and p.name != result["run_name"])
+    with pytest.raises(TrainingError, match="the model's code differs"):
+        train(mended, [TEXT], {**config, "run_name": first.name}, workspace=tmp_path, progress=False)
+
+
+def test_without_a_name_other_start_weights_begin_a_new_run_and_the_way_back_is_told(tmp_path, caplog):
+    config = interrupted(tmp_path)
+    (first,) = (p.name for p in tmp_path.iterdir() if p.name.startswith("run_"))
+    result = train(make_tiny(seed=3), [TEXT], config, workspace=tmp_path, progress=False)
+    assert result["resumed_from_step"] == 0
+    assert f"run_name='{first}', resume='continue'" in caplog.text
+    named = {**config, "run_name": first}
+    assert train(make_tiny(seed=3), [TEXT], named, workspace=tmp_path, progress=False, resume="continue")[
+        "resumed_from_step"
+    ]
+
+
+def test_an_interrupted_model_in_memory_continues(tmp_path):
+    """Its weights are no longer those it started from: the cell was interrupted and is run again."""
+    model = make_tiny()
+    config = interrupted(tmp_path, model=model)
+    assert not model.model.token.weight.equal(make_tiny().model.token.weight)
+    result = train(model, [TEXT], config, workspace=tmp_path, progress=False)
+    assert result["resumed_from_step"] >= 2
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
+    config = interrupted(tmp_path)
+    (first,) = (p for p in tmp_path.iterdir() if p.name.startswith("run_"))
+    lock = FolderLock.acquire(first)
+    with pytest.raises(TrainingError, match="being trained right now"):
+        train(make_tiny(), [TEXT], {**config, "run_name": first.name}, workspace=tmp_path, progress=False)
+    other = train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=False)
+    assert other["resumed_from_step"] == 0 and other["run_name"] != first.name
+    lock.release()
+    assert train(make_tiny(), [TEXT], config, workspace=tmp_path, progress=False)["run_name"] == first.name
+
+
+def test_the_folder_is_held_while_training_and_free_afterwards(tmp_path):
+    held = []
+    train(
+        make_tiny(),
+        [TEXT],
+        SETTINGS,
+        workspace=tmp_path,
+        progress=lambda *report: held.append(FolderLock.acquire(tmp_path / "r")),
+    )
+    assert held and all(lock is None for lock in held)
+    assert FolderLock.acquire(tmp_path / "r") is not None
+
+
+def test_the_summary_says_what_the_first_figure_is(tmp_path):
+    result = run(tmp_path)
+    assert "before training →" in result.summary() and "untrained" not in result.summary()
+
+
+@pytest.mark.parametrize("task", ["masked", "seq2seq", "classification", "vision"])
+def test_a_model_of_another_task_is_never_trained_on_the_next_token(tmp_path, task):
+    tiny = make_tiny()
+    other = AdaptedModel(tiny.model, tiny.config, contract=dataclasses.replace(tiny.contract, task=task))
+    with pytest.raises(TrainingError, match=f"is a '{task}' model.*next-token prediction only"):
+        run(tmp_path, other)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_name_other_settings_begin_a_new_run(tmp_path):

@@ -9,7 +9,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -20,6 +20,9 @@ _COMMENT = re.compile(r"^#+\s*(?P<kind>[A-Za-z][\w \-/]*?)\s*:\s*(?P<name>[A-Za-
 _INPUT_LIST = re.compile(r"^\W*(?:<-|<=|←|=|\bfrom\b|\binputs?\b\s*[:=]?)\s*(?P<names>.+)$")
 _NUMBERED = re.compile(r"^(?P<node>[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z][A-Za-z0-9]*)*?_\d+)(?:_\w+)?$")
 
+Flow = tuple[str, str]
+"""(node, node that reads it)."""
+
 ROLES: tuple[tuple[str, str], ...] = (
     ("input", r"^(input|inputs|tokens|tokeninput|inputids)$"),
     (
@@ -28,6 +31,7 @@ ROLES: tuple[tuple[str, str], ...] = (
     ),
     ("position", r"pos(ition)?(al|s)?(emb|enc|$)|^pos|^pe$|positional"),
     ("embedding", r"embed|^emb$|^wte$"),
+    ("add_norm", r"^(add|residual|skip)(and)?(layer|rms)?norm$"),
     ("attention", r"attn|attention|mhsa|^mha$|^gqa$|^mqa$"),
     ("residual", r"^(residual|residualadd|residualconnection|add|addition|sum|skip|skipconnection)$"),
     ("norm", r"norm|^ln$"),
@@ -55,6 +59,7 @@ class Node:
         params: its parameters in config.json.
         inputs: names of the nodes that feed it, where edges or its comment say so.
         inputs_from: "edges", "comment", or "" where nothing says so.
+        drawn: whether config or a comment shows it; other nodes are known by their module or value alone.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Node:
     params: dict[str, object] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     inputs_from: str = ""
+    drawn: bool = False
 
 
 @dataclass
@@ -119,33 +125,91 @@ def make_node(name: str) -> Node:
     return Node(name, kind, role_of(kind))
 
 
-def read_canvas(model: nn.Module, config: ModelConfig, class_node: ast.ClassDef, class_text: str) -> Canvas:
+def read_canvas(
+    model: nn.Module, config: ModelConfig, class_node: ast.ClassDef, class_text: str, flows: Collection[Flow] = ()
+) -> Canvas:
     """Gather the canvas from the config, the comments of the class, and the modules of the model.
 
-    Order: that of the config where it lists nodes, else of comments and module definitions as they stand in the source.
+    Args:
+        model: owns the modules.
+        config: lists nodes and edges, where it does.
+        class_node: the class.
+        class_text: its text, for the comments.
+        flows: (node, node that reads it), as the statements show.
+
+    Order: that of the config where it lists nodes, else of comments and module definitions as they stand in the source;
+    where both exist, the one that edges and statements contradict less, sorted so that no edge runs backwards.
     """
     comments = _comments(class_text, class_node.lineno)
-    placed = _places_in_source(model, class_node, comments)
-    config_nodes = {node.id: node for node in config.nodes}
-    inside = _in_init(class_node, comments)
-    order = _merge_orders(
-        list(config_nodes),
-        [name for _, name in sorted(placed.items(), key=lambda item: item[0]) for name in [name]],
-        inside,
-    )
+    placed = list(_places_in_source(model, class_node, comments).values())
+    names = _names_in_code(config, class_text)
+    config_nodes = {names[node.id]: node for node in config.nodes}
+    edges = _edges(config, names, comments)
+    order = _best_order(list(config_nodes), placed, [*edges, *flows])
     nodes: list[Node] = []
-    for name in order:
-        kind = (
-            str(config_nodes[name].type)
-            if name in config_nodes
-            else comments.get(name, (0, "", ()))[1] or make_node(name).kind
-        )
-        params = dict(config_nodes[name].params) if name in config_nodes else {}
-        nodes.append(Node(name, kind, role_of(kind), params=params))
+    for name in _sorted_by_edges(order, edges):
+        drawn = config_nodes.get(name)
+        kind = (drawn.type if drawn else comments[name][1] if name in comments else "") or make_node(name).kind
+        params = dict(drawn.params) if drawn else {}
+        nodes.append(Node(name, kind, role_of(kind), params=params, drawn=bool(drawn) or name in comments))
     canvas = Canvas(nodes, drawn=bool(config_nodes or comments))
     _attach_modules(canvas, model)
-    _attach_inputs(canvas, config, {name: entry[2] for name, entry in comments.items()})
+    _attach_inputs(canvas, edges[: len(config.edges)], {name: entry[2] for name, entry in comments.items()})
     return canvas
+
+
+def _names_in_code(config: ModelConfig, class_text: str) -> dict[str, str]:
+    """Node id → name in the code: the id itself, or `<kind>_<k>` for the k-th node of a kind whose ids the code never uses."""
+    words = set(re.findall(r"[A-Za-z_]\w*", class_text))
+    known = {re.sub(r"\W", "_", node.id) for node in config.nodes}
+
+    def used(name: str) -> bool:
+        return any(word == name or word.startswith(name + "_") for word in words)
+
+    names: dict[str, str] = {}
+    count: dict[str, int] = {}
+    for node in config.nodes:
+        plain, kind = re.sub(r"\W", "_", node.id), re.sub(r"\W", "_", node.type)
+        numbered = f"{kind}_{count.get(kind, 0)}"
+        count[kind] = count.get(kind, 0) + 1
+        names[node.id] = numbered if not used(plain) and numbered not in known and used(numbered) else plain
+    return names
+
+
+def _edges(
+    config: ModelConfig, names: Mapping[str, str], comments: Mapping[str, tuple[int, str, tuple[str, ...]]]
+) -> list[Flow]:
+    """Edges of the config, in its order, and behind them those that comments name."""
+    drawn = [(names.get(source, source), names.get(target, target)) for source, target in config.edges]
+    return drawn + [(source, name) for name, (_, _, inputs) in comments.items() for source in inputs]
+
+
+def _best_order(in_config: list[str], in_source: list[str], flows: Collection[Flow]) -> list[str]:
+    """The order of config or source that fewer flows contradict; nodes that only the other shows are put in."""
+    merged = _merge_orders(in_config, in_source)
+    if not in_config or set(in_config) - set(in_source):
+        return merged
+    return min(merged, in_source, key=lambda order: _contradictions(order, flows))
+
+
+def _contradictions(order: Sequence[str], flows: Collection[Flow]) -> int:
+    place = {name: index for index, name in enumerate(order)}
+    return sum(place.get(source, -1) > place.get(target, len(order)) for source, target in flows)
+
+
+def _sorted_by_edges(order: list[str], edges: Collection[Flow]) -> list[str]:
+    """`order`, with every node behind those that feed it; nodes of a circle keep their place."""
+    feeding: dict[str, set[str]] = {name: set() for name in order}
+    for source, target in edges:
+        if source in feeding and target in feeding and source != target:
+            feeding[target].add(source)
+    done: list[str] = []
+    rest = list(order)
+    while rest:
+        name = next((one for one in rest if not feeding[one] & set(rest)), rest[0])
+        done.append(name)
+        rest.remove(name)
+    return done
 
 
 def _comments(class_text: str, first_line: int) -> dict[str, tuple[int, str, tuple[str, ...]]]:
@@ -165,11 +229,6 @@ def _comments(class_text: str, first_line: int) -> dict[str, tuple[int, str, tup
 def _names_its_kind(kind: str, name: str) -> bool:
     compact = re.sub(r"[^a-z0-9]", "", kind.lower())
     return re.sub(r"[^a-z0-9]", "", re.sub(r"_\d+$", "", name.lower())) == compact and bool(re.search(r"_\d+$", name))
-
-
-def _in_init(class_node: ast.ClassDef, comments: dict[str, tuple[int, str, tuple[str, ...]]]) -> bool:
-    init = next((n for n in class_node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    return init is not None and any(init.lineno <= line <= (init.end_lineno or 0) for line, _, _ in comments.values())
 
 
 def _places_in_source(
@@ -210,14 +269,20 @@ def _definition_lines(class_node: ast.ClassDef) -> dict[str, int]:
     return lines
 
 
-def _merge_orders(drawn: list[str], in_source: list[str], comments_in_init: bool) -> list[str]:
-    """The drawn order, with nodes that only the source shows put behind the one that precedes them there."""
+def _merge_orders(drawn: list[str], in_source: list[str]) -> list[str]:
+    """The drawn order, with nodes that only the source shows put behind the one that precedes them there.
+
+    They go behind drawn nodes without module too, such as the last residual; a head goes to the end.
+    """
     order = list(drawn)
     previous: str | None = None
     for name in in_source:
         owner = next((known for known in order if name == known or name.startswith(known + "_")), None)
         if owner is None:
-            order.insert(order.index(previous) + 1 if previous in order else (len(order) if not drawn else 0), name)
+            at = order.index(previous) + 1 if previous in order else (len(order) if not drawn else 0)
+            while drawn and previous in order and at < len(order) and order[at] not in in_source:
+                at += 1
+            order.insert(len(order) if role_of(make_node(name).kind) == "output" else at, name)
             owner = name
         previous = owner
     return order
@@ -248,9 +313,9 @@ def _role_of_module(module: nn.Module) -> str:
     return next((role for kind, role in kinds if isinstance(module, kind)), "other")
 
 
-def _attach_inputs(canvas: Canvas, config: ModelConfig, comment_inputs: dict[str, tuple[str, ...]]) -> None:
+def _attach_inputs(canvas: Canvas, config_edges: Collection[Flow], comment_inputs: dict[str, tuple[str, ...]]) -> None:
     edges: dict[str, list[str]] = {}
-    for source, target in config.edges:
+    for source, target in config_edges:
         if source not in edges.setdefault(target, []):
             edges[target].append(source)
     for index, node in enumerate(canvas.nodes):

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from utils.adapters.canvas import read_canvas
+from utils.adapters.canvas import numbered_node_of, read_canvas
 from utils.adapters.completion import Completion, GraphCompletion
 from utils.adapters.forward_source import ClassSource, read_class
-from utils.adapters.graph_values import RESIDUAL_READINGS, ForwardCompleter
+from utils.adapters.graph_values import RESIDUAL_READINGS, ForwardCompleter, rebound
 from utils.adapters.signature import ModelSignatureInspector
+from utils.adapters.statements import Statement
 from utils.errors import ConfigError, GraphCompletionError
 from utils.loading.model_config import ModelConfig
 from utils.loading.sources import import_source
@@ -64,10 +65,9 @@ def complete(
     if found is None:
         return GraphCompletion.direct(model)
     scope = _globals_of(model)
-    canvas = read_canvas(model, known, found.class_node, found.class_text)
-    completer = ForwardCompleter(
-        model, known, canvas, found.forward, found.statements(frozenset(scope)), scope, residual
-    )
+    statements = found.statements(frozenset(scope))
+    canvas = read_canvas(model, known, found.class_node, found.class_text, _flows(statements))
+    completer = ForwardCompleter(model, known, canvas, found.forward, statements, scope, residual)
     if not completer.has_faults():
         return GraphCompletion.direct(model, found.text, found.file_name)
     completer.run()
@@ -75,10 +75,20 @@ def complete(
         return GraphCompletion.direct(model, found.text, found.file_name)
     if strict:
         _refuse_conventions(completer.completions)
-    text = found.with_forward(completer.forward_text())
+    text = found.with_forward(completer.forward_text(found.docstring))
     completed = _bind(model, found, text, scope, getattr(source, "files", {}))
     _prove(completed, completer)
     return GraphCompletion(completed, "completed", tuple(completer.completions), found.text, text, found.file_name)
+
+
+def _flows(statements: list[Statement]) -> list[tuple[str, str]]:
+    """(node, node that reads it), as far as names in statements tell."""
+    flows = []
+    for statement in statements:
+        written = {numbered_node_of(name) for name in statement.writes} - {None}
+        read = {numbered_node_of(name) for name in statement.reads} - {None} - written
+        flows += [(str(source), str(target)) for source in read for target in written]
+    return flows
 
 
 def _with_metadata(config: ModelConfig, model: nn.Module) -> ModelConfig:
@@ -128,18 +138,15 @@ def _bind(
         module.__dict__.update(scope)
         exec(compile(text, f"<completed {name}>", "exec"), module.__dict__)
     cls = getattr(module, name)
-    completed = cls.__new__(cls)
-    completed.__dict__ = {
-        key: value.copy() if key.startswith("_") and isinstance(value, dict) else value
-        for key, value in model.__dict__.items()
-    }
-    return completed
+    return rebound(model, cls)
 
 
 def _prove(completed: nn.Module, completer: ForwardCompleter) -> None:
     """The compiled class must give what the statements gave one by one; anything else is a defect of this package."""
     result = completer.call(completed)
     expected = completer.result
+    if completer.forward.decorator_list:  # such as autocast, which the statements one by one do not see
+        expected = None
     if isinstance(expected, torch.Tensor) and not (
         isinstance(result, torch.Tensor)
         and result.shape == expected.shape

@@ -13,10 +13,10 @@ from torch import nn
 
 from utils.adapters.canvas import Node
 from utils.adapters.completion import Completion
-from utils.adapters.forward_source import RETURNED, Statement
 from utils.adapters.graph_head import HeadWriter
 from utils.adapters.graph_residuals import ResidualWriter
 from utils.adapters.signature import required_arguments
+from utils.adapters.statements import RETURNED, Statement, assignment
 from utils.errors import GraphCompletionError
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class NodeWriter:
             return self.head.write(name, node)
         if node.name in self.forward.producers:
             return self._write_from_statements(node, name)
+        inside = node.name in self.forward.owners.inside and node.name not in self.forward.output_name
+        if inside and self.forward.hoist(node, name):
+            self.forward.output_name[node.name] = name
+            return None
         if node.name in self.forward.output_name:
             return self.finish(node, name, self.forward.output_name[node.name], 3, "another name of the same node", ())
         writers = {
@@ -83,8 +87,8 @@ class NodeWriter:
         reads: Sequence[str],
         assumption: bool = False,
     ) -> None:
-        note = f"  # completed: {reason.split(';')[0]}"
-        self.forward.emit(Statement.parse(f"{name} = {expression}{note}", frozenset(self.forward.globals)))
+        text = assignment(name, expression, f"completed: {reason.split(';')[0]}")
+        self.forward.emit(Statement.parse(text, frozenset(self.forward.globals)))
         self.forward.output_name[node.name] = name
         self.forward.superseded(node)
         self.forward.read_by.setdefault(node.name, tuple(reads))
@@ -181,7 +185,7 @@ class NodeWriter:
         if name not in self.forward.values:
             expression = " + ".join(variables)
             reason = "several token embeddings with no other instruction are summed"
-            self.forward.emit(Statement.parse(f"{name} = {expression}  # completed: {reason}"))
+            self.forward.emit(Statement.parse(assignment(name, expression, f"completed: {reason}")))
             self.forward.completions.append(Completion(name, expression, 5, reason))
         return name
 

@@ -38,7 +38,7 @@ class ResidualWriter:
     def _add(
         self, node: Node, name: str, terms: list[str], evidence: int, reason: str, assumption: bool = False
     ) -> None:
-        shapes = {term: tuple(self.forward.values[term].shape) for term in terms}
+        shapes = {term: self.forward.shape(term) for term in terms}
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{term} {shape}" for term, shape in shapes.items())
             raise self.writer.error(node, f"what it adds has different shapes: {listed}", list(terms))

@@ -5,50 +5,79 @@ Changes what pending statements read, before any of them is placed; leaves writi
 
 from __future__ import annotations
 
+import ast
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils.adapters.canvas import Node
 from utils.adapters.completion import Completion
-from utils.adapters.forward_source import Statement
+from utils.adapters.statements import Statement, replaced
 from utils.errors import GraphCompletionError
 
 if TYPE_CHECKING:
     from utils.adapters.graph_values import ForwardCompleter
 
 
+@dataclass(frozen=True)
+class Contradiction:
+    """A node whose statements read other nodes than the canvas draws.
+
+    Attributes:
+        node: the node.
+        missing: nodes that are drawn as its inputs and not read.
+        extra: variable → node, for what is read and not drawn.
+        certain: whether everything that the statements read is known.
+    """
+
+    node: Node
+    missing: tuple[Node, ...]
+    extra: dict[str, Node]
+    certain: bool
+
+
 def rewire(forward: ForwardCompleter) -> None:
     """Let statements follow the edges, and lead the chain through nodes that nobody computes or reads."""
     for node in list(forward.canvas.nodes):
-        if node.inputs and node.name in forward.producers:
-            _follow_inputs(forward, node)
+        found = contradiction(forward, node)
+        if found is not None and (forward.seen is None or found.certain):
+            _follow_inputs(forward, found)
     for run in _left_out(forward):
         _lead_through(forward, run)
 
 
-def _follow_inputs(forward: ForwardCompleter, node: Node) -> None:
-    """Where edges or the comment name other inputs than the node's statements read, the statements give way."""
+def contradiction(forward: ForwardCompleter, node: Node) -> Contradiction | None:
+    """Where edges or the comment name other inputs than the node's statements read; None where they agree."""
+    if not node.inputs or not (node.name in forward.producers or node.name in forward.owners.inside):
+        return None
     drawn = [one for one in forward.writer.given_inputs(node) if one.role != "input"]
-    read = _nodes_read(forward, node)
-    missing = [one for one in drawn if one not in read.values()]
+    read, nested, certain = _nodes_read(forward, node)
+    missing = [one for one in drawn if one not in read.values() and one.name not in nested]
+    if forward.seen is not None:
+        missing = [one for one in missing if not forward.seen.passes_on(one, node)]
     extra = {variable: one for variable, one in read.items() if one not in drawn}
-    if not missing:
-        return
+    return Contradiction(node, tuple(missing), extra, certain) if missing else None
+
+
+def _follow_inputs(forward: ForwardCompleter, found: Contradiction) -> None:
+    """The statements of a node give way to what is drawn."""
+    node, missing, extra = found.node, found.missing, found.extra
     level = forward.writer.evidence_of(node)
     if len(missing) == 1 and len(extra) == 1:
         (old,) = extra
         new = forward.variable_of(missing[0])
         for statement in _pending_of(forward, node):
-            _replace(forward, statement, old, new)
+            _replace_in(forward, statement, node, old, new)
         reason = f"the canvas draws {missing[0].name} → {node.name}, the statement read {old}"
         forward.completions.append(Completion(f"input of {node.name}", new, level, reason))
         return
-    if node.role != "residual" and (len(node.modules) != 1 or extra):
+    rewritable = node.name in forward.producers and (node.role == "residual" or (len(node.modules) == 1 and not extra))
+    if not rewritable:
         names = ", ".join(one.name for one in missing)
         raise GraphCompletionError(
             f"{node.name}: the canvas draws {names} → {node.name}, but its statements read "
-            f"{', '.join(read) or 'none of the nodes'}. Correct the edges in config.json or the statement in forward.",
+            f"{', '.join(extra) or 'none of the nodes'}. Correct the edges in config.json or the statement in forward.",
             node.name,
-            tuple(one.name for one in drawn),
+            tuple(one.name for one in missing),
         )
     _write_anew(forward, node)
 
@@ -58,7 +87,7 @@ def _write_anew(forward: ForwardCompleter, node: Node) -> None:
     name = forward.variable_of(node)
     for statement in _pending_of(forward, node):
         forward.pending.remove(statement)
-    del forward.producers[node.name]
+    forward.producers.pop(node.name)
     readers = any(name in statement.reads for statement in forward.pending)
     if not readers and forward.canvas.node_of(name) != node:
         raise GraphCompletionError(
@@ -68,43 +97,52 @@ def _write_anew(forward: ForwardCompleter, node: Node) -> None:
         )
 
 
-def _nodes_read(forward: ForwardCompleter, node: Node) -> dict[str, Node]:
-    """Variable → node, for what a node's statements read from other nodes."""
+def _nodes_read(forward: ForwardCompleter, node: Node) -> tuple[dict[str, Node], set[str], bool]:
+    """(variable → node, nodes inside the same statements, whether all is known) of what a node's statements read."""
     found: dict[str, Node] = {}
-    for statement in _pending_of(forward, node):
-        for variable in statement.ordered_reads():
-            owner = _owner_of_variable(forward, variable)
+    nested: set[str] = set()
+    certain = True
+    statements = _pending_of(forward, node)
+    own = {name for statement in statements for name in statement.writes}
+    for statement in statements:
+        names, inner = forward.owners.reads_of(statement, node)
+        nested.update(inner)
+        nested |= {one.name for one in forward.canvas.nodes if set(one.modules) & statement.calls and one != node}
+        certain = certain and isinstance(statement.node, (ast.Assign, ast.AnnAssign, ast.Return))
+        for variable in dict.fromkeys(name.id for name in names if name.id in statement.reads):
+            owner = forward.owners.owner_of_variable(variable, statement)
             if owner is not None and owner != node and owner.role != "input":
                 found[variable] = owner
-    return found
-
-
-def _owner_of_variable(forward: ForwardCompleter, variable: str) -> Node | None:
-    named = forward.canvas.node_of(variable)
-    if named is not None:
-        return named
-    for name, statements in forward.producers.items():
-        if any(variable in statement.writes for statement in statements):
-            return forward.canvas.get(name)
-    return None
+            elif owner is None and variable not in own:
+                certain = False
+    return found, nested, certain
 
 
 def _pending_of(forward: ForwardCompleter, node: Node) -> list[Statement]:
-    origins = {statement.origin for statement in forward.producers.get(node.name, [])}
+    inside = forward.owners.inside.get(node.name)
+    origins = {s.origin for s in forward.producers.get(node.name, [inside] if inside is not None else [])}
     return [statement for statement in forward.pending if statement.origin in origins]
 
 
-def _replace(forward: ForwardCompleter, statement: Statement, old: str, new: str) -> None:
-    if old in statement.reads:
-        forward.pending[forward.pending.index(statement)] = statement.renamed(old, new)
+def _replace_in(forward: ForwardCompleter, statement: Statement, node: Node | None, old: str, new: str) -> None:
+    """Let the part of a statement that computes `node` read `new` where it read `old`; None is the whole statement."""
+    if node is None:
+        changed = statement.renamed(old, new)
+    else:
+        names, _ = forward.owners.reads_of(statement, node)
+        spots: list[tuple[ast.expr, str]] = [(name, new) for name in names if name.id == old]
+        text = replaced(statement.text, spots)
+        changed = Statement.parse(text, frozenset(forward.globals), statement.origin)
+    if changed.text != statement.text:
+        forward.pending[forward.pending.index(statement)] = changed.reading(statement.calls)
 
 
 def _left_out(forward: ForwardCompleter) -> list[list[Node]]:
     """Runs of neighbouring nodes that no statement computes and none reads, although they would do something."""
     read = {name for statement in forward.pending for name in statement.reads}
     read_nodes = {node.name for name in read if (node := forward.canvas.node_of(name)) is not None}
-    fed = {source for node in forward.canvas.nodes for source in node.inputs if _is_alive(forward, node, read_nodes)}
-    called = {attribute for statement in forward.original for attribute in statement.calls}
+    fed = _feeding(forward, read_nodes)
+    called = forward.called()
     runs: list[list[Node]] = []
     previous_out = False
     for node in forward.canvas.nodes:
@@ -114,9 +152,11 @@ def _left_out(forward: ForwardCompleter) -> list[list[Node]]:
             node.name not in forward.producers
             and node.name not in read_nodes
             and node.name not in fed
+            and node.name not in forward.owners.inside
             and not set(node.modules) & called
             and bool(node.modules or node.role == "residual")
             and not forward.writer.head.is_candidate(node)
+            and (forward.missing is None or node.name in forward.missing)
         )
         if out and previous_out:
             runs[-1].append(node)
@@ -126,9 +166,16 @@ def _left_out(forward: ForwardCompleter) -> list[list[Node]]:
     return runs
 
 
-def _is_alive(forward: ForwardCompleter, node: Node, read_nodes: set[str]) -> bool:
-    """Whether a node will be written from its inputs: somebody reads it, and no statement computes it."""
-    return node.name not in forward.producers and (node.name in read_nodes or node.role == "output")
+def _feeding(forward: ForwardCompleter, read_nodes: set[str]) -> set[str]:
+    """Nodes that will be read by others when these are written from their inputs."""
+    alive = {n.name for n in forward.canvas.nodes if n.name in read_nodes or n.role == "output"}
+    fed: set[str] = set()
+    while True:
+        open_nodes = [n for n in forward.canvas.nodes if n.name in alive | fed and n.name not in forward.producers]
+        new = {source.name for node in open_nodes for source in forward.writer.given_inputs(node)} - fed
+        if not new:
+            return fed
+        fed |= new
 
 
 def _lead_through(forward: ForwardCompleter, run: list[Node]) -> None:
@@ -137,50 +184,63 @@ def _lead_through(forward: ForwardCompleter, run: list[Node]) -> None:
     if not statements:
         return  # nothing of the code lies behind: what is written later reads the canvas itself
     bypassed = _bypassed(forward, run)
-    hits = [name for name in bypassed if any(name in statement.reads for statement in statements)]
+    hits = {name for s in statements for name in _reads_among(forward, s, consumer, bypassed)}
     if len(hits) == 1:
         new = forward.variable_of(run[-1])
         for statement in statements:
-            _replace(forward, statement, hits[0], new)
+            _replace_in(forward, statement, consumer, next(iter(hits)), new)
         names = ", ".join(node.name for node in run)
-        reason = f"{names} stand before it on the canvas and were left out; it read {hits[0]}"
-        forward.completions.append(Completion(f"input of {consumer}", new, 5, reason, assumption=True))
+        reason = f"{names} stand before it on the canvas and were left out; it read {', '.join(hits)}"
+        what = consumer.name if consumer is not None else "the result"
+        forward.completions.append(Completion(f"input of {what}", new, 5, reason, assumption=True))
         return
-    if all(node.role == "residual" for node in run):
+    if all(node.role == "residual" for node in run) or forward.seen is not None:
         return  # the addition stands in the consumer itself, or under a name of its own
+    what = consumer.name if consumer is not None else "the result"
+    called = f"self.{run[0].modules[0]}(…)" if run[0].modules else "…"
     raise GraphCompletionError(
-        f"{run[0].name} is drawn, but forward never computes it, and {consumer} reads neither it nor what precedes it "
-        f"({', '.join(bypassed) or 'nothing'}). Write {run[0].name}_output = self.{run[0].modules[0] if run[0].modules else run[0].name}(…) "
+        f"{run[0].name} is drawn, but forward never computes it, and {what} reads neither it nor what precedes it "
+        f"({', '.join(node.name for node in bypassed) or 'nothing'}). Write {run[0].name}_output = {called} "
         "in forward, or delete the node on the canvas.",
         run[0].name,
-        tuple(bypassed),
+        tuple(node.name for node in bypassed),
     )
 
 
-def _consumer_of(forward: ForwardCompleter, node: Node) -> tuple[str, list[Statement]]:
-    for following in forward.canvas.after(node):
+def _reads_among(
+    forward: ForwardCompleter, statement: Statement, consumer: Node | None, nodes: list[Node]
+) -> list[str]:
+    """Variables of these nodes that the part of a statement that computes `consumer` reads."""
+    names = [name.id for name in forward.owners.reads_of(statement, consumer)[0]] if consumer is not None else []
+    if consumer is None:
+        names = list(statement.ordered_reads())
+    return [name for name in names if forward.owners.owner_of_variable(name, statement) in nodes]
+
+
+def _consumer_of(forward: ForwardCompleter, node: Node) -> tuple[Node | None, list[Statement]]:
+    """(the node behind, or None for the result; its statements)."""
+    drawn = [one for one in forward.canvas.nodes if node.name in one.inputs and one.role != "output"]
+    for following in drawn or forward.canvas.after(node):
         if following.role == "output":
             break
         statements = _pending_of(forward, following)
         if statements:
-            return following.name, statements
+            return following, statements
         if following.modules or following.role == "residual":
-            return following.name, []
+            return following, []
     returns = [statement for statement in forward.pending if statement.returns][-1:]
     written = {name for statement in forward.pending for name in statement.writes} | {forward.input_name}
     if any(name not in written for statement in returns for name in statement.reads):
-        return "the result", []  # it reads what nobody computes, and that will be written from the canvas
-    return "the result", returns
+        return None, []  # it reads what nobody computes, and that will be written from the canvas
+    return None, returns
 
 
-def _bypassed(forward: ForwardCompleter, run: list[Node]) -> list[str]:
-    """Variables that the first node of a run would read, and that its consumer reads instead."""
+def _bypassed(forward: ForwardCompleter, run: list[Node]) -> list[Node]:
+    """Nodes that the first node of a run would read, and that its consumer reads instead."""
     first = run[0]
-    given = forward.writer.given_inputs(first)
-    if given:
-        nodes = given
-    else:
+    nodes = forward.writer.given_inputs(first)
+    if not nodes:
         nodes = [n for n in forward.canvas.before(first) if n.role not in ("input", "output")][:1]
         if first.role == "residual":
             nodes += [n for n in forward.writer.residuals.stream_before(first)[-1:] if n not in nodes]
-    return list(dict.fromkeys(forward.variable_of(node) for node in nodes))
+    return nodes

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import fnmatch
 from typing import Any
 
 import torch
 from torch import nn
 
-from utils.adapters.canvas import Canvas, Node, make_node, numbered_node_of
+from utils.adapters.canvas import Canvas, Node, make_node
 from utils.adapters.completion import Completion
-from utils.adapters.forward_source import RETURNED, Statement
+from utils.adapters.forward_arguments import (
+    MASK,
+    STANDARD_INPUT,
+    argument_names,
+    defaults_of,
+    required_names,
+    signature_text,
+    variadic_names,
+)
 from utils.adapters.graph_nodes import NodeWriter
-from utils.adapters.graph_rewiring import rewire
-from utils.adapters.probing import embedding_lookups, left_as_it_was, tables_of
-from utils.adapters.signature import is_intermediate_name, is_output_of, probe_ids
+from utils.adapters.graph_observation import Observation, missing_nodes, observe
+from utils.adapters.graph_owners import StatementOwners
+from utils.adapters.graph_placeholders import without_placeholders
+from utils.adapters.graph_rewiring import contradiction, rewire
+from utils.adapters.graph_unlisted import add_unlisted_nodes
+from utils.adapters.probing import embedding_lookups, left_as_it_was, probe_ids, tables_of
+from utils.adapters.signature import is_intermediate_name, is_output_of
+from utils.adapters.statements import RETURNED, Statement, indented, replaced
 from utils.errors import GraphCompletionError
 from utils.loading.model_config import ModelConfig
 
@@ -28,9 +42,6 @@ RESIDUAL_READINGS = {
     "sublayer_input": "skip = what the sublayer read (classic post-norm)",
 }
 """Readings of a residual whose inputs nothing names."""
-
-STANDARD_INPUT = "input_ids"
-MASK = "attention_mask"
 
 
 class ForwardCompleter:
@@ -55,8 +66,13 @@ class ForwardCompleter:
         self.model, self.config, self.canvas, self.forward = model, config, canvas, forward
         self.residual = residual
         self.globals = scope
+        self.arguments = argument_names(forward)
+        children = [name for name, _ in model.named_children()]
+        statements = [s.with_patterns(children) for s in statements]
         self.original = statements
-        self.pending = list(statements)
+        self.intermediates = [name for name in self.arguments if self._is_intermediate(name)]
+        self.original, self.dropped = without_placeholders(statements, canvas, self.intermediates)
+        self.pending = list(self.original)
         self.placed: list[Statement] = []
         self.completions: list[Completion] = []
         self.result: Any = None
@@ -65,31 +81,64 @@ class ForwardCompleter:
         self.read_by: dict[str, tuple[str, ...]] = {}  # node → variables that it was applied to
         self.token_tables: list[torch.Tensor] = []
         self._produced: dict[str, tuple[Statement, str, Any]] = {}  # node → its last statement, variable, value
+        self._before: dict[int | None, dict[str, Any]] = {}  # origin → values before that statement ran
+        self._returned_by: int | None = None  # origin of the statement whose return a call reaches
         self._open: list[tuple[object, str]] = []  # values and statements that are being settled, for cycles
-        self.arguments = _arguments(forward)
-        self.intermediates = [name for name in self.arguments if self._is_intermediate(name)]
         self.input_name = self._find_input()
-        self._add_unlisted_nodes()
-        self.producers = self._find_producers()
+        self.seen: Observation | None = None  # what the forward does, where it runs
+        self.missing: set[str] | None = None  # what that run shows to be missing
+        add_unlisted_nodes(canvas, self.original, self.intermediates, self._undefined())
+        self.owners = StatementOwners(canvas, self.original)
+        self.producers = self.owners.producers
         self.writer = NodeWriter(self)
 
     # ---- what is wrong ----------------------------------------------------------------------------------------------
 
     def has_faults(self) -> bool:
-        """Whether anything has to be looked at: a drawn canvas, an intermediate argument, an undefined or late value."""
-        return bool(self.intermediates or self._undefined() or self._out_of_order() or self.is_drawn())
+        """Whether something is missing, wrong or late.
+
+        A source without required intermediates is tried first: where it runs, only what the canvas draws and the run shows
+        to be missing counts.
+        """
+        suspicious = bool(self.intermediates or self._undefined() or self._out_of_order())
+        required = set(self.intermediates) & set(required_names(self.forward))
+        if required or not (suspicious or self.is_drawn()):
+            return suspicious
+        self.ids = probe_ids(self.model, self.config)
+        twin = rebound(self.model, type(self.model))
+        with embedding_lookups() as lookups:
+            self.seen = observe(twin, self.ids, dict.fromkeys(self.extra_inputs(), self.ids))
+        if self.seen is None or any(" is None" in completion.reason for completion in self.dropped):
+            self.seen = None
+            return suspicious
+        self.token_tables = tables_of(self.ids, lookups)
+        self.missing = missing_nodes(self, self.seen) if self.is_drawn() else set()
+        contradictions = [contradiction(self, node) for node in self.canvas.nodes]
+        certain = any(found is not None and found.certain for found in contradictions)
+        return bool(self.missing) or certain or (self.is_drawn() and self.writer.head.is_missing(self.seen.result))
+
+    def called(self) -> set[str]:
+        """Children of the model that some statement uses, or that ran."""
+        used = {attribute for s in [*self.original, *self.placed] for attribute in s.calls}
+        children = [name for name, _ in self.model.named_children()]
+        used |= {name for pattern in used if "*" in pattern for name in fnmatch.filter(children, pattern)}
+        return used | set(self.seen.gave if self.seen is not None else ())
 
     def is_drawn(self) -> bool:
         """A canvas is there, and the code is about it: at least one node shows in a module, a value or an argument."""
         return self.canvas.drawn and any(node.modules for node in self.canvas.nodes)
 
     def _is_intermediate(self, name: str) -> bool:
+        """Whether an argument is the output of a node, which no caller has; not one that forward computes where it is None."""
+        tests = [s for s in self.original if _asks_for_none(s, name)]
+        if name not in required_names(self.forward) and any(s.calls for s in tests):
+            return False
         node = self.canvas.node_of(name)
         if node is not None:
             return node.role != "input" and is_output_of(name, node.name)
-        written_first = self._written_before_read(name)
-        required = name in _required(self.forward)
-        return is_intermediate_name(name) and (required or written_first)
+        read = any(name in statement.reads for statement in self.original)
+        required = name in required_names(self.forward)
+        return is_intermediate_name(name) and (required or self._written_before_read(name) or (read and not tests))
 
     def _written_before_read(self, name: str) -> bool:
         for statement in self.original:
@@ -105,13 +154,15 @@ class ForwardCompleter:
 
     def _undefined(self) -> list[str]:
         written = {name for statement in self.original for name in statement.writes}
-        known = written | (set(self.arguments) - set(self.intermediates)) | {STANDARD_INPUT} | _variadic(self.forward)
+        known = (
+            written | (set(self.arguments) - set(self.intermediates)) | {STANDARD_INPUT} | variadic_names(self.forward)
+        )
         return [
             name for s in self.original for name in sorted(s.reads) if name not in known and name not in self.globals
         ]
 
     def _out_of_order(self) -> bool:
-        written = set(self.arguments) | _variadic(self.forward)
+        written = set(self.arguments) | variadic_names(self.forward)
         for statement in self.original:
             if statement.reads & {n for s in self.original for n in s.writes} - written:
                 return True
@@ -119,44 +170,6 @@ class ForwardCompleter:
         return False
 
     # ---- the canvas and the code ------------------------------------------------------------------------------------
-
-    def _add_unlisted_nodes(self) -> None:
-        """A numbered value that is read, never computed and drawn nowhere (residual_0) becomes a node before its reader."""
-        for statement in self.original:
-            for name in sorted(statement.reads):
-                missing = name in self.intermediates or name in self._undefined()
-                node_name = numbered_node_of(name)
-                if not missing or node_name is None or self.canvas.node_of(name) is not None:
-                    continue
-                readers = [n for n in self.canvas.nodes if set(n.modules) & statement.calls]
-                reader = readers[0] if readers else self._after_last_read(statement)
-                self.canvas.insert_before(reader, make_node(node_name))
-
-    def _after_last_read(self, statement: Statement) -> Node | None:
-        """The node behind the last one that the statement reads, for a value that no node consumes."""
-        read = [node for name in statement.reads if (node := self.canvas.node_of(name)) is not None]
-        positions = [self.canvas.nodes.index(node) for node in read]
-        following = self.canvas.nodes[max(positions) + 1 :] if positions else []
-        if following:
-            return following[0]
-        return next((node for node in self.canvas.nodes if node.role == "output"), None)
-
-    def _find_producers(self) -> dict[str, list[Statement]]:
-        """Node → the statements that compute it: they write a value of its name, or call its modules."""
-        producers: dict[str, list[Statement]] = {}
-        for statement in self.original:
-            if statement.returns:
-                continue
-            owner = self._owner(statement)
-            if owner is not None:
-                producers.setdefault(owner.name, []).append(statement)
-        return producers
-
-    def _owner(self, statement: Statement) -> Node | None:
-        named = [node for name in statement.writes if (node := self.canvas.node_of(name)) is not None]
-        called = [node for node in self.canvas.nodes if set(node.modules) & statement.calls]
-        candidates = named or called
-        return max(candidates, key=self.canvas.nodes.index, default=None)
 
     def variable_of(self, node: Node) -> str:
         """The variable that holds, or will hold, a node's output."""
@@ -172,7 +185,8 @@ class ForwardCompleter:
         if names:
             return names[-1]
         if statements and statements[-1].targets:
-            return statements[-1].targets[0]
+            simple = isinstance(statements[-1].node, (ast.Assign, ast.AnnAssign, ast.AugAssign))
+            return statements[-1].targets[0 if simple else -1]
         wanted = [n for s in self.pending for n in sorted(s.reads) if self.canvas.node_of(n) == node]
         return wanted[0] if wanted else f"{node.name}_output"
 
@@ -189,18 +203,24 @@ class ForwardCompleter:
             if self.is_drawn():
                 rewire(self)
             while self.pending:
-                self._place(self.pending[0])
+                statement = self.pending[0]
+                self._place(statement)
+                if statement.is_plain_return:
+                    self.pending.clear()  # what still stands behind it is never reached
             self.writer.head.ensure()
         self.result = self.values.get(RETURNED)
+        if self.completions:
+            self.completions[:0] = self.dropped
 
     @contextlib.contextmanager
     def _probe(self) -> Any:
         self.ids = probe_ids(self.model, self.config)
+        self.instance = rebound(self.model, type(self.model))  # takes what statements assign to self
         with left_as_it_was(self.model), embedding_lookups() as lookups:
             self._lookups = lookups
             self.values[STANDARD_INPUT] = self.values[self.input_name] = self.ids
             self.values[MASK] = None
-            for name, default in _defaults(self.forward).items():
+            for name, default in defaults_of(self.forward).items():
                 if name not in self.intermediates and name not in self.values:
                     self.values[name] = default
             yield
@@ -212,7 +232,9 @@ class ForwardCompleter:
 
     def extra_inputs(self) -> list[str]:
         """Further arguments without default that are inputs of the model."""
-        return [n for n in _required(self.forward) if n not in self.intermediates and n not in (self.input_name, MASK)]
+        return [
+            n for n in required_names(self.forward) if n not in self.intermediates and n not in (self.input_name, MASK)
+        ]
 
     def _note_arguments(self) -> None:
         for name in self.extra_inputs():
@@ -227,7 +249,7 @@ class ForwardCompleter:
 
     def _place(self, statement: Statement) -> None:
         """Place a statement after everything that it needs."""
-        with self._settling(statement, statement.text):
+        with self._settling(statement, statement.label):
             for earlier in self._must_come_before(statement):
                 if earlier in self.pending:
                     self._place(earlier)
@@ -283,9 +305,9 @@ class ForwardCompleter:
     def _settling(self, key: object, label: str) -> Any:
         keys = [open_key for open_key, _ in self._open]
         if key in keys:
-            labels = [open_label.strip().splitlines()[-1].strip() for _, open_label in self._open[keys.index(key) :]]
+            labels = [open_label for _, open_label in self._open[keys.index(key) :]]
             chain = " → ".join([*labels, labels[0]])
-            node = self._owner(key) if isinstance(key, Statement) else self.canvas.node_of(str(key))
+            node = self.owners.owner(key) if isinstance(key, Statement) else self.canvas.node_of(str(key))
             name = node.name if node else labels[0]
             raise GraphCompletionError(
                 f"{name} needs itself: {chain}. Name its inputs: draw the edges in config.json, or write the comment "
@@ -303,7 +325,7 @@ class ForwardCompleter:
         known = sorted(
             value for value, given in self.values.items() if isinstance(given, torch.Tensor) and value != RETURNED
         )
-        where = f" It is read in: {reader.text.strip().splitlines()[-1].strip()}." if reader else ""
+        where = f" It is read in: {reader.label}." if reader else ""
         return GraphCompletionError(
             f"{name} is never computed, and no node of the canvas, module or comment explains it.{where} Values computed so "
             f"far: {', '.join(known)}. Write the missing statement in forward, or rename the value to that of its node.",
@@ -315,17 +337,25 @@ class ForwardCompleter:
 
     def emit(self, statement: Statement) -> None:
         """Execute a statement on the probe and place it."""
-        scope = {**self.globals, **self.values, "self": self.model}
+        self._before[statement.origin] = {name: _copied(value) for name, value in self.values.items()}
+        scope = self.scope()
+        returned = scope.pop(RETURNED, None)
         try:
             exec(statement.program(), scope)  # type: ignore[arg-type]
-        except Exception as error:  # the model's own statement fails: the message names it and the shapes that it met
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # the model's own statement fails: the message names it and the shapes that it met
             raise self._failing(statement, error) from error
-        for name in [*statement.writes, RETURNED]:
+        for name in statement.writes:
             if name in scope:
                 self.values[name] = scope[name]
+        if RETURNED in scope or returned is not None:  # the first return is the one that a call reaches
+            self.values[RETURNED] = returned if returned is not None else scope[RETURNED]
+            self._returned_by = self._returned_by if returned is not None else statement.origin
         self.placed.append(statement)
         self.token_tables = tables_of(self.ids, self._lookups)
-        owner = self._owner(statement) if statement.origin is not None and not statement.returns else None
+        owner = self.owners.owner(statement) if statement.origin is not None and not statement.returns else None
         if owner is not None and self._is_last_of(statement, owner):
             variable = self.variable_of(owner)
             self._produced[owner.name] = (statement, variable, self.values.get(variable))
@@ -334,19 +364,35 @@ class ForwardCompleter:
             own = {name for s in ran for name in s.writes}
             self.read_by[owner.name] = tuple(n for s in ran for n in s.ordered_reads() if n not in own or len(ran) == 1)
 
+    def scope(self) -> dict[str, Any]:
+        """Names that a statement sees at this point."""
+        return {**self.globals, **self.values, "self": self.instance}
+
+    def evaluated(self, expression: str) -> Any:
+        """What an expression gives for the probe; None where it cannot be evaluated, as in a branch that was not taken."""
+        try:
+            return eval(expression, self.scope())
+        except (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError):
+            return None
+
+    def forget_return(self, statement: Statement) -> None:
+        """A statement runs anew: what it returned before does not count."""
+        if self._returned_by == statement.origin:
+            self.values.pop(RETURNED, None)
+
     def _is_last_of(self, statement: Statement, owner: Node) -> bool:
         return not any(
             s.origin in {p.origin for p in self.producers[owner.name]} for s in self.pending if s is not statement
         )
 
-    def _failing(self, statement: Statement, error: Exception) -> GraphCompletionError:
-        node = self._owner(statement)
+    def _failing(self, statement: Statement, error: BaseException) -> GraphCompletionError:
+        node = self.owners.owner(statement)
         shapes = ", ".join(
             f"{n}: {tuple(self.values[n].shape)}"
             for n in statement.ordered_reads()
             if isinstance(self.values.get(n), torch.Tensor)
         )
-        line = statement.text.strip().splitlines()[-1].strip()
+        line = statement.label
         return GraphCompletionError(
             f"{node.name if node else type(self.model).__name__}: the statement `{line}` fails with {type(error).__name__}: "
             f"{error}. It was given {shapes or 'no tensors'}. Check the widths of the modules that it uses.",
@@ -366,12 +412,72 @@ class ForwardCompleter:
             if pending is not None:
                 self._place(pending)
         if node.name in self._produced:
-            return self._kept(node)
+            return self._as_tensor(node, self._kept(node))
         if node.name not in self.output_name:
             variable = self.variable_of(node)
             with self._settling(variable, variable):
                 self.writer.write(node, variable)
         return self.output_name[node.name]
+
+    def _as_tensor(self, node: Node, variable: str) -> str:
+        """The variable, or one for the tensor in it, where it holds what a module gave as a tuple, or a collection."""
+        value = self.values.get(variable)
+        if isinstance(value, torch.Tensor):
+            return variable
+        name = f"{node.name}_output" if variable != f"{node.name}_output" else f"{node.name}_first"
+        if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
+            self.emit(Statement.parse(f"{name} = {variable}[0]"))
+            self.completions.append(Completion(name, f"{variable}[0]", 4, "the first of its results"))
+        elif not self.hoist(node, name):
+            return variable
+        self._produced.pop(node.name, None)
+        self.output_name[node.name] = name
+        return name
+
+    def hoist(self, node: Node, name: str) -> bool:
+        """Give a name to a node's output that a statement computes on the way to something else.
+
+        Returns:
+            False where no statement does.
+        """
+        original = self.owners.inside.get(node.name) or next(iter(self.producers.get(node.name, [])[-1:]), None)
+        if original is None:
+            return False
+        pending = next((s for s in self.pending if s.origin == original.origin), None)
+        if pending is not None:
+            self._place(pending)
+        index = next((i for i, s in enumerate(self.placed) if s.origin == original.origin), None)
+        place = self.owners.place(self.placed[index], node) if index is not None else None
+        if index is None or place is None or name in self.values:
+            return False
+        outer = self.placed[index]
+        expression = ast.get_source_segment(outer.text, place.expression) or ast.unparse(place.expression)
+        self._give_name(name, expression, index)
+        value, read = self.values[name], name
+        if isinstance(value, tuple) and value:  # `h["a"], _ = self.mhsa_0(…)`
+            read = f"{node.name}_result"
+            self.placed[index] = Statement.parse(f"{read} = {expression}")
+            self.placed.insert(index + 1, Statement.parse(f"{name} = {read}[0]"))
+            self.values[read], self.values[name] = value, value[0]
+        position = self.placed.index(outer)
+        text = replaced(outer.text, [(place.expression, read)])
+        again = Statement.parse(text, frozenset(self.globals), outer.origin)
+        self.placed[position] = again.reading(again.calls | (outer.calls - set(node.modules)))
+        self._produced = {
+            owner: (self.placed[position] if one is outer else one, *rest)
+            for owner, (one, *rest) in self._produced.items()
+        }
+        self.read_by.setdefault(node.name, tuple(one.id for one in place.names))
+        self.completions.append(Completion(name, expression, 3, "named, because another statement needs it too"))
+        return True
+
+    def _give_name(self, name: str, expression: str, index: int) -> None:
+        """Bind a part of a placed statement to a name, before that statement."""
+        statement = Statement.parse(f"{name} = {expression}", frozenset(self.globals))
+        scope = {**self.globals, **self._before[self.placed[index].origin], "self": self.instance}
+        exec(statement.program(), scope)  # type: ignore[arg-type]
+        self.values[name] = scope[name]
+        self.placed.insert(index, statement)
 
     def superseded(self, node: Node) -> None:
         """From here on the node's output is what `output_name` says, not what its last statement bound."""
@@ -386,9 +492,11 @@ class ForwardCompleter:
             return variable
         kept = f"{node.name}_output"
         if kept not in self.values:
-            alias = Statement.parse(f"{kept} = {variable}")
+            changing = next(other for other in later if variable in other.writes)
+            in_place = changing.changes_in_place(variable)
+            alias = Statement.parse(f"{kept} = {variable}{'.clone()' if in_place else ''}")
             self.placed.insert(self.placed.index(statement) + 1, alias)
-            self.values[kept] = value
+            self.values[kept] = self._before[changing.origin][variable] if in_place else value
             self.completions.append(Completion(kept, variable, 3, "kept, because the variable is used again later"))
         return kept
 
@@ -397,81 +505,53 @@ class ForwardCompleter:
         value = self.values.get(variable)
         return value.shape[-1] if isinstance(value, torch.Tensor) and value.dim() else None
 
+    def shape(self, variable: str) -> tuple[int, ...] | str:
+        """Shape of a variable; the name of its type where it is no tensor."""
+        value = self.values.get(variable)
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
     # ---- writing ----------------------------------------------------------------------------------------------------
 
-    def forward_text(self) -> str:
-        """Source of the completed `forward`, dedented."""
-        arguments = self.forward.args
-        returns = f" -> {ast.unparse(self.forward.returns)}" if self.forward.returns else ""
-        annotation = next((a.annotation for a in arguments.args if a.arg == self.input_name and a.annotation), None)
-        first = STANDARD_INPUT + (f": {ast.unparse(annotation)}" if annotation else "")
-        others = [
-            text
-            for name, text in _argument_texts(self.forward)
-            if name not in (*self.intermediates, self.input_name, MASK)
-        ]
-        required = [name for name in others if "=" not in name and not name.startswith("*")]
-        optional = [name for name in others if name not in required]
-        keyword_only = ["*", *required] if required and not any(name.startswith("*") for name in optional) else required
-        parts = ["self", first, f"{MASK}=None", *(o for o in optional if not o.startswith("**")), *keyword_only]
-        parts += [o for o in optional if o.startswith("**")]
-        lines = [f"def forward({', '.join(parts)}){returns}:"]
-        docstring = ast.get_docstring(self.forward)
-        if docstring:
-            lines += ['    """' + docstring.replace("\n", "\n    ").rstrip() + '"""']
+    def forward_text(self, docstring: str | None = None) -> str:
+        """Source of the completed `forward`, dedented; `docstring` is its text in quotes, as it stood."""
+        lines = signature_text(self.forward, self.input_name, self.intermediates)
+        if docstring is not None:
+            lines += f"    {docstring}".split("\n")
         if self.input_name != STANDARD_INPUT:
             lines.append(f"    {self.input_name} = {STANDARD_INPUT}")
+        previous: int | None = -1
         for statement in self.placed:
-            lines += [f"    {line}" if line.strip() else "" for line in statement.text.splitlines()]
+            if statement.origin is not None and previous is not None and statement.origin == previous + 1:
+                lines += [""] * statement.gap
+            lines += indented(statement.text, "    ").split("\n")
+            previous = statement.origin
         return "\n".join(lines)
 
 
-def _arguments(forward: ast.FunctionDef) -> list[str]:
-    arguments = forward.args
-    return [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]][1:]
+def rebound(model: nn.Module, cls: type) -> nn.Module:
+    """A new object of a class that shares parameters, buffers and submodules with `model`."""
+    twin: nn.Module = object.__new__(cls)
+    twin.__dict__ = {
+        key: value.copy() if key.startswith("_") and isinstance(value, dict) else value
+        for key, value in model.__dict__.items()
+    }
+    return twin
 
 
-def _variadic(forward: ast.FunctionDef) -> set[str]:
-    return {argument.arg for argument in (forward.args.vararg, forward.args.kwarg) if argument is not None}
+def _copied(value: Any) -> Any:
+    """A value that later statements cannot change in place."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if type(value) in (list, dict, set) else value
 
 
-def _required(forward: ast.FunctionDef) -> list[str]:
-    arguments = forward.args
-    positional = [a.arg for a in [*arguments.posonlyargs, *arguments.args]]
-    without = positional[1 : len(positional) - len(arguments.defaults)] if arguments.defaults else positional[1:]
-    return without + [a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults) if default is None]
-
-
-def _argument_texts(forward: ast.FunctionDef) -> list[tuple[str, str]]:
-    """(name, text with annotation and default) of each argument but `self`, in order; `*args` and `**kwargs` included."""
-    arguments = forward.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = list(zip(positional, defaults))[1:] + list(zip(arguments.kwonlyargs, arguments.kw_defaults))
-    texts = []
-    for argument, default in pairs:
-        annotation = f": {ast.unparse(argument.annotation)}" if argument.annotation else ""
-        value = f"={ast.unparse(default)}" if default is not None else ""
-        texts.append((argument.arg, argument.arg + annotation + value))
-    if arguments.vararg:
-        texts.append((arguments.vararg.arg, f"*{arguments.vararg.arg}"))
-    if arguments.kwarg:
-        texts.append((arguments.kwarg.arg, f"**{arguments.kwarg.arg}"))
-    return texts
-
-
-def _defaults(forward: ast.FunctionDef) -> dict[str, Any]:
-    """Defaults of the arguments that are plain constants; others count as None, which is what the probe passes."""
-    found: dict[str, Any] = {}
-    for name, text in _argument_texts(forward):
-        if "=" in text:
-            try:
-                found[name] = ast.literal_eval(text.split("=", 1)[1])
-            except (ValueError, SyntaxError):
-                found[name] = None
-        elif text.startswith("*"):
-            found[name] = {} if text.startswith("**") else ()
-    return found
+def _asks_for_none(statement: Statement, name: str) -> bool:
+    """Whether a statement tests `name is None` or `name is not None`."""
+    tests = [node for node in ast.walk(ast.parse(statement.text)) if isinstance(node, ast.Compare)]
+    return any(
+        isinstance(test.left, ast.Name) and test.left.id == name and isinstance(test.ops[0], (ast.Is, ast.IsNot))
+        for test in tests
+    )
 
 
 def _right_side(statement: Statement) -> str:

@@ -14,13 +14,21 @@ from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs
+from utils.errors import DataError
+
+ADAM_BETAS = (0.9, 0.95)
+"""Running averages of AdamW: the custom for language models since GPT-3 (Brown et al. 2020); PyTorch's is (0.9, 0.999)."""
+
+FINAL_RATE = 0.1
+"""Learning rate at the last step as a share of the peak (Hoffmann et al. 2022 decay to a tenth)."""
 
 
 class UniversalModelAdapter(pl.LightningModule):
     """Any model as a LightningModule for next-token training.
 
     A batch is a mapping with `input_ids` (B, T) int64, optional `labels` (B, T), unshifted with -100 where no loss counts
-    (the ids themselves where absent), and optional `attention_mask` (B, T).
+    (the ids themselves where absent), and optional `attention_mask` (B, T). The defaults are those of a fine-tuning by
+    hand; `train()` passes the values of `TrainingConfig`, which has defaults of its own for training from scratch.
 
     Example:
         >>> lit = UniversalModelAdapter(model, config, tokenizer, learning_rate=5e-5)
@@ -37,8 +45,8 @@ class UniversalModelAdapter(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         total_steps: int | None = None,
-        betas: tuple[float, float] = (0.9, 0.95),
-        final_rate: float = 0.1,
+        betas: tuple[float, float] = ADAM_BETAS,
+        final_rate: float = FINAL_RATE,
     ) -> None:
         """Adapt the model where it is not adapted yet.
 
@@ -58,6 +66,7 @@ class UniversalModelAdapter(pl.LightningModule):
         self.tokenizer = tokenizer
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_ratio, self.total_steps, self.final_rate = warmup_ratio, total_steps, final_rate
+        self._window_tokens = 0
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
@@ -66,11 +75,27 @@ class UniversalModelAdapter(pl.LightningModule):
         return self.adapted(input_ids, attention_mask, labels)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
-        """Loss of one micro-batch."""
+        """Loss of one micro-batch, nats per predicted token.
+
+        Raises:
+            DataError: under gradient accumulation the micro-batches of one step predict different numbers of tokens. The
+                mean of their means, which Lightning takes, would weight tokens of short micro-batches more.
+        """
         labels = batch.get("labels", batch["input_ids"])
-        loss = self(batch["input_ids"], batch.get("attention_mask"), labels).loss
-        self.log("train_loss", loss, batch_size=_predicted(labels))
-        return loss
+        accumulation = self._trainer.accumulate_grad_batches if self._trainer is not None else 1
+        if accumulation > 1:  # counting makes a GPU wait, so only here
+            self._check_window(_predicted(labels), batch_index % accumulation)
+        return self(batch["input_ids"], batch.get("attention_mask"), labels).loss
+
+    def _check_window(self, tokens: int, place: int) -> None:
+        if place == 0:
+            self._window_tokens = tokens
+        elif tokens != self._window_tokens:
+            raise DataError(
+                f"Micro-batch {place + 1} of an accumulation window predicts {tokens} tokens, the first one "
+                f"{self._window_tokens}: their mean would weight tokens unequally. Pack the text into full blocks, as train() "
+                "does, or set accumulate_grad_batches=1."
+            )
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
         """Loss of one validation batch; the epoch's mean weights every predicted token alike."""

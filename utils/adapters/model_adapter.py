@@ -7,24 +7,30 @@ in `lightning_adapter` and is imported only when somebody asks for it.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from utils.adapters.contract import CallContract, shifted_right
 from utils.adapters.graph_executor import ComputationalGraphExecutor, GraphCompletion, complete
-from utils.adapters.model_outputs import ModelOutputs, next_token_loss
-from utils.adapters.signature import CallContract, ModelSignatureInspector, infer_contract
+from utils.adapters.inference import infer_contract
+from utils.adapters.model_outputs import ModelOutputs, cross_entropy, follow, next_token_loss
+from utils.adapters.probing import device_of, dtype_of
+from utils.adapters.signature import ModelSignatureInspector
 from utils.errors import CallContractError, TokenIdError
 from utils.loading.model_config import ModelConfig
 
 if TYPE_CHECKING:
+    from utils.adapters.fused_attention import FlashAttentionWrapper
     from utils.adapters.lightning_adapter import UniversalModelAdapter
     from utils.loading.model_loader import LoadedModel, ModelSource
 
 __all__ = [
     "AdaptedModel",
     "ComputationalGraphExecutor",
+    "FlashAttentionWrapper",
     "GraphCompletion",
     "ModelSignatureInspector",
     "UniversalModelAdapter",
@@ -38,6 +44,10 @@ def __getattr__(name: str) -> object:
         from utils.adapters.lightning_adapter import UniversalModelAdapter
 
         return UniversalModelAdapter
+    if name == "FlashAttentionWrapper":  # it works on adapted models, so it lies above this file
+        from utils.adapters.fused_attention import FlashAttentionWrapper
+
+        return FlashAttentionWrapper
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -49,6 +59,7 @@ class AdaptedModel(nn.Module):
         config: what is known about the model, with what its modules told filled in.
         contract: how the model is called and where its logits are.
         completion: what was completed, on which evidence; `status` is "direct" where nothing had to be.
+        source: files, origin and revision of a loaded model; None for a module that was passed in.
 
     Example:
         >>> adapted = adapt(model)
@@ -69,32 +80,58 @@ class AdaptedModel(nn.Module):
         self.contract = contract if contract is not None else infer_contract(model, known)
         self.config = _filled_in(known, self.contract)
         self.completion = completion if completion is not None else GraphCompletion.direct(model)
+        self.source: ModelSource | None = None
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **extras: torch.Tensor,
     ) -> ModelOutputs:
         """Call the model.
 
         Args:
-            input_ids: (B, T) int64, every id below `contract.vocab_size`.
+            input_ids: (B, T) int64, every id below `contract.vocab_size`; for vision (B, C, H, W) pixels.
             attention_mask: (B, T), 1 for a real token, 0 for padding. Passed on where the model takes one.
-            labels: (B, T) int64, unshifted, -100 where no loss counts. For next-token prediction pass `input_ids`.
+            labels: -100 where no loss counts. "lm": (B, T) unshifted, pass `input_ids`; "masked": (B, T), the true token at
+                each position; "seq2seq": (B, T_dec) what the decoder should say; "classification" and "vision": (B,).
+            extras: `decoder_input_ids` (B, T_dec) for "seq2seq", by default the labels shifted right, else the input
+                shifted right; `pixel_values` in place of `input_ids`; anything else goes to the model by name.
 
         Returns:
-            Logits (B, T, V), and the mean loss in nats where labels were given.
+            Logits (B, T, V), or (B, classes), and the mean loss in nats where labels were given.
         """
         contract = self.contract
-        arguments: dict[str, Any] = dict(contract.constants)
-        if attention_mask is not None and contract.mask_name is not None:
-            arguments[contract.mask_name] = attention_mask
-        if contract.label_name is not None:
-            arguments[contract.label_name] = input_ids
-        if contract.input_name is None:
-            output = self.model(input_ids, **arguments)
-        else:
-            output = self.model(**{contract.input_name: input_ids}, **arguments)
+        inputs = input_ids if input_ids is not None else extras.pop("pixel_values", None)
+        if inputs is None:
+            raise CallContractError(f"{self.name} needs input_ids (or pixel_values for images) as its first argument.")
+        decoder_ids = extras.pop("decoder_input_ids", None)
+        if contract.decoder_name is not None and decoder_ids is None and labels is not None:
+            decoder_ids = shifted_right(labels, contract.start_id)
+        positional, keywords = contract.arguments(
+            inputs, attention_mask, decoder_ids, dtype_of(self.model) if contract.mask is not None else torch.float32
+        )
+        output = self.model(*positional, **keywords, **extras)
         logits = contract.logits(output)
-        return ModelOutputs(logits, None if labels is None else next_token_loss(logits, labels))
+        return ModelOutputs(logits, None if labels is None else self._loss(output, logits, labels))
+
+    def _loss(self, output: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The task's loss, with the model's auxiliary losses added once."""
+        if labels.shape != logits.shape[:-1]:
+            raise CallContractError(
+                f"labels must have the shape {tuple(logits.shape[:-1])} of {self.name}'s scores; got {tuple(labels.shape)}."
+            )
+        if not self.contract.scores_tokens:
+            raise CallContractError(
+                f"{self.name} gives hidden states {self.contract.output_size} wide and no scores for its "
+                f"{self.contract.vocab_size} tokens: it has no head, so there is no loss. Add a head, or load the model "
+                "with one (AutoModelForCausalLM instead of AutoModel)."
+            )
+        loss = next_token_loss(logits, labels) if self.contract.shift else cross_entropy(logits, labels)
+        for path, weight in self.contract.auxiliary:
+            loss = loss + weight * follow(output, path)
+        return loss
 
     def check_inputs(self, input_ids: torch.Tensor) -> None:
         """Refuse ids and lengths that the model cannot take, before anything reaches the model or a GPU.
@@ -102,6 +139,8 @@ class AdaptedModel(nn.Module):
         Raises:
             TokenIdError: an id is negative or not below the embedding rows, or the sequence is longer than the limit.
         """
+        if not self.contract.takes_tokens:
+            return self._check_pixels(input_ids)
         rows, limit = self.contract.vocab_size, self.contract.max_length
         if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise TokenIdError(
@@ -112,7 +151,7 @@ class AdaptedModel(nn.Module):
                 f"The sequence is {input_ids.shape[1]} tokens long, the model takes at most {limit}. Cut the text into blocks of {limit}."
             )
         if input_ids.numel() == 0 or rows is None:
-            return
+            return None
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= rows:
             wrong = low if low < 0 else high
@@ -122,10 +161,18 @@ class AdaptedModel(nn.Module):
                 f"(0 to {rows - 1}). Use a tokenizer with at most {rows} entries."
             )
 
+    def _check_pixels(self, pixels: torch.Tensor) -> None:
+        expected = self.contract.image_shape
+        if not pixels.is_floating_point() or tuple(pixels.shape[1:]) != expected:
+            raise TokenIdError(
+                f"Images must be floating-point of shape (B, {', '.join(map(str, expected or ()))}); got {pixels.dtype} of "
+                f"shape {tuple(pixels.shape)}. Resize them and scale them to numbers between 0 and 1."
+            )
+
     @property
     def device(self) -> torch.device:
         """Device of the first parameter; CPU for a model without any."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        return device_of(self)
 
     @property
     def name(self) -> str:
@@ -146,7 +193,7 @@ class AdaptedModel(nn.Module):
 def adapt(
     model: nn.Module | LoadedModel,
     config: object = None,
-    source: str | ModelSource | None = None,
+    source: str | Path | ModelSource | None = None,
     *,
     strict: bool = False,
     residual: str = "stream",
@@ -175,9 +222,15 @@ def adapt(
         loaded = model
         model, config = loaded.model, config if config is not None else loaded.config
         source = source if source is not None else loaded.source
+    if source is not None and not isinstance(source, (str, Path)) and not hasattr(source, "text"):
+        raise CallContractError(f"source= takes the text or path of a model file; got {type(source).__name__}.")
     known = ModelConfig.of(config if config is not None else getattr(model, "config", None))
-    completion = complete(model, known, source, strict=strict, residual=residual)
-    return AdaptedModel(completion.model, known, completion=completion)
+    completion = complete(
+        model, known, str(source) if isinstance(source, Path) else source, strict=strict, residual=residual
+    )
+    adapted = AdaptedModel(completion.model, known, completion=completion)
+    adapted.source = None if isinstance(source, (str, Path)) else source
+    return adapted
 
 
 def _filled_in(config: ModelConfig, contract: CallContract) -> ModelConfig:

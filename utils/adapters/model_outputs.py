@@ -62,6 +62,13 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str =
     return total if reduction == "sum" else total / (target != IGNORED_LABEL).sum().clamp(min=1)
 
 
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats without any shift: logits (B, T, V) or (B, V) against labels (B, T) or (B,)."""
+    scores = logits.float().transpose(1, 2) if logits.dim() == 3 else logits.float()
+    losses = F.cross_entropy(scores, labels, ignore_index=IGNORED_LABEL, reduction="none")
+    return losses.sum() / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+
 @dataclass(frozen=True)
 class LogitsSelector:
     """Where a model's output keeps its logits, and in which order their axes stand.
@@ -77,10 +84,21 @@ class LogitsSelector:
 
     def __call__(self, output: Any) -> torch.Tensor:
         """Return the logits as (B, T, V), or (B, V) for classification."""
-        value = output
-        for step in self.path:
-            value = getattr(value, step) if isinstance(step, str) and not isinstance(value, Mapping) else value[step]
+        value = follow(output, self.path)
         return value if self.layout in ("BTV", "BV") else value.permute(_LAYOUTS[self.layout])
+
+
+def follow(output: Any, path: tuple[str | int, ...]) -> Any:
+    """What lies at the end of a path of keys, indices and attribute names."""
+    value = output
+    for step in path:
+        value = getattr(value, step) if isinstance(step, str) and not isinstance(value, Mapping) else value[step]
+    return value
+
+
+def scalars_in(output: Any) -> list[tuple[tuple[str | int, ...], float]]:
+    """Scalar floating-point tensors of an output with their paths."""
+    return [(path, float(tensor)) for path, tensor in tensors_in(output) if tensor.numel() == 1 and tensor.dim() == 0]
 
 
 def tensors_in(
@@ -126,8 +144,9 @@ def find_logits(
             continue
         name = path[-1] if path and isinstance(path[-1], str) else None
         width = tensor.shape[layout.index("V")]
-        rank = (0 if width == vocab_size else 4) + (0 if name in LOGITS_NAMES[:3] else 1 if name is None else 2)
-        ranked.append((rank + (0 if len(layout) == 3 else 3), order, LogitsSelector(path, layout), tensor.shape))
+        rank = (0 if width == vocab_size else 4) + (0 if len(layout) == 3 else 3)
+        rank += -8 if name in LOGITS_NAMES[:3] else 1 if name is None else 2
+        ranked.append((rank, order, LogitsSelector(path, layout), tensor.shape))
     if not ranked:
         return None
     _, _, selector, shape = min(ranked, key=lambda entry: entry[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from utils.loading.model_config import ModelConfig
 
 PROBE_BATCH, PROBE_LENGTH = 2, 5
 """Shape of the ids of a probe: distinct and both odd enough to be told from usual widths."""
@@ -50,7 +53,7 @@ class _Lookups(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if function is F.embedding:
+        if function in (F.embedding, F.embedding_bag):
             ids, table = args[:2] if len(args) > 1 else self._named(args, named)
             self.found.append(Lookup(table, ids.detach().clone()))
         elif function is torch.embedding and len(args) > 1:
@@ -85,29 +88,106 @@ def position_limits(length: int, lookups: list[Lookup]) -> list[int]:
     return [lookup.table.shape[0] - start for lookup, start in starts if start is not None]
 
 
-def ids_below(rows: int, length: int, device: torch.device) -> torch.Tensor:
-    """Token ids (2, length) below `rows` that are neither constant nor consecutive."""
-    generator = torch.Generator().manual_seed(rows)
-    ids = torch.randint(max(1, rows), (PROBE_BATCH, length), generator=generator)
-    if rows > 2 and length > 1:  # a chance run of consecutive ids would look like positions
+def probe_ids(
+    model: nn.Module, config: ModelConfig, rows: int | None = None, length: int = PROBE_LENGTH
+) -> torch.Tensor:
+    """Token ids (2, length) for a probe, neither constant nor consecutive, shorter where the length limit asks for it.
+
+    The id of padding is left out, since models treat it apart; the last id is end-of-text where the config names it.
+
+    Args:
+        model: gives the device and, where it has a position table, a limit.
+        config: gives a limit and special ids.
+        rows: bound of the ids; None takes one that is legal for every embedding of the model.
+        length: tokens per row.
+    """
+    limit = min(filter(None, [*position_rows(model), config.max_seq_len]), default=length)
+    length, rows = max(1, min(limit, length)), rows or candidate_rows(model, config)[-1]
+    ids = torch.randint(max(1, rows), (PROBE_BATCH, length), generator=torch.Generator().manual_seed(rows))
+    padding, end = config.raw.get("pad_token_id"), config.raw.get("eos_token_id")
+    if rows > 3:
+        ids = torch.where(ids == padding, (ids + 1) % rows, ids) if isinstance(padding, int) else ids
+    if rows > 2 and length > 2:  # a chance run of consecutive ids would look like positions
         ids[:, 1] = ids[:, 0]
-    return ids.to(device)
+        if isinstance(end, int) and 0 <= end < rows and not isinstance(end, bool):
+            ids = torch.where(ids == end, (ids + 2) % rows, ids)
+            ids[:, -1] = end
+    return ids.to(device_of(model))
+
+
+def candidate_rows(model: nn.Module, config: ModelConfig) -> list[int]:
+    """Bounds for ids, the likeliest first: the config's vocabulary, then the sizes of the embeddings, falling.
+
+    On a GPU only the bound that is legal everywhere: an id beyond the rows there ends the process's use of the device.
+    """
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    known = [config.vocab_size] if config.vocab_size is not None else []
+    bounds = list(dict.fromkeys([*known, *sorted(tables, reverse=True)])) or [2]
+    return bounds if all(p.device.type == "cpu" for p in model.parameters()) else [min(bounds)]
+
+
+def position_rows(model: nn.Module) -> list[int]:
+    """Rows of the tables whose name says that they hold positions."""
+    return [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and re.search(r"(^|[._])(w?pos|wpe|position)", name.lower())
+    ]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter; CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Floating dtype of the first such parameter; float32 for a model without any."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; afterwards modes, buffers and random states are as before."""
+    """Run the block in eval mode without gradients; afterwards modes, buffers, attributes and random states are as before.
+
+    Attributes that hold lists, dicts or sets get their content back too; deeper objects of the user are not followed.
+    """
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    attributes = {module: _plain_attributes(module) for module in model.modules()}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     model.eval()
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
+        for module, before in attributes.items():
+            _restore_attributes(module, before)
         for module, training in modes.items():
             module.training = training
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Name → (object, copy of its content where it is a container) for what is no parameter, buffer or module."""
+    return {
+        name: (value, value.copy() if type(value) in (list, dict, set) else None)
+        for name, value in vars(module).items()
+        if not (name.startswith("_") and isinstance(value, dict)) and name != "training"
+    }
+
+
+def _restore_attributes(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
+    now = vars(module)
+    for name in [n for n in _plain_attributes(module) if n not in before]:
+        del now[name]
+    for name, (value, content) in before.items():
+        if now.get(name) is not value:
+            now[name] = value
+        if type(value) is list:
+            value[:] = content
+        elif type(value) in (dict, set):
+            value.clear()
+            value.update(content)

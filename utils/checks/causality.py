@@ -36,7 +36,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
         "warning",
         f"The model sees the future: {report.evidence}.",
         cause=f"The attention of {adapted.name} has no causal mask, so position t reads the token that it is asked to predict.",
-        fix="Train with make_causal (utils.adapters.causality), which masks the attention and proves it, or with a masked "
-        "objective; where the model is meant to be causal, pass a causal mask in forward.",
+        fix="Nothing for training: train() makes the attention causal by itself (objective='auto') and proves it. To have it "
+        "in the model itself, pass a causal mask to the attention in forward.",
         details=details,
     )

@@ -22,12 +22,12 @@ from utils.checks.sampling import Sampler, loss_of, run_model
 NAME = "initialisation"
 BATCH, LENGTH = 8, 32
 EXCESS = 1.0
-"""Nats above ln V. Logits of standard deviation s give ln V + s²/2: nn.Linear's default has s = 0.58, std 0.02 reaches
+"""Nats above ln V from which on a start counts as spoilt; training's initialisation goes by it too. Logits of standard deviation s give ln V + s²/2: nn.Linear's default has s = 0.58, std 0.02 reaches
 s = 1.28 at width 4096."""
 DEFICIT = 0.5
 """Nats below ln V on uniform random ids, where nobody can be better than ln V by more than the sampling error."""
 USUAL_STD = 0.02
-"""Standard deviation of GPT-2's initial weights (Radford et al. 2019, released code)."""
+"""Standard deviation of GPT-2's initial weights (Radford et al. 2019, released code); training re-draws with it too."""
 GAINS = (1e-4, 10.0)
 """Usable range of std · sqrt(inputs): Kaiming and Xavier give 0.4 to 1.4, std 0.02 at width 8 with 1/sqrt(2L) gives 0.01."""
 SIBLING_RATIO = 50.0
@@ -49,6 +49,28 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     ]
     fine = f"First loss {first_loss:.2f}, ln V = {expected:.2f}; {len(rows)} matrices, std {_span(rows)}."
     return judged(NAME, faults, fine, details)
+
+
+def default_embeddings(adapted: AdaptedModel) -> dict[str, nn.Embedding]:
+    """Embeddings whose weights look like PyTorch's draws from N(0, 1), by parameter name; a shared matrix is listed once."""
+    found: dict[str, nn.Embedding] = {}
+    seen: set[int] = set()
+    for name, module in adapted.model.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in seen and _looks_default(module):
+            seen.add(id(module.weight))
+            found[f"{name}.weight"] = module
+    return found
+
+
+def _looks_default(module: nn.Embedding) -> bool:
+    weight = module.weight.detach().float()
+    if module.padding_idx is not None:  # PyTorch sets this row to zero
+        weight = torch.cat([weight[: module.padding_idx], weight[module.padding_idx + 1 :]])
+    count = weight.numel()
+    if count < 2:
+        return False
+    margin = 4 / math.sqrt(count)  # four standard errors of the mean; those of the deviation are smaller
+    return abs(weight.mean().item()) < margin and abs(weight.std().item() - 1) < margin
 
 
 def _scale(name: str, parameter: nn.Parameter) -> dict[str, Any]:
@@ -134,8 +156,9 @@ def _high_loss(adapted: AdaptedModel, sampler: Sampler, loss: float, expected: f
         return Fault("warning", finding, "The logits are too large.", "Scale down what makes the logits.")
     name, weight = head
     deviation = float(weight.detach().float().std())
+    redrawn = any(embedding.weight is weight for embedding in default_embeddings(adapted).values())
     module, mended = name.rpartition(".")[0], _loss_with_small_head(adapted, sampler, weight)
-    details["first_loss_with_std_0.02"] = mended
+    details[f"first_loss_with_std_{USUAL_STD}"] = mended
     if mended > expected + EXCESS:
         return Fault(
             "warning",
@@ -148,12 +171,13 @@ def _high_loss(adapted: AdaptedModel, sampler: Sampler, loss: float, expected: f
         cause = f"The tied token embedding {where(adapted, module)} has std {deviation:.2f}, so the logits get std ≈ {deviation:.2g}·sqrt({width}) = {deviation * math.sqrt(width):.1f}."
     else:
         cause = f"The output head {where(adapted, module)} has std {deviation:.2g}; the logits get std {spread:.2g}."
-    return Fault(
-        "warning",
-        finding,
-        cause,
-        f"Initialise {name} with std {USUAL_STD}; train(initialisation='auto') does that. Tried here: the first loss becomes {mended:.2f}.",
+    fix = f"Initialise {name} with std {USUAL_STD}"
+    fix += (
+        "; training does that by itself: TrainingConfig(initialisation='auto'), the default."
+        if redrawn
+        else f": nn.init.normal_({name}, std={USUAL_STD})."
     )
+    return Fault("warning", finding, cause, f"{fix} Tried here: the first loss becomes {mended:.2f}.")
 
 
 def _loss_with_small_head(adapted: AdaptedModel, sampler: Sampler, weight: nn.Parameter) -> float:

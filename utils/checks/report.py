@@ -6,7 +6,6 @@ A report has four views of the same facts: text (`summary`), a DataFrame, plain 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from utils._files import write_text
+from utils._pages import render
 from utils._tables import text_table
 from utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    import jinja2
     import pandas as pd
 
 Status = Literal["passed", "warning", "failed", "error", "skipped"]
@@ -167,20 +166,7 @@ class Report:
         return write_text(path, self._render("report_page.html"))
 
     def _render(self, template: str) -> str:
-        return _environment().get_template(template).render(report=self, columns=_columns, cell=_cell, table_key=TABLE)
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        return render(_TEMPLATES / template, report=self, columns=_columns, cell=_cell, table_key=TABLE)
 
 
 def _columns(rows: list[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from utils.errors import ConfigError
+
 EXAMPLES = ("broken_export",)
 """Names of the bundled examples; each is a folder with `model.py` and `config.json`."""
 
@@ -12,8 +14,8 @@ def path(name: str = "broken_export") -> Path:
     """Return the folder of a bundled example.
 
     Raises:
-        ValueError: there is no example of that name.
+        ConfigError: there is no example of that name.
     """
     if name not in EXAMPLES:
-        raise ValueError(f"{name!r} is no bundled example; there are {', '.join(EXAMPLES)}.")
+        raise ConfigError(f"{name!r} is no bundled example; there are {', '.join(EXAMPLES)}.")
     return Path(__file__).parent / name

@@ -13,7 +13,8 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.adapters.probing import left_as_it_was
 from utils.errors import ConfigError, ExportError, TokenizerError
 from utils.loading.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from utils.loading.model_loader import ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +116,7 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
     _check_tokenizer(tokenizer, vocab_size)
     plain, precision = _in_float32_on_cpu(adapted)
     sides, why = _masked_sides(plain, vocab_size, max_length)
-    facts = {**_facts(adapted, given), "precision": precision, "mask": why}
+    facts = {**_facts(adapted), "precision": precision, "mask": why}
     facts |= {"vocab_size": str(vocab_size), "max_length": str(max_length), "weights_sha256": _weights_sha256(plain)}
     if tokenizer is not None:
         facts["tokenizer"] = f"{type(tokenizer).__name__}, {_entries(tokenizer)} entries"
@@ -225,7 +229,16 @@ def padding_mask(shape: tuple[int, int], side: str) -> np.ndarray:
     return mask
 
 
-def _facts(adapted: AdaptedModel, given: object) -> dict[str, str]:
+def attention_made_causal(adapted: AdaptedModel) -> str:
+    """What `make_causal` changed, e.g. "made causal by …: mhsa_0, mhsa_1"; empty for a model as it came.
+
+    The model's source does not show it.
+    """
+    reason = adapted.contract.reasons.get("causality", "")
+    return reason if reason.startswith("made causal") else ""
+
+
+def _facts(adapted: AdaptedModel) -> dict[str, str]:
     """Name, class, completion and origin of the model, where they are known."""
     facts = {
         "model_name": adapted.name,
@@ -234,13 +247,20 @@ def _facts(adapted: AdaptedModel, given: object) -> dict[str, str]:
     }
     text = adapted.completion.source_after or adapted.completion.source_before
     if text:
-        facts["source_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    source = getattr(given, "source", None) or getattr(adapted, "source", None)
-    for attribute in ("origin", "revision"):
-        value = getattr(source, attribute, None)
-        if value:
-            facts[f"source_{attribute}"] = str(value)
-    return facts
+        facts["completed_source_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    changed = attention_made_causal(adapted)
+    if changed:
+        facts["attention"] = changed
+    return facts if adapted.source is None else facts | _origin(adapted.source)
+
+
+def _origin(source: ModelSource) -> dict[str, str]:
+    """Where the code came from, and the SHA-256 of each file as it came. Of a local path only the name: files travel."""
+    if source.revision is None:
+        origin = {"source_origin": PurePath(source.origin).name}
+    else:
+        origin = {"source_origin": source.origin, "source_revision": source.revision}
+    return origin | {f"source_sha256 {name}": digest for name, digest in source.sha256.items()}
 
 
 def _weights_sha256(adapted: nn.Module) -> str:

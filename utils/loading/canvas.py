@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from utils.errors import ConfigError
@@ -15,6 +16,8 @@ _INPUT_KEYS = ("inputs", "input", "inbound_nodes", "parents")
 _SOURCE_KEYS = ("source", "from", "src", "source_id", "sourceId", "from_node", "id", "node", "node_id")
 _TARGET_KEYS = ("target", "to", "dst", "dest", "target_id", "targetId", "to_node", "id", "node", "node_id")
 _GRAPH_KEYS = ("graph", "canvas", "model", "architecture", "model_config")
+_TERMINALS = frozenset({"input", "inputs", "input_ids", "tokens", "start", "output", "outputs", "logits", "end"})
+"""Ends that some canvases draw without listing them as nodes: the model's own input and output."""
 _MAX_NODES = 10_000
 
 
@@ -74,13 +77,20 @@ def read_edges(graph: Mapping[str, Any], nodes: Sequence[CanvasNode], name: str)
     """(source, target) pairs from "edges", "connections" and per-node "inputs", each pair once, in that order.
 
     Raises:
-        ConfigError: an edge does not say where it begins or ends.
+        ConfigError: the edges are no list, one does not say where it begins or ends, or it names a node that is not
+            listed (where nodes are).
     """
     known = frozenset(node.id for node in nodes)
     pairs: dict[tuple[str, str], None] = {}
     for key in ("edges", "connections", "links"):
-        for index, entry in enumerate(_entries(graph.get(key, ()))):
-            pairs[_edge(entry, f"{name}: {key}[{index}]", known)] = None
+        value = graph.get(key)
+        if value is not None and not isinstance(value, list | tuple | Mapping):
+            raise ConfigError(f'{name}: "{key}" must be a list of edges, but is {str(value)[:80]!r}.')
+        for index, entry in enumerate(_entries(value)):
+            where = f"{name}: {key}[{index}]"
+            pair = _edge(entry, where, known)
+            _refuse_unknown(pair, where, known)
+            pairs[pair] = None
     for node in nodes:
         pairs.update({(source, node.id): None for source in node.inputs})
     return tuple(pairs)
@@ -126,6 +136,17 @@ def _edge(entry: Any, where: str, known: frozenset[str]) -> tuple[str, str]:
     if source is None or target is None:
         raise ConfigError(f'{where} must name its "source" and its "target", but is {str(entry)[:80]!r}.')
     return _end(source, _SOURCE_KEYS, where, known), _end(target, _TARGET_KEYS, where, known)
+
+
+def _refuse_unknown(pair: tuple[str, str], where: str, known: frozenset[str]) -> None:
+    """An end that no node answers to is a slip of the export; left alone it would silently drop the connection."""
+    for end in pair if known else ():
+        if end not in known and end.casefold() not in _TERMINALS:
+            near = get_close_matches(end, sorted(known), n=1, cutoff=0.0)
+            raise ConfigError(
+                f'{where} ("{pair[0][:80]}" → "{pair[1][:80]}") names {end[:80]!r}, and no node is called that. '
+                f"The nearest is {near[0]!r}."
+            )
 
 
 def _ends(value: Any, keys: tuple[str, ...], where: str, known: frozenset[str]) -> tuple[str, ...]:

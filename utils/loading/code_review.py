@@ -16,10 +16,20 @@ from utils._tables import html_table, text_table
 from utils.errors import ModelLoadError
 from utils.loading.imports_in_source import ImportedModule, imports_of
 from utils.loading.names_in_source import Names, constant_text
-from utils.loading.risk_rules import METHODS, SEVERITIES, Severity, rule_for
+from utils.loading.risk_places import answered_questions, followed_values
+from utils.loading.risk_rules import (
+    CALLED_METHODS,
+    METHODS,
+    POWERFUL_MODULES,
+    SEVERITIES,
+    Severity,
+    canonical,
+    rule_for,
+)
 from utils.loading.sources import parse_python
 
 _DYNAMIC_NAMES = frozenset({"getattr", "setattr", "delattr"})
+_REACHED = "reaches a powerful module through another one"
 _WRITE_MODES = frozenset("wax+")
 
 
@@ -157,6 +167,7 @@ class _Reader:
         self.names = Names(tree)
         self.found: dict[tuple[int, str], Finding] = {}
         self.called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        self.followed, self.asked = followed_values(tree), answered_questions(tree)
 
     def findings(self) -> tuple[Finding, ...]:
         self._visit(self.tree, frozenset())
@@ -189,9 +200,12 @@ class _Reader:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
-            names = [] if node.level else [f"{node.module}.{alias.name}".removesuffix(".*") for alias in node.names]
+            names = [f"{node.module or ''}.{alias.name}".removesuffix(".*") for alias in node.names]
+            names = [name for name in names if not node.level or canonical(name) in POWERFUL_MODULES]
         for name in names:
-            rule = rule_for(name)
+            if canonical(name) in POWERFUL_MODULES and canonical(name) != name:
+                self._add(node, "dynamic execution", "caution", name, _REACHED)
+            rule = rule_for(canonical(name))
             if rule is not None and rule[1] != "info":
                 self._add(node, rule[0], "caution", name, "imports what " + rule[2])
 
@@ -201,11 +215,36 @@ class _Reader:
                 return
             if node.id in self.names.assigned and id(node) not in self.called and node.id not in self.names.bound:
                 return  # a variable that has the name of a builtin
-        for dotted in sorted(self.names.of(node)):
+        names = sorted(self.names.of(node))
+        for dotted in names:
             self._grade(node, dotted)
-        if isinstance(node, ast.Attribute) and node.attr in METHODS:
-            kind, severity, why = METHODS[node.attr]
+        self._inspect_whole_module(node, names)
+        if isinstance(node, ast.Attribute):
+            if node.attr in METHODS:
+                kind, severity, why = METHODS[node.attr]
+                self._add(node, kind, severity, f"….{node.attr}", why)
+            if node.attr in CALLED_METHODS and not any(rule_for(name) or name == "platform.system" for name in names):
+                self._inspect_called_method(node)
+
+    def _inspect_called_method(self, node: ast.Attribute) -> None:
+        """`x.system("…")` on an unknown x; a model may have a layer `self.system`."""
+        call = self._call_of(node)
+        own = isinstance(node.value, ast.Name) and node.value.id == "self"
+        if call is not None and (call.args or call.keywords) and not own:
+            kind, severity, why = CALLED_METHODS[node.attr]
             self._add(node, kind, severity, f"….{node.attr}", why)
+
+    def _inspect_whole_module(self, node: ast.expr, names: Sequence[str]) -> None:
+        """A powerful module itself: reached through another one, or handed on to where the review cannot follow it."""
+        for name in names:
+            if name == "sys.modules" and id(node) not in self.asked:
+                self._add(node, "dynamic execution", "danger", name, "takes any module out of the interpreter's table")
+            if name not in POWERFUL_MODULES:
+                continue
+            if isinstance(node, ast.Attribute) and node.attr.lstrip("_") == name:
+                self._add(node, "dynamic execution", "caution", ast.unparse(node)[:80], _REACHED)
+            if id(node) not in self.followed and id(node) not in self.asked:
+                self._add(node, "dynamic execution", "danger", f"{name} as a value", "hands a powerful module on")
 
     def _inspect_change(self, node: ast.Attribute | ast.Subscript) -> None:
         """Assignments to or deletions of what belongs to the interpreter or to other libraries."""
@@ -223,7 +262,9 @@ class _Reader:
 
     def _inspect_call(self, node: ast.Call) -> None:
         functions = self.names.of(node.func)
-        for dotted in sorted(self.names.of(node)):  # getattr(os, "system"), __import__("os"), …
+        names = sorted(self.names.of(node))
+        self._inspect_whole_module(node, names)
+        for dotted in names:  # getattr(os, "system"), __import__("os"), …
             if not functions & {"globals", "locals", "vars"}:
                 self._grade(node, dotted)
         if functions & {"__import__", "importlib.import_module"} and (

@@ -22,6 +22,7 @@ from utils.loading.synonyms import SYNONYMS
 __all__ = ["CanvasNode", "ModelConfig"]
 
 _SIZES = ("vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads")
+_NO_CONFIGS = (bool, int, float, complex, bytes, bytearray, list, tuple, set, frozenset, range)
 _NESTED = ("text_config", "model", "model_config", "config", "params", "hyperparameters", "architecture")
 
 
@@ -57,12 +58,19 @@ class ModelConfig:
                 attributes are the settings (SimpleNamespace, dataclass, Hugging Face PretrainedConfig).
 
         Raises:
-            ConfigError: a size is no positive whole number, or the file cannot be read.
+            ConfigError: it is none of these (a number, a list, bytes), a size is no positive whole number, or the file
+                cannot be read.
         """
         if config is None:
             return cls()
         if isinstance(config, ModelConfig):
             return config
+        empty = isinstance(config, str) and not config.strip()  # as a path it would mean the working directory
+        if empty or (isinstance(config, _NO_CONFIGS) and not hasattr(config, "_fields")):
+            raise ConfigError(
+                "A config must be a mapping, an object whose attributes are the settings, or the path of a config.json, "
+                f"but is {'an empty text' if empty else _kind(config)}."
+            )
         if isinstance(config, str | Path):
             return cls._from_path(Path(config))
         return cls._from_mapping(_settings_of(config), type(config).__name__)
@@ -144,7 +152,10 @@ def _find_size(size: str, raw: Mapping[str, Any], nodes: tuple[CanvasNode, ...],
     """The first value of any spelling: top level first, then known sub-configs, then node params in canvas order."""
     for place, settings in _places(raw, nodes):
         for spelling in SYNONYMS[size]:
-            if settings.get(spelling) is not None:
+            value = settings.get(spelling)
+            if isinstance(value, list | tuple) and size in ("num_heads", "num_layers"):
+                continue  # one number per stage, as in Swin: there is no single one
+            if value is not None:
                 return _positive_int(settings[spelling], f"{place}{spelling}", name)
     return None
 

@@ -24,7 +24,7 @@ from utils.loading import generated
 from utils.loading.class_choice import choose_class, choose_main_file
 from utils.loading.code_review import CodeReview, review_files
 from utils.loading.constructor import call_arguments
-from utils.loading.gist import Gist, download_gist, looks_like_gist, store_gist
+from utils.loading.gist import Gist, download_gist, looks_like_gist, parse_gist_reference, store_gist
 from utils.loading.local import LocalFolder
 from utils.loading.model_config import ModelConfig
 from utils.loading.sources import import_source, local_files, module_path
@@ -76,7 +76,7 @@ class LoadedModel:
         """
         from utils.adapters.model_adapter import complete
 
-        return complete(self.model, self.config, self.source.text)
+        return complete(self.model, self.config, self.source)
 
     def _rows(self) -> list[tuple[str, str]]:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -166,6 +166,7 @@ def read_source(source: str | Path, *, revision: str | None = None, cache_dir: s
 
 def _gather(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> _Intake:
     """Read everything that takes part; write nothing, run nothing."""
+    _refuse_no_source(source, revision)
     path = Path(source).expanduser()
     text = str(source)
     exists = "://" not in text and "\0" not in text and len(text) < 4096 and _exists(path)
@@ -178,6 +179,19 @@ def _gather(source: str | Path, revision: str | None, cache_dir: str | Path | No
             f"There is no file or folder {text!r} (looked in {Path.cwd()}), and it is no gist id or URL."
         )
     return _gather_folder(path)
+
+
+def _refuse_no_source(source: object, revision: object) -> None:
+    """An empty text would mean the working directory, and run what happens to lie there."""
+    if not isinstance(source, str | Path):
+        raise ModelLoadError(
+            f"A model's source must be a text (gist id, URL, path) or a Path, but is {_short(source)} "
+            f"({type(source).__name__})."
+        )
+    if revision is not None and not isinstance(revision, str):
+        raise ModelLoadError(f"revision must be a text of 40 hex digits, but is {_short(revision)}.")
+    if isinstance(source, str) and not source.strip():
+        parse_gist_reference(source)
 
 
 def _exists(path: Path) -> bool:
@@ -297,11 +311,20 @@ def _construct(
     what = f"{cls.__name__} cannot be built"
     positional, named = _run(lambda: call_arguments(cls, config, arguments, module), what, source)
     shown = [_short(value) for value in positional] + [f"{name}={_short(value)}" for name, value in named.items()]
-    return _run(lambda: cls(*positional, **named), f"{what}: {cls.__name__}({', '.join(shown)})", source)
+    call = f"{cls.__name__}({', '.join(shown)})"
+    model = _run(lambda: cls(*positional, **named), what, source, call)
+    if not issubclass(type(model), nn.Module):
+        raise ModelLoadError(
+            f"{what}: {call} gave a value of type {type(model).__name__}, which is no torch.nn.Module."
+        )
+    return model
 
 
-def _run(step: Callable[[], Any], what: str, source: ModelSource) -> Any:
-    """Run code of the user; whatever it raises is wrapped once, with the line of the user's file."""
+def _run(step: Callable[[], Any], what: str, source: ModelSource, subject: str = "it") -> Any:
+    """Run code of the user; whatever it raises is wrapped once, with the line of the user's file.
+
+    A KeyboardInterrupt alone passes: nothing tells whether the code raised it or a person pressed the key.
+    """
     try:
         return step()
     except (ModelLoadError, KeyboardInterrupt):
@@ -312,10 +335,18 @@ def _run(step: Callable[[], Any], what: str, source: ModelSource) -> Any:
             f"{what}: it needs the module {name!r}, which this runtime lacks{_place(error, source)}. If you trust it, "
             f"install the package that holds it, e.g.: pip install {name.split('.')[0]}"
         ) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ModelLoadError(
-            f"{what} raised {type(error).__name__}: {_short(str(error), 500)}{_place(error, source)}"
+            f"{what}: {subject} raised {type(error).__name__}: {_message(error)}{_place(error, source)}"
         ) from error
+
+
+def _message(error: BaseException) -> str:
+    """The text of an error whose class may be the user's own."""
+    try:
+        return _short(str(error), 500)
+    except Exception:  # noqa: BLE001 - whatever their __str__ raises
+        return "(its message cannot be read)"
 
 
 def _place(error: BaseException, source: ModelSource) -> str:

@@ -10,6 +10,8 @@ import builtins
 from collections import defaultdict
 from collections.abc import Iterable
 
+from utils.loading.risk_rules import canonical
+
 _BUILTINS = frozenset(dir(builtins)) | {"__builtins__", "get_ipython", "exit", "quit"}
 _IMPORTERS = frozenset({"__import__", "importlib.import_module", "importlib.__import__"})
 _ATTRIBUTE_READERS = frozenset({"getattr", "operator.attrgetter"})
@@ -26,6 +28,7 @@ class Names:
         self.assigned = {
             node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
         }
+        self.parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         self.star_imports: list[str] = []
         for node in ast.walk(tree):
             self._bind_import(node)
@@ -37,13 +40,15 @@ class Names:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 target = alias.asname or alias.name.split(".")[0]
-                self.bound[target].add(alias.name if alias.asname else target)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                self.bound[target].add(canonical(alias.name if alias.asname else target))
+        elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if alias.name == "*":
+                if alias.name == "*" and node.module and not node.level:
                     self.star_imports.append(node.module)
-                else:
-                    self.bound[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+                elif alias.name != "*":  # a sibling is no library, but what it imported can be had through it
+                    name = f"{node.module or ''}.{alias.name}"
+                    if not node.level or canonical(name) != name:
+                        self.bound[alias.asname or alias.name].add(canonical(name))
 
     def _bind_assignment(self, node: ast.AST) -> None:
         pairs: Iterable[tuple[ast.expr, ast.expr]] = ()
@@ -91,7 +96,9 @@ class Names:
         if name in _BUILTINS:
             known.add(name)
         elif not known:
+            own = name in self.assigned or name in self.parameters
             known = {f"{module}.{name}" for module in self.star_imports}
+            known = {canonical(full) for full in known if not own or canonical(full) == full}
         return known
 
     def _below(self, owners: set[str], attribute: str) -> set[str]:
@@ -100,7 +107,8 @@ class Names:
             if attribute == "__dict__":
                 found.add(owner)
             else:
-                found.add(attribute if owner in ("builtins", "__builtins__") else f"{owner}.{attribute}")
+                inside = owner in ("builtins", "__builtins__")
+                found.add(attribute if inside else canonical(f"{owner}.{attribute}"))
         return found
 
     def _of_call(self, node: ast.Call) -> set[str]:

@@ -39,11 +39,13 @@ RULES: dict[str, tuple[str, Severity, str]] = {
              "eval exec compile ctypes cffi code.interact code.InteractiveInterpreter code.InteractiveConsole runpy "
              "torch.utils.cpp_extension torch.ops.load_library torch.classes.load_library imp types.FunctionType "
              "types.CodeType timeit.timeit timeit.repeat cProfile.run profile.run pdb bdb codeop _ctypes "
-             "importlib.util importlib.machinery importlib.reload importlib.abc importlib._bootstrap "
+             "importlib.util.spec_from_file_location importlib.util.spec_from_loader importlib.util.module_from_spec "
+             "importlib.util.LazyLoader importlib.machinery importlib.reload importlib.abc importlib._bootstrap "
              "pip ensurepip setuptools"),
     **_rules("dynamic execution", "caution", "imports a module by name, or changes where modules come from",
              "__import__ importlib.import_module importlib.__import__ sys.path sys.modules sys.meta_path "
              "sys.path_hooks pkgutil zipimport site"),
+    **_rules("dynamic execution", "caution", "asks which modules could be imported", "importlib.util"),
     **_rules("dynamic execution", "caution", "reaches into the interpreter",
              "sys._getframe sys.settrace sys.setprofile gc.get_objects gc.get_referrers inspect.currentframe "
              "inspect.stack breakpoint input"),
@@ -79,6 +81,38 @@ METHODS: dict[str, tuple[str, Severity, str]] = {
              "__getattribute__ __reduce__ __reduce_ex__ __setstate__"),
 }  # fmt: skip
 """Attribute or method name on any object → (kind, severity, why)."""
+
+CALLED_METHODS: dict[str, tuple[str, Severity, str]] = {
+    **_rules("process", "danger", "starts or controls other processes",
+             "system popen Popen check_output check_call getoutput getstatusoutput execv execve execvp execvpe spawnl "
+             "spawnv posix_spawn forkpty"),
+    **_rules("file", "danger", "deletes, moves or changes files", "rmtree"),
+    **_rules("network", "danger", "talks to the network", "urlopen create_connection"),
+    **_rules("dynamic execution", "danger", "imports or runs what the review cannot see", "import_module CDLL"),
+}  # fmt: skip
+"""Names of functions that are risky when called on an object that the review cannot identify → (kind, severity, why)."""
+
+POWERFUL_MODULES = frozenset(
+    ("os", "subprocess", "sys", "builtins", "shutil", "socket", "pickle", "importlib", "ctypes", "posix", "nt", "pty")
+)
+"""Modules with which everything can be done: reaching them through another module, or handing them on, is reported."""
+
+_REACHED_MODULES = POWERFUL_MODULES | {
+    "bdb", "cPickle", "cffi", "cloudpickle", "codecs", "codeop", "dill", "ftplib", "imp", "io", "marshal",
+    "multiprocessing", "pdb", "pexpect", "posixsubprocess", "requests", "runpy", "smtplib", "socketserver", "telnetlib",
+    "types", "urllib", "webbrowser",
+}  # fmt: skip
+_PRIVATE_NAMES = {"posixsubprocess": "_posixsubprocess"}
+
+
+def canonical(dotted: str) -> str:
+    """The name that a chain through other modules ends in: "torch.os.system" and "random._os.system" are "os.system"."""
+    parts = dotted.split(".")
+    for index in reversed(range(len(parts))):
+        name = parts[index].lstrip("_")
+        if name in _REACHED_MODULES and not (index == 1 and parts[0].lstrip("_") == name):  # socket.socket is a class
+            return ".".join([_PRIVATE_NAMES.get(name, name), *parts[index + 1 :]])
+    return dotted
 
 
 def rule_for(dotted: str) -> tuple[str, Severity, str] | None:

@@ -1,12 +1,21 @@
-"""What a model must beat: a byte trigram counted on the same training text. Knows bytes, no tokens and no models."""
+"""What a model must beat: a byte trigram counted on the same training text.
+
+Counts bytes; which of them a model is scored on is for `engine.metrics` to say.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from utils.errors import DataError
+from utils.training.engine.metrics import scored_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
 
 BYTES = 256
 
@@ -41,10 +50,11 @@ class WittenBellTrigram:
             p = (counter.get(symbol, 0) + len(counter) * p) / (total + len(counter))
         return p
 
-    def bits(self, text: Sequence[int]) -> float:
-        """Bits that the model needs for `text`, beginning with an empty history."""
+    def bits(self, text: Sequence[int], start: int = 0) -> float:
+        """Bits that the model needs for `text[start:]`; what stands before is history, and nothing stands before that."""
         reach = self.ORDER - 1
-        return -sum(math.log2(self.probability(text[i], text[max(i - reach, 0) : i])) for i in range(len(text)))
+        places = range(start, len(text))
+        return -sum(math.log2(self.probability(text[i], text[max(i - reach, 0) : i])) for i in places)
 
 
 def byte_trigram_bits_per_byte(train: bytes, validation: bytes) -> float:
@@ -58,3 +68,32 @@ def byte_trigram_bits_per_byte(train: bytes, validation: bytes) -> float:
             f"The trigram baseline needs training and validation text; got {len(train)} and {len(validation)} bytes."
         )
     return WittenBellTrigram(train).bits(validation) / len(validation)
+
+
+def byte_trigram_on_blocks(train: bytes, blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Bits per byte of the same trigram on exactly the bytes that a model is scored on in packed blocks.
+
+    As for the model, the first token of each block is known and free, nothing before the block is seen, and the tail of the
+    text that fills no block is left out. The model also pays for end-of-text marks, which stand for no byte; the trigram
+    does not.
+
+    Args:
+        train: training text as UTF-8.
+        blocks: (N, T) token ids of the validation text, as `pack_documents` makes them.
+        tokenizer: the one that made the blocks.
+
+    Raises:
+        DataError: no training text, or blocks that stand for no byte.
+
+    Example:
+        >>> blocks = pack_documents(text.validation, result.tokenizer, result["block_length"]).blocks
+        >>> byte_trigram_on_blocks(text.train_bytes, blocks, result.tokenizer)
+    """
+    segments = scored_bytes(blocks, tokenizer)
+    size = sum(len(segment.scored) for segment in segments)
+    if not train or not size:
+        raise DataError(
+            f"The trigram baseline needs training text and scored bytes; got {len(train)} and {size} bytes."
+        )
+    model = WittenBellTrigram(train)
+    return sum(model.bits(part.free + part.scored, start=len(part.free)) for part in segments) / size

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.preserved import preserved
 from utils.errors import ConfigError, TokenizerError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def generate(
 
     Ids that the tokenizer lacks (embedding rows beyond it) and special tokens other than end-of-text are never drawn. What
     exceeds the model's length limit is cut off at the front of its view, not of the text. The same seed gives the same text
-    on the same device.
+    on the same device. The model is left as it was.
 
     Args:
         model: what `train` gave, or an `AdaptedModel` together with `tokenizer`.
@@ -52,18 +53,14 @@ def generate(
     adapted.check_inputs(torch.tensor([view[-(adapted.contract.max_length or len(view)) :]]))
     generator = torch.Generator().manual_seed(seed)
     new: list[int] = []
-    modes = {module: module.training for module in adapted.modules()}
-    adapted.eval()
-    try:
-        with torch.inference_mode():
-            for _ in range(max_new_tokens):
-                index = _next_id(adapted, view + new, _allowed(adapted, tokenizer), temperature, top_k, generator)
-                if index == end:
-                    break
-                new.append(index)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    allowed = _allowed(adapted, tokenizer)
+    with preserved(adapted), torch.no_grad():  # inference tensors that a model keeps would break its next training
+        adapted.eval()
+        for _ in range(max_new_tokens):
+            index = _next_id(adapted, view + new, allowed, temperature, top_k, generator)
+            if index == end:
+                break
+            new.append(index)
     return prompt + str(tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import TrainingError, TransformerBuilderError
 
-logger = logging.getLogger(__name__)
+_MEANINGS = {
+    "masked": "it scores the token at each position itself",
+    "seq2seq": "its decoder answers another sequence",
+    "classification": "it gives one row of scores per example",
+    "vision": "it takes images",
+}
+
+
+def check_task(adapted: AdaptedModel) -> None:
+    """Refuse models whose scores are not about the next token.
+
+    Raises:
+        TrainingError: `contract.task` is another than "lm".
+    """
+    task = adapted.contract.task
+    if task != "lm":
+        raise TrainingError(
+            f"{adapted.name} is a {task!r} model ({_MEANINGS.get(task, 'its scores are not about the next token')}). This "
+            "release trains next-token prediction only, which would teach such a model something else. Checks and export "
+            "work for it; train it with its own objective elsewhere. If it is a language model, say so: "
+            "AdaptedModel(model, config, contract=CallContract(task='lm', ...))."
+        )
 
 
 def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[AdaptedModel, str]:
@@ -21,10 +40,12 @@ def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[Adapted
         The model to train (the same weights, with causal attention where it saw later tokens before) and the reason.
 
     Raises:
-        TrainingError: the model sees later tokens, and its attention cannot or must not be made causal.
+        TrainingError: the model is no language model, or it sees later tokens and its attention cannot or must not be
+            made causal.
     """
     from utils.adapters.causality import make_causal, sees_future
 
+    check_task(adapted)
     found = sees_future(adapted)
     if found.causal:
         return adapted, f"next-token prediction: the model is causal ({found.evidence})"
@@ -43,5 +64,4 @@ def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[Adapted
     reason = (
         f"next-token prediction with attention made causal: the exported model sees later tokens ({found.evidence})"
     )
-    logger.warning("%s", reason)
     return causal, reason

@@ -33,7 +33,8 @@ class TrainingResult(Mapping[str, Any]):
 
     As a mapping it offers `loss_history` (mean training loss per epoch, nats per token), `step_loss_history` (one per
     optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at `val_steps`),
-    `bits_per_byte_untrained`, `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,
+    `bits_per_byte_untrained` (before the first step of this run; a model that comes trained begins lower), `scored_bytes`
+    (UTF-8 bytes over which bits per byte are taken), `block_length` (tokens), `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,
     `checkpoint_path`, `training_time` (seconds), `run_name`, `workspace_root`, `run_folder`, `objective_reason`,
     `initialisation_reason`, `precision`, `precision_reason` and `resumed_from_step` (0: from the beginning).
 
@@ -81,6 +82,8 @@ class TrainingResult(Mapping[str, Any]):
             ("run", values["run_name"]),
             ("model", f"{self.model.name}, {self.model.num_parameters():,} parameters"),
         ]
+        if values["resumed_from_step"]:
+            rows.append(("continued", f"continued from step {values['resumed_from_step']:,} of an earlier run"))
         rows.append(
             (
                 "training loss",
@@ -89,7 +92,7 @@ class TrainingResult(Mapping[str, Any]):
         )
         if values["val_bits_per_byte_history"]:
             before = values["bits_per_byte_untrained"]
-            start = "" if before is None else f"{before:.3f} untrained → "
+            start = "" if before is None else f"{before:.3f} before training → "
             rows.append(("validation", f"{start}{values['val_bits_per_byte_history'][-1]:.3f} bits per byte"))
         elif values["val_loss_history"]:
             rows.append(("validation", f"{values['val_loss_history'][-1]:.3f} nats per token"))

@@ -1,24 +1,25 @@
 """One folder per run: which one to use, whether an earlier run continues there, and the manifest at the end.
 
-Knows names, JSON and hashes; leaves checkpoints to `engine.checkpoint`.
+Knows names, JSON and hashes; leaves checkpoints to `engine.checkpoint`, what a model is to `fingerprint`, and the lock to
+`run_lock`.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
-import hashlib
 import io
 import json
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils._files import sha256_of, write_json, write_text
 from utils.errors import ConfigError, TrainingError
+from utils.training.run_lock import LOCK_FILE, FolderLock
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,24 @@ FORMAT_VERSION = 1
 """Version of run.json and manifest.json."""
 
 RUN_FILE, MANIFEST_FILE = "run.json", "manifest.json"
+
+LEFT_FILE = ".left.json"
+"""Hash of the weights with which the run left the model in memory: with them it may be continued, too."""
+
+RESUMES = {
+    "auto": "continue an interrupted run of the same model",
+    "continue": "the same, from the run's own weights, whatever weights the model comes with",
+    "never": "always begin anew",
+}
+"""Values of resume=, with their meaning."""
+
+MODEL_PARTS = {
+    "shapes": "the model has other parameters",
+    "code": "the model's code differs",
+    "contract": "the model is called in another way (its contract differs)",
+    "weights": "the model starts from other weights",
+}
+"""Parts of a model's identity, with words for a difference."""
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
@@ -49,12 +68,23 @@ class RunFolder:
     Attributes:
         path: its folder; name: the folder's name; run_id: written into each checkpoint.
         continues: whether an earlier run is there; finished: whether that run came to its end.
+        lock: keeps other trainings out until `leave`.
     """
 
     path: Path
     run_id: str
     continues: bool = False
     finished: bool = False
+    lock: FolderLock | None = field(default=None, repr=False, compare=False)
+
+    def leave(self, weights: str | None = None) -> None:
+        """Let other trainings in, and keep the hash of the weights that the model in memory has now."""
+        try:
+            if weights is not None:
+                write_json(self.path / LEFT_FILE, {"weights": weights})
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     @property
     def name(self) -> str:
@@ -84,66 +114,56 @@ class RunFolder:
         return write_json(self.path / MANIFEST_FILE, values)
 
 
-def run_fingerprint(
-    model_state: Iterable[tuple[str, Sequence[int]]], data: str, config: TrainingConfig, total_steps: int
-) -> dict[str, Any]:
-    """What must be equal so that an interrupted run may continue: parameter names and shapes, data, settings.
+def run_fingerprint(model: Mapping[str, str], data: str, config: TrainingConfig, total_steps: int) -> dict[str, Any]:
+    """What must be equal so that an interrupted run may continue: model, data, settings.
 
     Args:
-        model_state: names and shapes of all parameters and buffers.
+        model: what `fingerprint.model_identity` gave, before initialisation.
         data: hash of training and validation blocks (text, tokenizer and block length).
         config: settings; those in `WITHOUT_EFFECT_ON_WEIGHTS` are left out.
         total_steps: optimizer steps of the whole run.
     """
-    shapes = json.dumps([[name, list(shape)] for name, shape in model_state])
     settings = {name: value for name, value in config.to_dict().items() if name not in WITHOUT_EFFECT_ON_WEIGHTS}
-    return {
-        "model": hashlib.sha256(shapes.encode()).hexdigest(),
-        "data": data,
-        "settings": settings,
-        "total_steps": total_steps,
-    }
+    return {"model": dict(model), "data": data, "settings": settings, "total_steps": total_steps}
 
 
 def open_run(workspace: str | Path, run_name: str | None, fingerprint: Mapping[str, Any], resume: str) -> RunFolder:
-    """Find the run that continues, or make a folder for a new one.
+    """Find the run that continues, or make a folder for a new one; either way this process holds its lock afterwards.
 
     With resume="auto" a named run continues where it stopped; without a name the newest unfinished run of the workspace
-    with the same model, data and settings does. With resume="never" a new folder is made (`name-2` where `name` is taken).
+    with the same model (code, contract, weights), data and settings does, unless another training holds it. The weights
+    may be those that the run started from or those that it left. resume="continue" does not look at the weights: they come
+    from the checkpoint. With resume="never" a new folder is made (`name-2` where `name` is taken).
 
     Raises:
-        TrainingError: the named run exists with another model, data or settings; the message lists what differs.
+        TrainingError: the named run exists with another model, data or settings (the message lists what differs), or
+            another training is using it.
     """
-    if resume not in ("auto", "never"):
-        raise ConfigError(
-            f"resume={resume!r} is unknown. Known: 'auto' (continue an interrupted run), 'never' (always begin anew)."
-        )
+    if resume not in RESUMES:
+        listed = ", ".join(f"{name!r} ({meaning})" for name, meaning in RESUMES.items())
+        raise ConfigError(f"resume={resume!r} is unknown. Known: {listed}.")
     root = Path(workspace)
     if resume == "never":
-        return _new_run(root, _free_name(root, run_name or _time_name()), fingerprint)
+        return _new_run(root, run_name or _time_name(), fingerprint)
     if run_name is None:
-        found = _newest_unfinished(root, fingerprint)
-        return found if found is not None else _new_run(root, _free_name(root, _time_name()), fingerprint)
-    path = root / run_name
-    known = _read_run(path)
-    if known is None:
-        _refuse_foreign(path)
-        return _new_run(root, run_name, fingerprint)
-    _refuse_changes(path, known["fingerprint"], fingerprint)
-    return RunFolder(path, known["run_id"], continues=True, finished=(path / MANIFEST_FILE).is_file())
+        found = _newest_unfinished(root, fingerprint, resume)
+        return found if found is not None else _new_run(root, _time_name(), fingerprint)
+    return _named_run(root / run_name, fingerprint, resume)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two fingerprints, in words."""
-    found = []
-    if old.get("model") != new["model"]:
-        found.append("the model has other parameters")
+    before, after = old.get("model"), new["model"]
+    before = before if isinstance(before, dict) else {}
+    found = [words for part, words in MODEL_PARTS.items() if before.get(part) != after.get(part)]
+    if MODEL_PARTS["shapes"] in found:
+        found = [words for words in found if words != MODEL_PARTS["weights"]]  # goes without saying
     if old.get("data") != new["data"]:
         found.append("text, tokenizer or block length differ")
-    before, after = old.get("settings", {}), new["settings"]
-    for name in sorted({*before, *after}):
-        if before.get(name) != after.get(name):
-            found.append(f"{name}: {before.get(name)!r} → {after.get(name)!r}")
+    earlier, later = old.get("settings", {}), new["settings"]
+    for name in sorted({*earlier, *later}):
+        if earlier.get(name) != later.get(name):
+            found.append(f"{name}: {earlier.get(name)!r} → {later.get(name)!r}")
     if not found and old.get("total_steps") != new["total_steps"]:
         found.append(f"optimizer steps: {old.get('total_steps')} → {new['total_steps']}")
     return found
@@ -159,11 +179,49 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
 
 
 def _new_run(root: Path, name: str, fingerprint: Mapping[str, Any]) -> RunFolder:
-    path = root / name
+    """A new folder, `name` or `name-2` and so on where it is taken: whoever makes the folder owns it."""
+    number, free = 1, name
+    while True:
+        try:
+            (root / free).mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            free = f"{name}-{number}"
+        else:
+            return _begun(root / free, _locked(root / free), fingerprint)
+
+
+def _named_run(path: Path, fingerprint: Mapping[str, Any], resume: str) -> RunFolder:
+    if _read_run(path) is None:
+        _refuse_foreign(path)
     path.mkdir(parents=True, exist_ok=True)
+    lock = _locked(path)
+    try:
+        known = _read_run(path)  # as it is now that nobody else writes
+        if known is None:
+            _refuse_foreign(path)
+            return _begun(path, lock, fingerprint)
+        _refuse_changes(path, _changes(path, known["fingerprint"], fingerprint, resume))
+    except BaseException:
+        lock.release()
+        raise
+    return RunFolder(path, known["run_id"], True, (path / MANIFEST_FILE).is_file(), lock)
+
+
+def _begun(path: Path, lock: FolderLock, fingerprint: Mapping[str, Any]) -> RunFolder:
     run_id = uuid.uuid4().hex
     write_json(path / RUN_FILE, {"format_version": FORMAT_VERSION, "run_id": run_id, "fingerprint": dict(fingerprint)})
-    return RunFolder(path, run_id)
+    return RunFolder(path, run_id, lock=lock)
+
+
+def _locked(path: Path) -> FolderLock:
+    lock = FolderLock.acquire(path)
+    if lock is None:
+        raise TrainingError(
+            f"The run {path.name!r} in {path.parent} is being trained right now, by another process or notebook. Wait for its "
+            "end, end it, or choose another run_name."
+        )
+    return lock
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:
@@ -184,28 +242,61 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     return values if right else None
 
 
-def _newest_unfinished(root: Path, fingerprint: Mapping[str, Any]) -> RunFolder | None:
+def _newest_unfinished(root: Path, fingerprint: Mapping[str, Any], resume: str) -> RunFolder | None:
     candidates = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda file: file.parent.name, reverse=True)
-    for file in candidates:
-        known = _read_run(file.parent)
-        if known is None or (file.parent / MANIFEST_FILE).is_file() or differences(known["fingerprint"], fingerprint):
+    for folder in (file.parent for file in candidates):
+        known = _read_run(folder)
+        if known is None or (folder / MANIFEST_FILE).is_file():
             continue
-        return RunFolder(file.parent, known["run_id"], continues=True)
+        changed = _changes(folder, known["fingerprint"], fingerprint, resume)
+        if changed:
+            if changed == [MODEL_PARTS["weights"]]:
+                logger.warning(
+                    "the unfinished run %s is not continued, since the model starts from other weights. To go on from the "
+                    "run's own weights pass run_name=%r, resume='continue'",
+                    folder.name,
+                    folder.name,
+                )
+            continue
+        lock = FolderLock.acquire(folder)
+        if lock is None:
+            logger.info("the unfinished run %s is being trained by somebody else and left alone", folder.name)
+        elif (folder / MANIFEST_FILE).is_file():  # it ended while we looked
+            lock.release()
+        else:
+            return RunFolder(folder, known["run_id"], continues=True, lock=lock)
     return None
 
 
-def _refuse_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = differences(old, new)
-    if changed:
-        listed = "\n".join(f"- {text}" for text in changed)
-        raise TrainingError(
-            f"The run {path.name!r} in {path.parent} was begun differently and cannot continue:\n{listed}\n"
-            "Choose another run_name, put the old settings back, or pass resume='never' to begin a new run beside it."
-        )
+def _changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], resume: str) -> list[str]:
+    """`differences`, without that of the weights where they may differ."""
+    found = differences(old, new)
+    if resume == "continue" or new["model"].get("weights") == _left_weights(path):
+        found = [words for words in found if words != MODEL_PARTS["weights"]]
+    return found
+
+
+def _left_weights(path: Path) -> str | None:
+    try:
+        return str(json.loads((path / LEFT_FILE).read_text(encoding="utf-8"))["weights"])
+    except (OSError, ValueError, KeyError, TypeError):  # none was left, or it is torn: then only the start counts
+        return None
+
+
+def _refuse_changes(path: Path, changed: Sequence[str]) -> None:
+    if not changed:
+        return
+    listed = "\n".join(f"- {text}" for text in changed)
+    only_weights = list(changed) == [MODEL_PARTS["weights"]]
+    way = "pass resume='continue' to go on from the run's own weights" if only_weights else "put the old settings back"
+    raise TrainingError(
+        f"The run {path.name!r} in {path.parent} was begun differently and cannot continue:\n{listed}\n"
+        f"Choose another run_name, {way}, or pass resume='never' to begin a new run beside it."
+    )
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
         raise TrainingError(
             f"{path} exists and is no run of this package (no readable {RUN_FILE}). Choose another run_name."
         )
@@ -213,11 +304,3 @@ def _refuse_foreign(path: Path) -> None:
 
 def _time_name() -> str:
     return f"run_{datetime.datetime.now():%Y%m%d_%H%M%S}"
-
-
-def _free_name(root: Path, name: str) -> str:
-    number, free = 1, name
-    while (root / free).exists():
-        number += 1
-        free = f"{name}-{number}"
-    return free

@@ -72,7 +72,7 @@ class TrainingConfig:
     checkpoint_dir: str = "runs"
     """Workspace folder that holds one folder per run; train(workspace=...) overrides it."""
     run_name: str | None = None
-    """Folder name of the run; None continues an unfinished run with the same settings, else makes a name from the time."""
+    """Folder name of the run; None continues an unfinished run of the same model and settings, else names one by the time."""
     notes: str = ""
     """Free text that is kept with the run."""
     initialisation: str = "auto"

@@ -16,6 +16,7 @@ from utils.progress import Progress, ProgressCallback, ignore_progress
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import TextData, resolve_data
+from utils.training.objective import check_task
 from utils.training.result import TrainingResult
 from utils.training.training_config import TrainingConfig
 
@@ -41,7 +42,8 @@ def train(
 ) -> TrainingResult:
     """Train a model on text, or continue an interrupted training.
 
-    The model is adapted where it is not yet, and trained in place. Where its attention sees later tokens, a causal copy of
+    The model is adapted where it is not yet, and trained in place: its weights change, and a second training goes on from
+    them. Where its attention sees later tokens, a causal copy of
     its structure over the same weights is trained instead; the result says so.
 
     Args:
@@ -51,7 +53,8 @@ def train(
         tokenizer: None trains byte-level BPE on the training text, as large as the model's embedding rows.
         workspace: folder of the runs; None takes `config.checkpoint_dir`.
         progress: True shows a display, False none; or a callable (steps done, steps in total, note).
-        resume: "auto" continues an interrupted run, "never" begins anew.
+        resume: "auto" continues an interrupted run of the same model (code, contract, weights), data and settings;
+            "continue" does so whatever weights the model comes with; "never" begins anew.
 
     Returns:
         The trained model with everything that was measured; its folder holds config, metrics, tokenizer, checkpoints
@@ -73,6 +76,7 @@ def train(
     settings = _settings(config)
     text = resolve_data(data, settings.validation_fraction)
     adapted = adapt(model)
+    check_task(adapted)
     fitting = _fitting_tokenizer(adapted, tokenizer, text)
     with _Display(progress) as report:
         trainer = Trainer(

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import utils
 import utils.examples
 from utils._files import list_files, write_json, write_text
 from utils._tables import text_table
 from utils.adapters.causality import CausalityReport, sees_future
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.checks.report import Report
+from utils.errors import ConfigError
 from utils.loading.model_loader import LoadedModel, load_model
 from utils.progress import Progress
 from utils.tier1_critical_validation import validate
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from utils.training.result import TrainingResult
 
 DATA = "python-docs"
-PROMPTS = ("The ", "If the ", "A class ")
+PROMPTS = ("The value of the ", "If an exception is ", "A function can ")
 TRAINING_SECONDS = 60.0
 MOST_STEPS = 1500
 BATCH_SIZE = 8
@@ -68,14 +70,19 @@ class Walk:
         """The report."""
         return self.folder / "report.html"
 
-    def verdict(self) -> str:
-        """One sentence on each promise of the walk, with figures."""
-        trained, trigram = self.bits_per_byte["trained"], self.bits_per_byte["byte trigram"]
+    def promises(self) -> dict[str, str]:
+        """What became of each promise of the walk, in one line with figures."""
+        completion, bits = self.adapted.completion, self.bits_per_byte
+        trained, trigram = bits["trained"], bits["byte trigram"]
         against = "better than" if trained < trigram else "not yet better than"
-        return (
-            f"{len(self.adapted.completion.completions)} completions; tier 1: {self.report.verdict} "
-            f"Validation {trained:.3f} bits per byte, {against} a byte trigram's {trigram:.3f}. {self.bundle.parity.verdict}"
-        )
+        return {
+            "Completed": f"{len(completion.completions)} statements that the export left out or got wrong, "
+            f"{len(completion.assumptions)} of them assumptions.",
+            "Checked": self.report.verdict,
+            "Trained": f"{bits['untrained']:.3f} → {trained:.3f} bits per byte of validation text, {against} a byte "
+            f"trigram's {trigram:.3f}.",
+            "Exported": f"the ONNX file is {self.bundle.parity.verdict}.",
+        }
 
     def bits_table(self) -> list[tuple[str, str]]:
         """Rows (predictor, bits per byte) for the comparison."""
@@ -85,7 +92,10 @@ class Walk:
 def run_demo(
     workspace: str | Path = "runs",
     *,
+    source: str | Path | None = None,
+    data: str | Path = DATA,
     seconds: float = TRAINING_SECONDS,
+    most_steps: int = MOST_STEPS,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Walk:
@@ -93,26 +103,33 @@ def run_demo(
 
     Args:
         workspace: folder in which the run folder is made.
+        source: the export, as `load_model` takes it; None takes the bundled one.
+        data: training text, as `train` takes it.
         seconds: how long the training may take on this machine; the number of steps is measured, not guessed.
-        seed: of the weights and of the training.
+        most_steps: optimizer steps that are never exceeded, on however fast a machine.
+        seed: of the weights and of the training; each sample takes the next one.
         say: where lines of text go.
 
     Returns:
         What each stage gave; `Walk.page` is the report.
+
+    Raises:
+        TransformerBuilderError: a stage could not be done. What the stages before it wrote stays in the run folder, which
+            then has no manifest.
     """
+    from utils.export.rebuild import write_rebuild
     from utils.training.seed_manager import set_random_seed
 
     stages = _Stages(say)
     folder = _new_folder(Path(workspace))
     set_random_seed(seed)
-    with stages("Load the bundled export and read its code without running it"):
-        loaded = load_model(utils.examples.path())
+    with stages("Load the export and read its code without running it"):
+        loaded = load_model(utils.examples.path() if source is None else source)
         say(loaded.review.summary())
     with stages("Complete what the export left out"):
         adapted = adapt(loaded)
         completion = adapted.completion
         say(f"{completion.summary()}\n\n{completion.diff}")
-        completion.save(folder / "model.py")
         write_text(folder / "completion.diff", completion.diff)
     with stages("Check the model: tier 1"):
         with Progress("Tier 1", unit="checks") as progress:
@@ -120,27 +137,47 @@ def run_demo(
         report.save_html(folder / "tier1.html")
         causality = sees_future(adapted)
         say(report.summary())
-    with stages(f"Train on {DATA} for about {seconds:.0f} s"):
+    with stages(f"Train on {data} for about {seconds:.0f} s"):
         length = adapted.contract.max_length or 128
-        steps, forecast = steps_within(adapted, BATCH_SIZE, length, seconds, MOST_STEPS)
+        steps, forecast = steps_within(adapted, BATCH_SIZE, length, seconds, most_steps)
         say(f"Forecast: {forecast}.")
-        result = train(adapted, DATA, _settings(steps, seed), workspace=folder)
-        bits = _compare(result)
+        result = train(adapted, data, _settings(steps, seed), workspace=folder)
+        bits = _compare(result, data)
         say(result.summary())
         say(text_table(("predictor", "bits per byte"), [(k, f"{v:.3f}") for k, v in bits.items()], title="Validation"))
+        write_rebuild(result.model, result["checkpoint_path"], folder)
     with stages("Sample from the trained model"):
-        samples = {prompt: generate(result, prompt, max_new_tokens=60, temperature=0.7, top_k=40) for prompt in PROMPTS}
+        samples = {
+            prompt: generate(result, prompt, max_new_tokens=60, temperature=0.7, top_k=40, seed=seed + number)
+            for number, prompt in enumerate(PROMPTS)
+        }
         say("\n\n".join(samples.values()))
     with stages("Export to ONNX and prove the file equal to the model"):
-        bundle = _export(result, folder / "export")
+        bundle = _export(result, data, folder / "export")
         say(bundle.summary())
     walk = Walk(
         folder, loaded, adapted, causality, report, result, bits, samples, bundle, forecast, dict(stages.seconds)
     )
     write_text(walk.page, render_page(walk))
-    write_json(folder / "manifest.json", {"format_version": 1, "verdict": walk.verdict(), "files": list_files(folder)})
-    say(f"\n{walk.verdict()}\n\nReport: {walk.page.resolve()}")
+    write_json(folder / "manifest.json", _manifest(walk, seed))
+    say("")
+    for promise, outcome in walk.promises().items():
+        say(f"{promise + ':':<10} {outcome}")
+    say(f"{'Report:':<10} {walk.page.resolve()}")
     return walk
+
+
+def _manifest(walk: Walk, seed: int) -> dict[str, Any]:
+    """What the folder holds and where it came from; written last."""
+    return {
+        "format_version": 1,
+        "written_by": f"transformer-builder-colab {utils.__version__}",
+        "promises": walk.promises(),
+        "model": walk.bundle.manifest["model"],
+        "bits_per_byte": walk.bits_per_byte,
+        "seed": seed,
+        "files": list_files(walk.folder),
+    }
 
 
 class _Stages:
@@ -169,7 +206,7 @@ def _new_folder(workspace: Path) -> Path:
         if not folder.exists():
             folder.mkdir(parents=True)
             return folder
-    raise FileExistsError(f"{workspace} already holds a hundred runs named {name}; clean it up or pass --workspace.")
+    raise ConfigError(f"{workspace} already holds a hundred runs named {name}; clean it up or pass --workspace.")
 
 
 def _settings(steps: int, seed: int) -> TrainingConfig:
@@ -184,8 +221,8 @@ def _settings(steps: int, seed: int) -> TrainingConfig:
     )
 
 
-def _compare(result: TrainingResult) -> dict[str, float]:
-    text = resolve_data(DATA, result.config.validation_fraction)
+def _compare(result: TrainingResult, data: str | Path) -> dict[str, float]:
+    text = resolve_data(data, result.config.validation_fraction)
     return {
         "untrained": result["bits_per_byte_untrained"],
         "byte trigram": byte_trigram_bits_per_byte(text.train_bytes, text.validation_bytes),
@@ -193,8 +230,8 @@ def _compare(result: TrainingResult) -> dict[str, float]:
     }
 
 
-def _export(result: TrainingResult, folder: Path) -> Bundle:
-    text = resolve_data(DATA, result.config.validation_fraction)
+def _export(result: TrainingResult, data: str | Path, folder: Path) -> Bundle:
+    text = resolve_data(data, result.config.validation_fraction)
     validation = text.validation_bytes.decode("utf-8")
     with Progress("Export", unit="steps") as progress:
         from utils.export.bundle import export

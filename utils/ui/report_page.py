@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
 
+from utils._pages import render
 from utils._tables import html_table
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ ASSETS = Path(__file__).parent / "assets"
 
 def render_page(walk: Walk) -> str:
     """The walk as a self-contained page: no script, no outside resource, readable in dark and light."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("report.html").render(
+    return render(
+        ASSETS / "report.html",
         walk=walk,
         style=Markup((ASSETS / "report.css").read_text("utf-8")),
         review=Markup(walk.loaded.review._repr_html_()),

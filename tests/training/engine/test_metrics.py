@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.training.tiny import TEXT
 from utils.errors import DataError
 from utils.training.engine.data import pack_documents
-from utils.training.engine.metrics import BitsPerByte, token_byte_lengths
+from utils.training.engine.metrics import BitsPerByte, Segment, scored_bytes, token_byte_lengths
 
 
 def test_bits_per_byte_equal_a_computation_by_hand(tokenizer):
@@ -48,6 +48,16 @@ def test_tokenizers_that_are_not_byte_level_are_measured_by_decoding():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
     assert token_byte_lengths(tokenizer) is None
     assert BitsPerByte.of(np.array([[2, 3, 1, 2]]), tokenizer) == BitsPerByte(3, 2 + 2)
+    assert scored_bytes(np.array([[2, 3, 1, 2]]), tokenizer) == [Segment(b"ab", "üab".encode())]
+
+
+def test_scored_bytes_are_those_of_the_measure(tokenizer):
+    text = TEXT + "Ünïcödé 🙂 \x00\n" * 20
+    packed = pack_documents([text, TEXT], tokenizer, 16)
+    segments = scored_bytes(packed.blocks, tokenizer)
+    assert sum(len(part.scored) for part in segments) == BitsPerByte.of(packed.blocks, tokenizer).size
+    together = b"".join(part.free + part.scored for part in segments)
+    assert (text + TEXT).encode().startswith(together) and len(together) > len(text.encode())
 
 
 def test_blocks_without_text_have_no_bits_per_byte(tokenizer):

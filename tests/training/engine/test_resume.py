@@ -66,7 +66,8 @@ def trainer(workspace: Path, schedule: str, seed: int = 0, **changes) -> Stoppin
         save_every_n_steps=1,
         **(SCHEDULES[schedule] or {}),
     )
-    return StoppingTrainer(make_tiny(seed), None, TrainingConfig(**{**settings, **changes}), workspace=workspace)
+    config = TrainingConfig(**{**settings, **changes})
+    return StoppingTrainer(make_tiny(seed), None, config, workspace=workspace, resume="continue")
 
 
 def outcome(workspace: Path, schedule: str, stops: tuple[int, ...] = (), **changes):

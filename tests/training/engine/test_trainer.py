@@ -220,6 +220,23 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_precision_is_refused_where_lightning_would_take_another_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="'16-mixed' needs a CUDA device"):
+        trainer(tmp_path, precision="16-mixed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_precision_that_lightning_uses_is_reported(tmp_path):
+    assert trainer(tmp_path, max_steps=1, precision="bf16-mixed").train(BLOCKS)["precision"] == "bf16-mixed"
+
+    class Other(Trainer):
+        def _setup_engine(self, plan, callbacks, store, precision):
+            return super()._setup_engine(plan, callbacks, store, "64-true")
+
+    assert trainer(tmp_path / "other", Other, max_steps=1).train(BLOCKS)["precision"] == "64-true"
+
+
 def test_wrong_settings_and_other_tasks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size=0"):
         trainer(tmp_path, batch_size=0)

@@ -153,7 +153,7 @@ class TrainingLoop(pl.Callback):
 
 
 class ValidationLoop(pl.Callback):
-    """Keeps every validation loss; the one before the first step is kept apart as the untrained model's."""
+    """Keeps every validation loss; the one before the first step is kept apart."""
 
     def __init__(self) -> None:
         self.untrained: float | None = None

@@ -25,7 +25,7 @@ class BitsPerByte:
     """Turns a mean loss into bits per byte.
 
     Attributes:
-        tokens: predicted tokens; size: UTF-8 bytes they stand for.
+        tokens: predicted tokens; size: UTF-8 bytes they stand for (the scored bytes).
     """
 
     tokens: int
@@ -44,12 +44,49 @@ class BitsPerByte:
         """
         predicted = np.asarray(blocks[:, 1:])  # (N, T - 1)
         lengths = token_byte_lengths(tokenizer)
-        size = int(lengths[predicted].sum()) if lengths is not None else _decoded_bytes(blocks, tokenizer)
+        if lengths is not None:  # the sum of `scored_bytes`, without building the bytes
+            size = int(lengths[predicted].sum())
+        else:
+            size = sum(len(segment.scored) for segment in scored_bytes(blocks, tokenizer))
         if size == 0:
             raise DataError(
                 "The validation blocks stand for no text at all (only special tokens): bits per byte are not defined."
             )
         return cls(int(predicted.size), size)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One block as bytes: what is known for free (its first token), and what is scored (all its other tokens)."""
+
+    free: bytes
+    scored: bytes
+
+
+def scored_bytes(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+    """The bytes over which `BitsPerByte` of these blocks (N, T) is taken, so that other predictors are held to the same."""
+    rows = np.asarray(blocks).tolist()
+    if not _is_byte_level(tokenizer):
+        return [_decoded(row, tokenizer) for row in rows]
+    table = _token_bytes(tokenizer)
+    return [Segment(table[row[0]], b"".join(table[index] for index in row[1:])) for row in rows]
+
+
+def _token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    """The bytes of each id of a byte-level tokenizer; none for special tokens."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [value for value in range(256) if value not in set(plain)]  # written as the characters from 256 on
+    value_of = {chr(value): value for value in plain} | {chr(256 + place): value for place, value in enumerate(rest)}
+    added, special = tokenizer.added_tokens_decoder, set(tokenizer.all_special_ids)
+    table = {}
+    for token, index in tokenizer.get_vocab().items():
+        if index in special or (index in added and added[index].special):
+            table[index] = b""
+        elif index in added:
+            table[index] = added[index].content.encode()
+        else:
+            table[index] = bytes(value_of[character] for character in token)
+    return table
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
@@ -72,11 +109,9 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     return decoder is not None and decoder["type"] == "ByteLevel"
 
 
-def _decoded_bytes(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Bytes of each block's text less those of its first token."""
-    total = 0
-    for block in blocks:
-        ids = [int(index) for index in block]
-        whole, first = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids, ids[:1]))
-        total += len(whole.encode()) - len(first.encode())
-    return total
+def _decoded(row: list[int], tokenizer: PreTrainedTokenizerBase) -> Segment:
+    """A block's text, split after the text of its first token."""
+    whole, first = (
+        str(tokenizer.decode(part, skip_special_tokens=True)).encode("utf-8", "replace") for part in (row, row[:1])
+    )
+    return Segment(first, whole[len(first) :])

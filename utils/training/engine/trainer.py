@@ -36,11 +36,12 @@ from utils.training.engine.loop import (
 )
 from utils.training.engine.metrics import BitsPerByte
 from utils.training.engine.plan import Callbacks, Loaders, Plan
-from utils.training.engine.precision import pick_precision
+from utils.training.engine.precision import check_precision, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.surroundings import interruptible, quiet_lightning
+from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.initialisation import Initialisation, initialise
-from utils.training.objective import choose_objective
+from utils.training.objective import check_task, choose_objective
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
 from utils.training.seed_manager import set_random_seed
@@ -63,7 +64,8 @@ class Trainer:
         tokenizer: needed where texts are passed, and for bits per byte.
         workspace: folder of the runs; None takes `training_config.checkpoint_dir`.
         progress: called with (optimizer steps done, steps in total, note).
-        resume: "auto" continues an interrupted run of the same name, "never" begins anew.
+        resume: "auto" continues an interrupted run of the same model, "continue" also where the model comes with other
+            weights (those of the run count), "never" begins anew.
 
     Example:
         >>> result = Trainer(adapted, None, TrainingConfig(max_steps=100), tokenizer=tokenizer).train(train_texts, val_texts)
@@ -90,6 +92,8 @@ class Trainer:
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_task(self.adapted)
+        check_precision(self.settings.precision, self.device)
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
     def train(self, train_data: Any, val_data: Any = None) -> TrainingResult:
@@ -107,6 +111,13 @@ class Trainer:
         plan = self._setup_data(train_data, val_data)
         self.adapted, objective = self._setup_objective(self.adapted)
         run = self._setup_run(plan)
+        try:
+            return self._run(plan, run, objective)
+        finally:
+            run.leave(self._weights_left())
+
+    def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
+        """All that happens while this process holds the run's folder."""
         store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
         newest = store.newest()
         initialisation = self._setup_initialisation(plan, newest is not None)
@@ -117,6 +128,7 @@ class Trainer:
         self._log_start(run, plan, newest, f"{precision} ({why})")
         with quiet_lightning():
             engine = self._setup_engine(plan, callbacks, store, precision)
+            precision = str(engine.precision)  # what Lightning really uses
             self._fit(engine, lit, loaders, callbacks, store, newest)
         self.adapted.eval()
         facts = {
@@ -146,17 +158,31 @@ class Trainer:
 
     def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
         """The model to train and why next-token prediction is honest for it."""
-        return choose_objective(adapted, self.settings.objective)
+        chosen, reason = choose_objective(adapted, self.settings.objective)
+        if chosen is not adapted:
+            logger.warning("%s", reason)
+        return chosen, reason
 
     def _setup_run(self, plan: Plan) -> RunFolder:
         """The run's folder, with settings and tokenizer in it."""
-        shapes = [(name, tuple(value.shape)) for name, value in self.adapted.state_dict().items()]
-        fingerprint = run_fingerprint(shapes, plan.fingerprint, self.settings, plan.total_steps)
+        fingerprint = run_fingerprint(model_identity(self.adapted), plan.fingerprint, self.settings, plan.total_steps)
         run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume)
-        self.settings.save(run.path / "config.json")
-        if self.tokenizer is not None:
-            save_tokenizer(self.tokenizer, run.path / "tokenizer")
+        try:
+            self.settings.save(run.path / "config.json")
+            if self.tokenizer is not None:
+                save_tokenizer(self.tokenizer, run.path / "tokenizer")
+        except BaseException:
+            run.leave()
+            raise
         return run
+
+    def _weights_left(self) -> str | None:
+        """Hash of the weights in memory; None where the device no longer gives them."""
+        try:
+            return weights_hash(self.adapted)
+        except RuntimeError as error:
+            logger.warning("the weights in memory cannot be read (%s): the run continues from its checkpoint", error)
+            return None
 
     def _setup_initialisation(self, plan: Plan, started: bool) -> Initialisation:
         """Mend embeddings of a fresh model; a run that continues has its weights in the checkpoint."""
@@ -336,6 +362,8 @@ class Trainer:
             "bits_per_byte_untrained": None
             if bits is None or validation.untrained is None
             else bits(validation.untrained),
+            "scored_bytes": None if bits is None else bits.size,
+            "block_length": plan.train.block_length,
             "best_epoch": best_epoch(epochs),
             "final_loss": epochs[-1].train_loss,
             "epoch_results": epochs,

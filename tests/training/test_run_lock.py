@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.training import run_lock
+from utils.training.run_lock import FolderLock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from utils.training.run_lock import FolderLock
+lock = FolderLock.acquire(Path(sys.argv[1]))
+print("held" if lock else "taken", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_holds_it_until_it_lets_go(tmp_path):
+    lock = FolderLock.acquire(tmp_path)
+    assert lock is not None and FolderLock.acquire(tmp_path) is None
+    lock.release()
+    lock.release()
+    assert FolderLock.acquire(tmp_path) is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_process_holds_nothing(tmp_path):
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline().strip() == "held"
+        assert FolderLock.acquire(tmp_path) is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert FolderLock.acquire(tmp_path) is not None
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(run_lock, "_lock", refuse)
+    assert FolderLock.acquire(tmp_path) is not None
+    assert "cannot be locked" in caplog.text

@@ -1,0 +1,193 @@
+"""What a model's calling contract says, and how a call is made by it. Finding a contract out is for `signature`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from utils.adapters.masks import CAUSAL_SQUARES, MaskConvention
+from utils.adapters.model_outputs import LogitsSelector
+
+TASKS = ("lm", "masked", "seq2seq", "classification", "vision")
+
+
+@dataclass(frozen=True)
+class CallContract:
+    """How a model is called and what its answer means.
+
+    Attributes:
+        input_name: keyword of the token ids or pixels; None where they go by position.
+        mask_name: keyword of the mask; None where the model takes none.
+        mask: how the mask is written; None where the model takes none.
+        mask_required: whether the model cannot be called without a mask.
+        label_name: keyword that must be fed so that the model gives logits for every position; None for most.
+        decoder_name: keyword of the decoder's token ids; None for models without a decoder.
+        constants: further arguments that every call passes, with their values.
+        built: arguments that every call builds: name → "positions (T,)", "positions (B, T)", "zeros (B, T)",
+            "lengths (B,)" or "mask <convention>".
+        logits: where the output keeps the logits.
+        auxiliary: (path, weight) of losses that the model adds by itself, such as the balance of experts.
+        time_first: whether the model takes ids as (T, B).
+        vocab_size: rows of the token embedding; every id must be below it. None where the model has no embedding.
+        output_size: width of the logits (V), or number of classes.
+        max_length: longest sequence that the model accepts, in tokens; None where nothing limits it.
+        image_shape: (channels, height, width) of the pixels of one example; None for text.
+        flat_pixels: whether pixels go in as (B, channels · height · width).
+        task: one of `TASKS`: "lm" scores the next token, "masked" the token itself, "seq2seq" the decoder's next token,
+            "classification" and "vision" give one row of scores per example.
+        causal: whether no later token moves an earlier logit, as far as the probe shows; None where it has no meaning.
+        start_id: id with which decoder inputs begin.
+        reasons: for each settled point, how it was found.
+    """
+
+    input_name: str | None = "input_ids"
+    mask_name: str | None = None
+    mask: MaskConvention | None = None
+    mask_required: bool = False
+    label_name: str | None = None
+    decoder_name: str | None = None
+    constants: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, str] = field(default_factory=dict)
+    logits: LogitsSelector = field(default_factory=LogitsSelector)
+    auxiliary: tuple[tuple[tuple[str | int, ...], float], ...] = ()
+    time_first: bool = False
+    vocab_size: int | None = None
+    output_size: int | None = None
+    max_length: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    flat_pixels: bool = False
+    task: str = "lm"
+    causal: bool | None = None
+    start_id: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shift(self) -> int:
+        """How far labels lie ahead of the logits that score them: 1 for next-token prediction, else 0."""
+        return 1 if self.task == "lm" else 0
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether the last axis can score every token; hidden states of a model without a head cannot."""
+        if self.task not in ("lm", "masked", "seq2seq") or self.vocab_size is None or self.output_size is None:
+            return True
+        return self.output_size >= self.vocab_size or self.decoder_name is not None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the main input is token ids; pixels otherwise."""
+        return self.task != "vision"
+
+    def arguments(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        decoder_ids: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        """Positional and keyword arguments of one call.
+
+        Args:
+            inputs: (B, T) ids, or (B, C, H, W) pixels.
+            attention_mask: (B, T), 1 = real token.
+            decoder_ids: (B, T_dec) ids.
+            dtype: floating dtype of an additive mask.
+        """
+        keywords: dict[str, Any] = dict(self.constants)
+        given = inputs.transpose(0, 1) if self.time_first else inputs
+        if self.flat_pixels:
+            given = inputs.flatten(1)
+        if self.mask_name is not None and self.mask is not None and (attention_mask is not None or self.mask_required):
+            if attention_mask is None:
+                attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+            keywords[self.mask_name] = self.mask.build(attention_mask, dtype)
+        ids = inputs if self.decoder_name is None else self._decoder_ids(inputs, decoder_ids)
+        for name, kind in self.built.items():
+            keywords[name] = _built(kind, inputs, ids, dtype)
+        if self.label_name is not None:
+            keywords[self.label_name] = given
+        if self.decoder_name is not None:
+            keywords[self.decoder_name] = ids.transpose(0, 1) if self.time_first else ids
+        if self.input_name is None:
+            return (given,), keywords
+        keywords[self.input_name] = given
+        return (), keywords
+
+    def _decoder_ids(self, inputs: torch.Tensor, decoder_ids: torch.Tensor | None) -> torch.Tensor:
+        return decoder_ids if decoder_ids is not None else shifted_right(inputs, self.start_id)
+
+    def summary(self) -> str:
+        """One line per point, with its reason."""
+        names = [
+            self.input_name or "<first argument>",
+            self.mask_name,
+            self.decoder_name,
+            self.label_name,
+            *self.built,
+            *self.constants,
+        ]
+        points: dict[str, object] = {"call": f"forward({', '.join(name for name in names if name)})", "task": self.task}
+        if self.takes_tokens:
+            points["vocabulary rows"] = self.vocab_size
+            points["longest sequence"] = self.max_length if self.max_length is not None else "no limit found"
+        else:
+            points["image"] = " × ".join(map(str, self.image_shape or ()))
+        points["logits"] = f"{'.'.join(map(str, self.logits.path)) or 'the output itself'}, axes {self.logits.layout}"
+        if self.mask is not None:
+            points["mask"] = f"{self.mask_name}: {self.mask.words()}"
+        if self.time_first:
+            points["axes"] = "ids go in as (T, B)"
+        if self.auxiliary:
+            points["auxiliary loss"] = ", ".join(
+                f"{weight:g} × {'.'.join(map(str, path))}" for path, weight in self.auxiliary
+            )
+        if self.causal is not None:
+            points["causal"] = "yes" if self.causal else "no: later tokens move earlier logits"
+        return "\n".join(
+            f"{name}: {value}" + (f"  ({self.reasons[name]})" if name in self.reasons else "")
+            for name, value in points.items()
+        )
+
+    def to_json(self) -> str:
+        """The contract as JSON; `CallContract.from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> CallContract:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        selector, mask, image = values.pop("logits"), values.pop("mask"), values.pop("image_shape")
+        auxiliary = tuple((tuple(path), weight) for path, weight in values.pop("auxiliary"))
+        return cls(
+            logits=LogitsSelector(tuple(selector["path"]), selector["layout"]),
+            mask=MaskConvention(**mask) if mask else None,
+            image_shape=tuple(image) if image else None,
+            auxiliary=auxiliary,
+            **values,
+        )
+
+
+def shifted_right(ids: torch.Tensor, start_id: int) -> torch.Tensor:
+    """Decoder inputs (B, T) for labels (B, T): begin with `start_id`, drop the last; ignored labels become `start_id`."""
+    start = torch.full_like(ids[:, :1], start_id)
+    return torch.cat([start, ids[:, :-1].clamp(min=0)], dim=1)
+
+
+def _built(kind: str, ids: torch.Tensor, decoder_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An argument that a call builds; `ids` and `decoder_ids` are (B, T)."""
+    if kind == "zeros (B, T)":
+        return torch.zeros_like(ids)
+    if kind == "lengths (B,)":
+        return torch.full((ids.shape[0],), ids.shape[1], dtype=torch.long, device=ids.device)
+    if kind.startswith("mask "):
+        convention = _CAUSAL_BY_WORDS[kind.removeprefix("mask ").removesuffix(" of the decoder")]
+        over = decoder_ids if kind.endswith(" of the decoder") else ids
+        return convention.build(torch.ones_like(over), dtype)
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    return positions if kind == "positions (T,)" else positions.expand(ids.shape[0], -1)
+
+
+_CAUSAL_BY_WORDS = {convention.words(): convention for convention in CAUSAL_SQUARES}

@@ -1,0 +1,58 @@
+"""Exclusive use of a folder by one training at a time. Knows files and the operating system's locks, no runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+"""Empty hidden file in the folder that carries the lock; it stays, and means nothing while nobody holds it."""
+
+_HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+
+class FolderLock:
+    """A lock on a folder, held until `release` or until the process ends in whatever way, `kill -9` included.
+
+    `fcntl.flock` on Linux and macOS, `msvcrt.locking` on Windows. A file system without locks (some network mounts) is used
+    unlocked, with a warning: there, two trainings in one folder are not kept apart.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    @classmethod
+    def acquire(cls, folder: Path) -> FolderLock | None:
+        """The lock of an existing folder; None where another training holds it."""
+        file = (folder / LOCK_FILE).open("ab")
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in _HELD:
+                file.close()
+                return None
+            logger.warning("%s cannot be locked (%s): let no second training use it", folder, error)
+        return cls(file)
+
+    def release(self) -> None:
+        """Let others use the folder; a second call does nothing."""
+        with contextlib.suppress(OSError):  # closing ends the lock; a file of a vanished mount has none left
+            self._file.close()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock without waiting; raises `OSError` where that fails."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
