@@ -42,6 +42,7 @@ ROLES: tuple[tuple[str, str], ...] = (
     ("conv", r"conv"),
     ("recurrent", r"^(lstm|gru|rnn|recurrent)"),
     ("concat", r"^(concat|concatenate|cat|merge)$"),
+    ("product", r"^(multiply|mul|product|hadamard|elementwisemultiply)$"),
     ("linear", r"linear|proj|dense|^fc$"),
 )
 """Role of a node by its kind, first match first; kinds are compared in lower case without separators."""
@@ -152,7 +153,8 @@ def read_canvas(
         kind = (drawn.type if drawn else comments[name][1] if name in comments else "") or make_node(name).kind
         params = dict(drawn.params) if drawn else {}
         nodes.append(Node(name, kind, role_of(kind), params=params, drawn=bool(drawn) or name in comments))
-    canvas = Canvas(nodes, drawn=bool(config_nodes or comments))
+    joined = {name for edge in edges for name in edge}
+    canvas = Canvas(_positions_behind(nodes, joined), drawn=bool(config_nodes or comments))
     _attach_modules(canvas, model)
     _attach_inputs(canvas, edges[: len(config.edges)], {name: entry[2] for name, entry in comments.items()})
     return canvas
@@ -210,6 +212,19 @@ def _sorted_by_edges(order: list[str], edges: Collection[Flow]) -> list[str]:
         done.append(name)
         rest.remove(name)
     return done
+
+
+def _positions_behind(nodes: list[Node], joined: Collection[str]) -> list[Node]:
+    """The nodes, with positions that stand before the first embedding, and that no edge joins, behind the embeddings."""
+    first = next((i for i, node in enumerate(nodes) if node.role == "embedding"), None)
+    early = [node for node in nodes[: first or 0] if node.role == "position" and node.name not in joined]
+    if first is None or not early:
+        return nodes
+    rest = [node for node in nodes if node not in early]
+    end = next(i for i, node in enumerate(rest) if node.role == "embedding")
+    while end < len(rest) and rest[end].role == "embedding":
+        end += 1
+    return [*rest[:end], *early, *rest[end:]]
 
 
 def _comments(class_text: str, first_line: int) -> dict[str, tuple[int, str, tuple[str, ...]]]:

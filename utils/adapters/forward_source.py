@@ -11,6 +11,7 @@ import inspect
 import linecache
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,15 +107,30 @@ class ClassSource:
         """Lines of the text as Python counts them: a form feed ends none."""
         return self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
-    def with_forward(self, forward_text: str) -> str:
-        """The whole text with `forward` replaced by `forward_text` (dedented source of a function)."""
+    def with_forward(self, forward_text: str, imports: Sequence[str] = ()) -> str:
+        """The whole text with `forward` replaced by `forward_text` (dedented source of a function), and `imports` on top."""
         lines = self.lines
         first = self.forward.lineno - 1  # decorators stand above it, and stay
         margin = lines[self.forward.lineno - 1][: self.forward.col_offset]
         new = indented(forward_text, margin)
         if "\t" in margin:  # Python wants one kind of indentation in a block
             new = indented(forward_text.replace("\n    ", "\n\t"), margin)
-        return "\n".join([*lines[:first], new, *lines[self.forward.end_lineno :]]).rstrip("\n") + "\n"
+        top = self._first_import()
+        above = [*lines[:top], *dict.fromkeys(imports), *lines[top:first]]
+        return "\n".join([*above, new, *lines[self.forward.end_lineno :]]).rstrip("\n") + "\n"
+
+    def _first_import(self) -> int:
+        """Index of the line of the first import that names no future feature; of the class where nothing is imported."""
+        body = ast.parse(self.text).body
+        imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        plain = [node for node in imports if getattr(node, "module", None) != "__future__"]
+        if plain:
+            return plain[0].lineno - 1
+        return (
+            (imports[-1].end_lineno or 0)
+            if imports
+            else self.class_node.lineno - 1 - len(self.class_node.decorator_list)
+        )
 
 
 def _through(calls: frozenset[str], methods: dict[str, frozenset[str]]) -> frozenset[str]:

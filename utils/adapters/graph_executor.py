@@ -75,7 +75,7 @@ def complete(
         return GraphCompletion.direct(model, found.text, found.file_name)
     if strict:
         _refuse_conventions(completer.completions)
-    text = found.with_forward(completer.forward_text(found.docstring))
+    text = found.with_forward(completer.forward_text(found.docstring), completer.imports)
     completed = _bind(model, found, text, scope, getattr(source, "files", {}))
     _prove(completed, completer)
     return GraphCompletion(completed, "completed", tuple(completer.completions), found.text, text, found.file_name)

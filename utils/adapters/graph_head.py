@@ -13,6 +13,7 @@ from torch import nn
 
 from utils.adapters.canvas import Node
 from utils.adapters.completion import Completion
+from utils.adapters.graph_embeddings import SOURCES
 from utils.adapters.statements import Statement, replaced
 from utils.errors import GraphCompletionError
 
@@ -119,7 +120,7 @@ class HeadWriter:
                 continue
             return (
                 self.writer.preceding(node)
-                if node is not None and previous.role == "embedding"
+                if node is not None and previous.role in SOURCES
                 else self.forward.value_of(previous)
             )
         tensors = [n for s in self.forward.placed for n in s.targets if self.forward.width(n) is not None]

@@ -5,7 +5,8 @@ Writes expressions; leaves the order of statements and their execution to `graph
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 
 from utils.adapters.canvas import Node
 from utils.adapters.completion import Completion
+from utils.adapters.graph_embeddings import SOURCES, EmbeddingWriter
 from utils.adapters.graph_head import HeadWriter
 from utils.adapters.graph_residuals import ResidualWriter
-from utils.adapters.signature import required_arguments
+from utils.adapters.signature import positional_arguments, required_arguments
 from utils.adapters.statements import RETURNED, Statement, assignment
 from utils.errors import GraphCompletionError
 
@@ -37,6 +39,10 @@ _FUNCTIONS = {
     "selu": "selu",
 }
 _MAIN_PARTS = (nn.Linear, nn.Conv1d)
+_CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+"""Modules that want (B, C, T) where a canvas hands on (B, T, C)."""
+_SWITCH = re.compile(r"mask|weights|causal|bias|cache|flag|training|return|use_|dropout|eps")
+"""Names of arguments that are settings of a call rather than values that flow through a canvas."""
 
 
 class NodeWriter:
@@ -45,6 +51,7 @@ class NodeWriter:
     def __init__(self, forward: ForwardCompleter) -> None:
         self.forward = forward
         self.canvas = forward.canvas
+        self.embeddings = EmbeddingWriter(self)
         self.residuals = ResidualWriter(self)
         self.head = HeadWriter(self)
 
@@ -70,11 +77,13 @@ class NodeWriter:
             return self.finish(node, name, self.forward.output_name[node.name], 3, "another name of the same node", ())
         writers = {
             "residual": self.residuals.write,
-            "embedding": self._write_embedding,
-            "position": self._write_position,
+            "add_norm": self.residuals.write,
+            "embedding": self.embeddings.write,
+            "position": self.embeddings.write_position,
             "concat": self._write_concat,
+            "product": self._write_product,
         }
-        writer = writers.get(node.role, self._write_applied)
+        writer = writers.get(node.role, self.write_applied)
         writer(node, name)
 
     def finish(
@@ -107,7 +116,7 @@ class NodeWriter:
             for part in open_parts:
                 module = getattr(forward.model, part)
                 if isinstance(module, nn.Embedding):
-                    expression += f" + {self._embedded(part, module)}"
+                    expression += f" + {self.embeddings.embedded(part, module)}"
                 else:
                     expression = f"self.{part}({expression})"
             return self.finish(node, name, expression, 4, "the parts of the embedding that nobody joined", loose)
@@ -138,7 +147,7 @@ class NodeWriter:
         """Level of the evidence that names the node's inputs."""
         return {"edges": 1, "comment": 2}.get(node.inputs_from, 4)
 
-    def _single_input(self, node: Node) -> tuple[str, int, str]:
+    def single_input(self, node: Node) -> tuple[str, int, str]:
         """(variable, evidence, reason) of what a node with one input reads."""
         given = self.given_inputs(node)
         if len(given) == 1:
@@ -149,8 +158,8 @@ class NodeWriter:
                 f"{'edge' if level == 1 else 'comment'}: {given[0].name} → {node.name}",
             )
         if len(given) > 1:
-            if all(one.role in ("embedding", "position") for one in given):
-                return self.sum_of_embeddings(given), self.evidence_of(node), "embeddings are summed"
+            if all(one.role in SOURCES for one in given):
+                return self.embeddings.joined(given), self.evidence_of(node), "embeddings are summed"
             names = [one.name for one in given]
             readings = [f"{' + '.join(names)}", f"torch.cat([{', '.join(names)}], dim=-1)"]
             raise self.error(
@@ -164,81 +173,10 @@ class NodeWriter:
         for previous in self.canvas.before(node):
             if previous.role in ("input", "output"):
                 continue
-            if previous.role == "embedding":
-                return self.sum_of_embeddings(self._embeddings_ending_at(previous))
+            if previous.role in SOURCES:
+                return self.embeddings.joined_at(previous)
             return self.forward.value_of(previous)
         return self.forward.input_name
-
-    def _embeddings_ending_at(self, node: Node) -> list[Node]:
-        run = [node]
-        for previous in self.canvas.before(node):
-            if previous.role != "embedding":
-                break
-            run.insert(0, previous)
-        return run
-
-    def sum_of_embeddings(self, nodes: list[Node]) -> str:
-        variables = list(dict.fromkeys(self.forward.value_of(node) for node in nodes))
-        if len(variables) == 1:
-            return variables[0]
-        name = "embeddings"
-        if name not in self.forward.values:
-            expression = " + ".join(variables)
-            reason = "several token embeddings with no other instruction are summed"
-            self.forward.emit(Statement.parse(assignment(name, expression, f"completed: {reason}")))
-            self.forward.completions.append(Completion(name, expression, 5, reason))
-        return name
-
-    # ---- embeddings and positions -----------------------------------------------------------------------------------
-
-    def _embedded(self, part: str, module: nn.Embedding) -> str:
-        """A token embedding is given the ids; a position table gives its first rows."""
-        ids = self.forward.input_name
-        if self._is_position_table(part, module):
-            return f"self.{part}.weight[: {ids}.shape[1]]"
-        return f"self.{part}({ids})"
-
-    def _is_position_table(self, part: str, module: nn.Embedding) -> bool:
-        lowered = part.lower()
-        if "pos" in lowered or lowered.endswith("wpe"):
-            return True
-        config = self.forward.config
-        named_token = "tok" in lowered or "word" in lowered or lowered.endswith("wte")
-        return (
-            not named_token
-            and module.num_embeddings == config.max_seq_len
-            and module.num_embeddings != config.vocab_size
-        )
-
-    def _write_embedding(self, node: Node, name: str) -> None:
-        parts = [(part, getattr(self.forward.model, part)) for part in node.modules]
-        if not parts:
-            raise self.error(node, "it owns no module", [])
-        terms = [self._embedded(part, module) for part, module in parts if isinstance(module, nn.Embedding)]
-        rest = [part for part, module in parts if not isinstance(module, nn.Embedding)]
-        if not terms:  # a helper class that embeds
-            terms, rest = [f"self.{rest[0]}({self.forward.input_name})"], rest[1:]
-        expression = " + ".join(terms)
-        for part in rest:
-            expression = f"self.{part}({expression})"
-        self.finish(node, name, expression, 4, "its modules, applied to the ids", (self.forward.input_name,))
-
-    def _write_position(self, node: Node, name: str) -> None:
-        tables = [p for p in node.modules if isinstance(getattr(self.forward.model, p), nn.Embedding)]
-        if len(tables) != 1:
-            return self._write_applied(node, name)
-        table = f"self.{tables[0]}.weight[: {self.forward.input_name}.shape[1]]"
-        given = self.given_inputs(node)
-        if given and all(one.role == "input" for one in given):
-            return self.finish(
-                node, name, table, self.evidence_of(node), "positions of the input", (self.forward.input_name,)
-            )
-        variable, evidence, _ = self._single_input(node)
-        expression = f"{variable} + {table}"
-        for part in node.modules:
-            if part not in tables:
-                expression = f"self.{part}({expression})"
-        self.finish(node, name, expression, evidence, "positions are added to what precedes them", (variable,))
 
     # ---- modules and functions --------------------------------------------------------------------------------------
 
@@ -247,20 +185,31 @@ class NodeWriter:
         if len(given) < 2:
             raise self.error(node, "it joins several values, and no edge or comment names them", [])
         variables = [self.forward.value_of(one) for one in given]
-        joined = f"{self._torch(node)}.cat([{', '.join(variables)}], dim=-1)"
+        joined = f"{self._torch()}.cat([{', '.join(variables)}], dim=-1)"
         self.finish(node, name, joined, self.evidence_of(node), "inputs side by side", variables)
 
-    def _torch(self, node: Node) -> str:
-        for alias, value in self.forward.globals.items():
-            if value is torch:
-                return alias
-        raise self.error(node, "the file does not import torch", [])
+    def _write_product(self, node: Node, name: str) -> None:
+        given = self.given_inputs(node)
+        if node.modules or len(given) < 2:
+            return self.write_applied(node, name)
+        variables = [self.forward.value_of(one) for one in given]
+        reason = "inputs multiplied entry by entry"
+        self.finish(node, name, " * ".join(variables), self.evidence_of(node), reason, variables)
 
-    def _write_applied(self, node: Node, name: str) -> None:
+    def _torch(self) -> str:
+        """The name under which the file knows torch; where it does not, the completed source imports it."""
+        known = next((alias for alias, value in self.forward.globals.items() if value is torch), None)
+        if known is None:
+            self.forward.globals["torch"] = torch
+            self.forward.imports.append("import torch")
+        return known or "torch"
+
+    def write_applied(self, node: Node, name: str) -> None:
         if not node.modules:
             return self._write_function(node, name)
         given = self.given_inputs(node)
-        if node.role == "attention" and len(given) in (2, 3):
+        summed = all(one.role in SOURCES for one in given) and "cross" not in node.kind.lower()
+        if node.role == "attention" and len(given) in (2, 3) and not summed:
             variables = [self.forward.value_of(one) for one in given]
             variables = variables if len(variables) == 3 else [variables[0], variables[1], variables[1]]
             expression = self.applied(node, node.modules[0], variables)
@@ -270,7 +219,12 @@ class NodeWriter:
                 else "first input asks, second is attended to"
             )
             return self.finish(node, name, expression, self.evidence_of(node), reason, variables, assumption=True)
-        variable, evidence, reason = self._single_input(node)
+        if len(given) > 1 and not summed and len(node.modules) == 1 and self._takes(node.modules[0], len(given)):
+            variables = [self.forward.value_of(one) for one in given]
+            expression = self.applied(node, node.modules[0], variables)
+            reason = "its module, applied to its inputs in their order"
+            return self.finish(node, name, expression, self.evidence_of(node), reason, variables, assumption=True)
+        variable, evidence, reason = self.single_input(node)
         chain = self._chain(node)
         expression = variable
         for part in chain:
@@ -317,15 +271,44 @@ class NodeWriter:
         if isinstance(module, nn.RNNBase):
             turned = variables[0] if module.batch_first else f"{variables[0]}.transpose(0, 1)"
             return f"{call}({turned})[0]" + ("" if module.batch_first else ".transpose(0, 1)")
-        if isinstance(module, nn.Conv1d):
+        if isinstance(module, _CHANNELS_FIRST):
             return f"{call}({variables[0]}.transpose(1, 2)).transpose(1, 2)"
         needed = required_arguments(module)
         if len(variables) == 1 and needed == 3 and node.role == "attention":
             variables = variables * 3
         if needed > len(variables):
             raise self.error(node, f"self.{part} needs {needed} inputs, and {len(variables)} is known", [])
-        expression = f"{call}({', '.join(variables[: max(needed, 1)])})"
-        return expression + ("[0]" if isinstance(self._evaluate(node, expression), (tuple, list)) else "")
+        if needed == 2 and node.role == "attention":
+            variables = variables[:2]  # key and value are one memory
+        elif not self._takes(part, len(variables)):
+            raise self.error(node, f"self.{part} takes {needed} inputs, and {len(variables)} are drawn", variables)
+        expression = f"{call}({', '.join(variables)})"
+        return expression + self._first_of(node, part, self._evaluate(node, expression))
+
+    def _takes(self, part: str, count: int) -> bool:
+        """Whether a module can be given this many values: as many as it needs, and what it could do without is no mask or switch."""
+        module = getattr(self.forward.model, part)
+        if isinstance(module, nn.Module) and required_arguments(module) in (0, count):
+            return True
+        names = positional_arguments(module)[:count]
+        return len(names) == count and not any(_SWITCH.search(name) for name in names)
+
+    def _first_of(self, node: Node, part: str, value: Any) -> str:
+        """How the tensor is taken out of what a module gives: `[0]` of a tuple, the one entry of a dict that has its shape."""
+        if isinstance(value, (tuple, list)):
+            return "[0]"
+        if not isinstance(value, Mapping):
+            return ""
+        batch = tuple(self.forward.ids.shape)
+        fitting = [
+            key
+            for key, entry in value.items()
+            if isinstance(entry, torch.Tensor) and entry.dim() == 3 and tuple(entry.shape[:2]) == batch
+        ]
+        if len(fitting) != 1:
+            listed = [f"self.{part}(…)[{key!r}]" for key in value]
+            raise self.error(node, f"self.{part} gives {len(value)} values, and nothing says which is meant", listed)
+        return f"[{fitting[0]!r}]"
 
     def _evaluate(self, node: Node, expression: str) -> Any:
         scope = {**self.forward.globals, **self.forward.values, "self": self.forward.model}
@@ -346,8 +329,8 @@ class NodeWriter:
         compact = {"".join(c for c in text.lower() if c.isalnum()) for text in [node.kind, *stated]}
         functions = sorted({_FUNCTIONS[text] for text in compact if text in _FUNCTIONS})
         if node.role == "activation" and len(functions) == 1:
-            variable, evidence, _ = self._single_input(node)
-            home = f"{self._torch(node)}.nn.functional"
+            variable, evidence, _ = self.single_input(node)
+            home = f"{self._torch()}.nn.functional"
             return self.finish(
                 node, name, f"{home}.{functions[0]}({variable})", evidence, f"{functions[0]} node", (variable,)
             )
@@ -357,8 +340,8 @@ class NodeWriter:
             if isinstance(node.params.get(key), (int, float))
         ]
         if node.role == "dropout" and rates:
-            variable, evidence, _ = self._single_input(node)
-            call = f"{self._torch(node)}.nn.functional.dropout({variable}, {rates[0]}, self.training)"
+            variable, evidence, _ = self.single_input(node)
+            call = f"{self._torch()}.nn.functional.dropout({variable}, {rates[0]}, self.training)"
             return self.finish(node, name, call, evidence, "dropout node", (variable,))
         raise self.error(
             node, f"a node of kind {node.kind!r} has no module self.{node.name} and no rule", self._nearby_modules()

@@ -95,7 +95,9 @@ def missing_nodes(forward: ForwardCompleter, seen: Observation) -> set[str]:
     for node in forward.canvas.nodes:
         if not node.drawn or node.role in ("input", "output", "dropout") or forward.writer.head.is_candidate(node):
             continue
-        before, after = _neighbours(forward, node)
+        before, after = _neighbours(forward, node, seen)
+        if node.role == "add_norm" and before is not None and seen.passes_on(before, node):
+            missing.add(node.name)  # it normalises the branch alone
         if before is None or seen.ran(node) or not (node.modules or node.role == "residual"):
             continue
         skipped = seen.returns(before) if after is None else seen.passes_on(before, after)
@@ -105,10 +107,10 @@ def missing_nodes(forward: ForwardCompleter, seen: Observation) -> set[str]:
     return missing
 
 
-def _neighbours(forward: ForwardCompleter, node: Node) -> tuple[Node | None, Node | None]:
-    """(the node that feeds this one as its branch or only input, the nearest one behind with modules that is no unused head)."""
+def _neighbours(forward: ForwardCompleter, node: Node, seen: Observation) -> tuple[Node | None, Node | None]:
+    """(the node that feeds this one as its branch or only input, the nearest one behind that ran)."""
     given = [one for one in forward.writer.given_inputs(node) if one.role != "input"]
     before = given[::-1] or [one for one in forward.canvas.before(node) if one.modules or one.role == "residual"]
-    behind = [one for one in forward.canvas.after(node) if one.modules and not forward.writer.head.is_unused(one)]
+    behind = [one for one in forward.canvas.after(node) if seen.ran(one)]
     drawn = [one for one in behind if node.name in one.inputs]
     return next(iter(before), None), next(iter(drawn or behind), None)

@@ -71,6 +71,25 @@ class StatementOwners:
         above = [b for b in bindings if reader is not None and reader.origin is not None and b[0] < reader.origin]
         return above[-1][1] if above else (bindings[0][1] if bindings else None)
 
+    def made_of(self, variable: str) -> set[str]:
+        """Nodes that went into a variable which belongs to none of them, such as `x = embedding_0_output + embedding_1_output`."""
+        found: set[str] = set()
+        open_names, seen = [variable], {variable}
+        while open_names:
+            name = open_names.pop()
+            for statement in self.statements:
+                if name not in statement.writes or statement.returns:
+                    continue
+                found |= {node.name for node in self.canvas.nodes if set(node.modules) & statement.applies}
+                for read in sorted(statement.reads - seen):
+                    seen.add(read)
+                    owner = self.owner_of_variable(read, statement)
+                    if owner is None:
+                        open_names.append(read)
+                    elif owner.role != "input":
+                        found.add(owner.name)
+        return found
+
     def _find_producers(self) -> None:
         for index, statement in enumerate(self.statements):
             owner = None if statement.returns else self.owner(statement)
@@ -162,7 +181,7 @@ class StatementOwners:
         for found in _walk(tree):
             if not (isinstance(found, ast.BinOp) and isinstance(found.op, ast.Add)):
                 continue
-            added = {n.name for term in _summands(found) for n in self._outermost_nodes(term, statement)}
+            added = {n.name for term in summands(found) for n in self._outermost_nodes(term, statement)}
             known = {branch.name for branch in branches}
             if known and known <= added and len(added) > 1 and node.name not in added:
                 return found
@@ -212,16 +231,17 @@ def _terms(statement: Statement) -> list[ast.expr]:
     """What a statement that binds one name to a sum adds; empty for other statements."""
     tree = statement.node
     if isinstance(tree, ast.AugAssign) and isinstance(tree.op, ast.Add) and isinstance(tree.target, ast.Name):
-        return [ast.Name(tree.target.id, ast.Load()), *_summands(tree.value)]
+        return [ast.Name(tree.target.id, ast.Load()), *summands(tree.value)]
     if isinstance(tree, (ast.Assign, ast.AnnAssign)) and len(statement.targets) == 1 and tree.value is not None:
-        terms = _summands(tree.value)
+        terms = summands(tree.value)
         return terms if len(terms) > 1 else []
     return []
 
 
-def _summands(value: ast.expr) -> list[ast.expr]:
+def summands(value: ast.expr) -> list[ast.expr]:
+    """The terms of a sum; an expression that is none is its own only term."""
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
-        return [*_summands(value.left), *_summands(value.right)]
+        return [*summands(value.left), *summands(value.right)]
     return [value]
 
 

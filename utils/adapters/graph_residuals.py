@@ -5,15 +5,19 @@ Knows the order of the canvas and who read what; leaves writing statements to `g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.adapters.canvas import Node
+from utils.adapters.graph_embeddings import SOURCES
 from utils.adapters.signature import required_arguments
 
 if TYPE_CHECKING:
     from utils.adapters.graph_nodes import NodeWriter
 
-_PREFIX_ROLES = ("embedding", "position", "dropout", "linear")
+ADDITIONS = ("residual", "add_norm")
+"""Roles of the nodes that add a branch to the stream; an `add_norm` normalises the sum."""
+_PREFIX_ROLES = (*SOURCES, "dropout", "linear")
 _WRAPPERS = ("dropout", "norm", "activation")
 
 
@@ -39,11 +43,15 @@ class ResidualWriter:
         self, node: Node, name: str, terms: list[str], evidence: int, reason: str, assumption: bool = False
     ) -> None:
         shapes = {term: self.forward.shape(term) for term in terms}
-        if len(set(shapes.values())) > 1:
+        if not _may_be_added(list(shapes.values())):
             listed = ", ".join(f"{term} {shape}" for term, shape in shapes.items())
             raise self.writer.error(node, f"what it adds has different shapes: {listed}", list(terms))
         if len(node.modules) == 1:
-            if required_arguments(getattr(self.forward.model, node.modules[0])) != len(terms):
+            needed = required_arguments(getattr(self.forward.model, node.modules[0]))
+            if needed == 1 and node.role == "add_norm":
+                expression = f"self.{node.modules[0]}({' + '.join(terms)})"
+                return self.writer.finish(node, name, expression, evidence, f"norm of {reason}", terms, assumption)
+            if needed != len(terms):
                 raise self.writer.error(
                     node, f"self.{node.modules[0]} does not take {len(terms)} inputs", [" + ".join(terms)]
                 )
@@ -79,15 +87,18 @@ class ResidualWriter:
     def stream_before(self, node: Node) -> list[Node]:
         """Nodes that carry the residual stream: the latest residual, else the embedding with what directly prepares it."""
         for previous in self.canvas.before(node):
-            if previous.role == "residual":
+            if previous.role in ADDITIONS:
                 return [previous]
         prefix: list[Node] = []
         for candidate in self.canvas.nodes[: self.canvas.nodes.index(node)]:
             if candidate.role == "input":
                 continue
-            if candidate.role not in _PREFIX_ROLES or (not prefix and candidate.role not in ("embedding", "position")):
+            if candidate.role not in _PREFIX_ROLES or (not prefix and candidate.role not in SOURCES):
                 break
             prefix.append(candidate)
+        following = next(iter(self.canvas.after(prefix[-1])), node) if prefix else node
+        if prefix and prefix[-1].role == "linear" and following.role == "activation":
+            prefix.pop()  # the first layer of a branch, not a projection of the stream
         return prefix
 
     def _branch_before(self, node: Node, stream: list[Node]) -> Node | None:
@@ -95,19 +106,21 @@ class ResidualWriter:
         if latest is None or latest not in stream:
             return latest
         # "embedding, linear, residual": the projection is then the branch, and the stream what it was made from
-        if len(stream) > 1 and latest.role == "linear":
+        if len(stream) > 1 and (latest.role == "linear" or (latest.role == "position" and self._adds_bare(latest))):
             stream.remove(latest)
             return latest
         return None
 
+    def _adds_bare(self, position: Node) -> bool:
+        """Whether a position node directly before an addition gives its table alone."""
+        self.forward.value_of(position)
+        return self.writer.embeddings.is_bare(position)
+
     def _skip_of_width(self, node: Node, stream: list[Node], branch: str) -> str:
-        last = stream[-1]
-        if last.role == "embedding":
-            skip = self.writer.sum_of_embeddings([one for one in stream if one.role == "embedding"])
-        else:
-            skip = self.forward.value_of(last)
-        if self.forward.width(skip) == self.forward.width(branch):
-            return skip
+        for last in stream[::-1]:  # what is too wide or too narrow belongs to a branch
+            skip = self.writer.embeddings.joined_at(last) if last.role in SOURCES else self.forward.value_of(last)
+            if self.forward.width(skip) == self.forward.width(branch):
+                return skip
         projections = [one for one in self.canvas.before(node) if one.role == "linear" and one not in stream]
         fitting = [
             one
@@ -132,3 +145,13 @@ class ResidualWriter:
             return None
         tensors = [n for n in self.forward.read_by.get(node.name, ()) if self.forward.width(n) is not None]
         return tensors[0] if tensors else None
+
+
+def _may_be_added(shapes: Sequence[tuple[int, ...] | str]) -> bool:
+    """Whether shapes are equal, but for the axis of the examples, which positions alone lack."""
+    if len(set(shapes)) == 1:
+        return True
+    if not all(isinstance(shape, tuple) for shape in shapes):
+        return False
+    widest = max((shape for shape in shapes if isinstance(shape, tuple)), key=lambda shape: (len(shape), shape))
+    return all(shape in (widest, (1, *widest[1:]), widest[1:]) for shape in shapes) and len(widest) == 3

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from utils.adapters.canvas import Node
 from utils.adapters.completion import Completion
+from utils.adapters.signature import required_arguments
 from utils.adapters.statements import Statement, replaced
 from utils.errors import GraphCompletionError
 
@@ -37,12 +38,50 @@ class Contradiction:
 
 def rewire(forward: ForwardCompleter) -> None:
     """Let statements follow the edges, and lead the chain through nodes that nobody computes or reads."""
+    _join_positions(forward)
+    _widen_norms(forward)
     for node in list(forward.canvas.nodes):
         found = contradiction(forward, node)
         if found is not None and (forward.seen is None or found.certain):
             _follow_inputs(forward, found)
     for run in _left_out(forward):
         _lead_through(forward, run)
+
+
+def _join_positions(forward: ForwardCompleter) -> None:
+    """Positions that are read in the place of the embedding, which nobody reads, take it in."""
+    for node in forward.canvas.nodes:
+        statement = next(iter(_pending_of(forward, node)[-1:]), None) if node.role == "position" else None
+        if statement is None or node.inputs or statement.value is None or len(statement.targets) != 1:
+            continue
+        behind = [one for one in forward.canvas.before(node) if one.role == "embedding"]
+        tables = {part for one in behind for part in one.modules}
+        own = {name for one in behind for s in forward.producers.get(one.name, []) for name in s.writes}
+        apart = [s for s in forward.pending if forward.owners.owner(s) not in behind]
+        lost = behind and not any(s.calls & tables or s.reads & own for s in apart)
+        if lost and any(statement.targets[0] in s.reads for s in forward.pending):
+            embedding = forward.variable_of(behind[0])
+            value = ast.get_source_segment(statement.text, statement.value) or ast.unparse(statement.value)
+            text = replaced(statement.text, [(statement.value, f"{embedding} + {value}")])
+            changed = Statement.parse(text, frozenset(forward.globals), statement.origin)
+            forward.pending[forward.pending.index(statement)] = changed.reading(statement.calls)
+            reason = "positions are added to the embedding, which nothing else reads"
+            forward.completions.append(Completion(statement.targets[0], f"{embedding} + {value}", 5, reason))
+
+
+def _widen_norms(forward: ForwardCompleter) -> None:
+    """An addition with a norm whose statement normalises the branch alone is written anew, with its addition."""
+    for node in forward.canvas.nodes:
+        if node.role != "add_norm" or node.inputs or len(node.modules) != 1:
+            continue
+        if required_arguments(getattr(forward.model, node.modules[0])) != 1 or node.name not in forward.producers:
+            continue
+        if forward.missing is not None and node.name not in forward.missing:
+            continue
+        read, nested, _ = _nodes_read(forward, node)
+        (branch, *others) = [*read.values()] or [None]
+        if branch is not None and not others and not nested and branch.role not in ("residual", "add_norm"):
+            _write_anew(forward, node)
 
 
 def contradiction(forward: ForwardCompleter, node: Node) -> Contradiction | None:
@@ -114,6 +153,7 @@ def _nodes_read(forward: ForwardCompleter, node: Node) -> tuple[dict[str, Node],
             if owner is not None and owner != node and owner.role != "input":
                 found[variable] = owner
             elif owner is None and variable not in own:
+                nested |= forward.owners.made_of(variable)
                 certain = False
     return found, nested, certain
 
@@ -221,18 +261,23 @@ def _consumer_of(forward: ForwardCompleter, node: Node) -> tuple[Node | None, li
     """(the node behind, or None for the result; its statements)."""
     drawn = [one for one in forward.canvas.nodes if node.name in one.inputs and one.role != "output"]
     for following in drawn or forward.canvas.after(node):
-        if following.role == "output":
-            break
         statements = _pending_of(forward, following)
         if statements:
             return following, statements
-        if following.modules or following.role == "residual":
+        if following.role == "output":
+            break
+        if following.modules or following.role == "residual" or _is_read(forward, following):
             return following, []
     returns = [statement for statement in forward.pending if statement.returns][-1:]
     written = {name for statement in forward.pending for name in statement.writes} | {forward.input_name}
     if any(name not in written for statement in returns for name in statement.reads):
         return None, []  # it reads what nobody computes, and that will be written from the canvas
     return None, returns
+
+
+def _is_read(forward: ForwardCompleter, node: Node) -> bool:
+    """Whether a statement reads a node's output, which will then be written from the canvas."""
+    return any(forward.canvas.node_of(name) == node for statement in forward.pending for name in statement.reads)
 
 
 def _bypassed(forward: ForwardCompleter, run: list[Node]) -> list[Node]:

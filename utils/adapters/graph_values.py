@@ -50,6 +50,7 @@ class ForwardCompleter:
     Attributes:
         completions: what was completed, in the order of execution.
         placed: the statements in the order in which they run.
+        imports: lines that the file needs above its classes.
         result: what the completed forward returns for the probe.
     """
 
@@ -75,6 +76,7 @@ class ForwardCompleter:
         self.pending = list(self.original)
         self.placed: list[Statement] = []
         self.completions: list[Completion] = []
+        self.imports: list[str] = []
         self.result: Any = None
         self.values: dict[str, Any] = {}  # variable → what the probe gave it
         self.output_name: dict[str, str] = {}  # node → variable that holds its output now
@@ -217,6 +219,7 @@ class ForwardCompleter:
         self.ids = probe_ids(self.model, self.config)
         self.instance = rebound(self.model, type(self.model))  # takes what statements assign to self
         with left_as_it_was(self.model), embedding_lookups() as lookups:
+            self.instance.training = False  # what `_prove` compares with runs in eval mode too
             self._lookups = lookups
             self.values[STANDARD_INPUT] = self.values[self.input_name] = self.ids
             self.values[MASK] = None

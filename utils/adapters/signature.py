@@ -72,3 +72,9 @@ def required_arguments(module: nn.Module) -> int:
     parameters = inspect.signature(module.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.default is p.empty and p.kind in kinds for p in parameters)
+
+
+def positional_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments that a module's `forward` takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
