@@ -1,12 +1,12 @@
 """Finds out how a model is called by asking it: tiny calls, each a guess that the model's own answer confirms or refutes.
 
-One visit leaves the model as it was. What was found is a `CallContract`; completing sources is for `graph_executor`.
+One visit leaves the model as it was. What was found is a `CallContract`; what the losses say is asked in `own_losses`,
+which lengths it takes in `lengths`; completing sources is for `graph_executor`.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,22 +15,25 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from utils.adapters.contract import CallContract
-from utils.adapters.guesses import LABEL_NAMES, Guesses
-from utils.adapters.masks import MASK_NAMES, MaskConvention, candidates
-from utils.adapters.model_outputs import cross_entropy, find_logits, follow, next_token_loss, scalars_in, tensors_in
+from utils.adapters.guesses import Guesses
+from utils.adapters.lengths import measured_lengths, measured_limit, other_lengths
+from utils.adapters.masks import MaskConvention, candidates
+from utils.adapters.model_outputs import LogitsSelector, find_logits, tensors_in
+from utils.adapters.own_losses import settle_losses
+from utils.adapters.packed import keys_asked
 from utils.adapters.probing import (
     PROBE_BATCH,
     PROBE_LENGTH,
-    Lookup,
+    Seen,
     candidate_rows,
     device_of,
     dtype_of,
-    embedding_lookups,
     left_as_it_was,
     position_limits,
     position_rows,
     probe_ids,
     tables_of,
+    watched,
 )
 from utils.errors import CallContractError
 from utils.loading.model_config import ModelConfig
@@ -43,6 +46,9 @@ HIDDEN = 1
 
 _TOLERANCE = 2e-6
 
+_ALMOST = 0.9
+"""Share of the rows from which on a width counts as the vocabulary less some rows that are never said."""
+
 
 def infer_contract(model: nn.Module, config: ModelConfig) -> CallContract:
     """Settle the calling contract of `model`.
@@ -53,18 +59,9 @@ def infer_contract(model: nn.Module, config: ModelConfig) -> CallContract:
     _refuse_unready(model)
     visit = _Visit(model, config)
     with left_as_it_was(model):
-        best: tuple[int, CallContract] | None = None
-        for guess in visit.guesses():
-            contract = visit.confirm(guess)
-            if contract is None:
-                continue
-            rank = visit.rank_of_mask(contract)
-            if best is None or rank < best[0]:
-                best = rank, contract
-            if rank == 0:
-                break
-        if best is not None:
-            return visit.refine(best[1])
+        found = visit.find()
+        if found is not None:
+            return visit.refine(found)
     parameters = ", ".join(visit.inspector.get_parameters())
     tried = "; ".join(list(dict.fromkeys(visit.tried))[:12])
     raise CallContractError(
@@ -92,7 +89,7 @@ class _Answer:
     contract: CallContract
     ids: torch.Tensor
     output: Any
-    lookups: list[Lookup]
+    seen: Seen
 
 
 class _Visit(Guesses):
@@ -101,38 +98,83 @@ class _Visit(Guesses):
     def __init__(self, model: nn.Module, config: ModelConfig) -> None:
         super().__init__(model, config)
         self.tried: list[str] = []
+        self.length = PROBE_LENGTH
+
+    def find(self) -> CallContract | None:
+        """The first guess that the model confirms, masks well chosen: as its arguments are named, as keys of one mapping,
+        and at other lengths than the usual one."""
+        found = self._best(self.guesses())
+        if found is None and (keys := keys_asked(self.model, self.config, self.inspector.signature)):
+            by_name = self.arguments, self.packed
+            self.know(keys, packed=True)
+            found = self._best(self.guesses())
+            if found is None:
+                self.know(by_name[0].values(), by_name[1])
+        for length in () if found is not None else other_lengths(self.model, self.config):
+            self.length = length
+            found = self._best(self.text_guesses())
+            if found is not None:
+                return measured_lengths(found, length, self.runs_at)
+        return found
+
+    def _best(self, guesses: Iterator[CallContract]) -> CallContract | None:
+        best: tuple[int, CallContract] | None = None
+        for guess in guesses:
+            contract = self.confirm(guess)
+            if contract is None:
+                continue
+            stacked = "L" in contract.logits.layout or "N" in contract.logits.layout
+            rank = self.rank_of_mask(contract) + 4 * stacked  # a mask of the wrong shape adds an axis too
+            if best is None or rank < best[0]:
+                best = rank, contract
+            if rank == 0:
+                break
+        return best[1] if best is not None else None
 
     # ---- asking -----------------------------------------------------------------------------------------------------
 
+    def ids(self, rows: int | None = None) -> torch.Tensor:
+        """Ids (B, T) of a probe."""
+        return probe_ids(self.model, self.config, rows, self.length)
+
     def ask(self, contract: CallContract, inputs: torch.Tensor, **more: Any) -> Any:
-        """Call the model by a contract."""
+        """Call the model by a contract; what it is given is its own to change."""
         mask, decoder = more.pop("mask", None), more.pop("decoder", None)
-        positional, keywords = contract.arguments(inputs, mask, decoder, dtype_of(self.model))
+        decoder = decoder.clone() if decoder is not None else None
+        positional, keywords = contract.arguments(inputs.clone(), mask, decoder, self.model, dtype_of(self.model))
+        if contract.packed:
+            return self.model({**positional[0], **more})
         return self.model(*positional, **keywords, **more)
 
     def logits(self, contract: CallContract, inputs: torch.Tensor, **more: Any) -> torch.Tensor:
-        """Logits of a call, as float32."""
-        return contract.logits(self.ask(contract, inputs, **more)).float()
+        """Logits of a call, as float32; an encoder-decoder gets decoder ids that do not depend on the inputs."""
+        if contract.decoder_name is not None and more.get("decoder") is None:
+            more["decoder"] = self.decoder_ids(contract, inputs)
+        return contract.logits(self.ask(contract, inputs, **more), inputs.shape[0]).float()
+
+    def decoder_ids(self, contract: CallContract, inputs: torch.Tensor) -> torch.Tensor | None:
+        """Ids (B, T_dec) for the decoder of a probe; None for a model without one."""
+        if contract.decoder_name is None:
+            return None
+        return self.ids(contract.vocab_size)[: inputs.shape[0], :DECODER_LENGTH]
 
     def confirm(self, guess: CallContract) -> CallContract | None:
         """The guess with what the answer told, or None where the model refuses it."""
         if guess.task == "vision":
             return self._confirm_image(guess)
-        decoder = None
-        for rows in candidate_rows(self.model, self.config):
-            ids = probe_ids(self.model, self.config, rows)
-            if guess.decoder_name is not None:
-                decoder = ids[:, :DECODER_LENGTH]
-            with embedding_lookups() as lookups:
+        bounds = [guess.vocab_size] if guess.encoding == "one-hot" else candidate_rows(self.model, self.config)
+        for rows in bounds:
+            ids = self.ids(rows)
+            decoder = ids[:, :DECODER_LENGTH] if guess.decoder_name is not None else None
+            with watched() as seen:
                 try:
                     output = self.ask(guess, ids, decoder=decoder)
-                except IndexError as error:  # an id beyond the rows: try fewer
-                    self._note(guess, f"ids {tuple(ids.shape)} below {rows}", error)
-                    continue
                 except Exception as error:  # noqa: BLE001 - whatever a foreign model raises is an answer, and is shown
                     self._note(guess, f"ids {tuple(ids.shape)} below {rows}", error)
+                    if isinstance(error, IndexError) or "out of range" in str(error):
+                        continue  # an id beyond the rows: try fewer
                     return None
-            return self._read(_Answer(guess, ids, output, lookups))
+            return self._read(_Answer(guess, ids, output, seen))
         return None
 
     def _confirm_image(self, guess: CallContract) -> CallContract | None:
@@ -142,11 +184,12 @@ class _Visit(Guesses):
             device_of(self.model), dtype_of(self.model)
         )
         try:
-            output = self.ask(guess, pixels)
+            with watched() as seen:
+                output = self.ask(guess, pixels)
         except Exception as error:  # noqa: BLE001 - as above
             self._note(guess, f"pixels {tuple(pixels.shape)}", error)
             return None
-        found = find_logits(output, PROBE_BATCH, -1, None)
+        found = find_logits(output, PROBE_BATCH, -1, None, seen.is_head)
         if found is None or found[0].layout != "BV":
             self._note(guess, f"pixels {tuple(pixels.shape)}", f"no row of scores among {_shapes(output)}")
             return None
@@ -164,11 +207,16 @@ class _Visit(Guesses):
 
     def _read(self, answer: _Answer) -> CallContract | None:
         guess, ids = answer.contract, answer.ids
-        length = DECODER_LENGTH if guess.decoder_name is not None else ids.shape[1]
-        tables = tables_of(ids, answer.lookups)
-        rows = min((table.shape[0] for table in tables), default=self.config.vocab_size)
-        found = find_logits(answer.output, PROBE_BATCH, min(length, ids.shape[1]), self.config.vocab_size or rows)
+        length = min(DECODER_LENGTH, ids.shape[1]) if guess.decoder_name is not None else ids.shape[1]
+        tables = tables_of(ids, answer.seen.lookups)
+        rows = min((table.shape[0] for table in tables), default=guess.vocab_size or self.config.vocab_size)
+        found = find_logits(answer.output, PROBE_BATCH, length, self.config.vocab_size or rows, answer.seen.is_head)
+        if found is None and guess.decoder_name is not None:  # the target's vocabulary may be another
+            widths = {tensor.shape[-1] for _, tensor in tensors_in(answer.output) if tensor.dim() == 2}
+            found = next(filter(None, (find_logits(answer.output, PROBE_BATCH, length, w) for w in widths)), None)
         per_sequence = found is not None and found[0].layout == "BV"
+        if per_sequence and guess.label_name is not None and found is not None and found[1][-1] == ids.shape[1]:
+            found = None  # a loss for each token
         if found is None or (per_sequence and (guess.decoder_name is not None or _looks_cut(answer.output, guess))):
             self._note(
                 guess,
@@ -177,39 +225,51 @@ class _Visit(Guesses):
             )
             return None
         selector, shape = found
-        if guess.time_first and selector.layout != "TBV":
+        if guess.time_first and selector.layout == "(BT)V":
+            selector = LogitsSelector(selector.path, "(TB)V")
+        if guess.time_first and selector.layout not in ("TBV", "(TB)V", "BV"):
             self._note(guess, f"ids {tuple(ids.shape)} as (T, B)", f"the answer is {tuple(shape)}")
             return None
+        width = selector.width(tuple(shape))
+        if guess.encoding == "one-hot" and not per_sequence and width != guess.vocab_size:
+            self._note(guess, f"one-hot ids of {guess.vocab_size}", f"the answer is {tuple(shape)}, which scores no token")
+            return None
         limit, why = self._length_limit(answer)
+        table_width = tables[0].shape[-1] if tables else 0
+        labelled = not per_sequence and self._scores_labels(answer, selector, width, rows, table_width)
         return replace(
             guess,
             logits=selector,
-            vocab_size=rows,
-            output_size=shape[selector.layout.index("V")],
+            vocab_size=self._told_apart(rows, width, table_width, guess) if not labelled else rows,
+            output_size=width,
             max_length=limit,
-            task="classification" if per_sequence else guess.task,
+            task="classification" if per_sequence or labelled else guess.task,
             reasons={
                 "vocabulary rows": self._rows_reason(tables, rows),
                 "longest sequence": why,
+                **({"task": "a head gives each token a row of scores that is no vocabulary"} if labelled else {}),
             },
         )
 
-    def _measured_limit(self, contract: CallContract) -> int | None:
-        """A limit that lies in a sliced table or mask: a size that one token more breaks.
+    def _told_apart(self, rows: int | None, width: int, table_width: int, guess: CallContract) -> int | None:
+        """Rows that count as vocabulary: fewer than the table's where the scores leave the last few out."""
+        if rows is None or guess.decoder_name is not None or width >= rows:
+            return rows
+        almost = width >= _ALMOST * rows and width != table_width
+        return width if width == self.config.vocab_size or almost else rows
 
-        Sizes are those of parameters and buffers that are named for positions or masks; only cheap ones are tried.
-        """
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        named = re.compile(r"pos|^pe$|mask|bias|causal|tril|rope|rotary|cos|sin|freq")
-        shapes = [tensor.shape for name, tensor in tensors if named.search(name.rsplit(".", 1)[-1].lower())]
-        sizes = {size for shape in shapes for size in shape if len(shape) > 1}
-        weight = sum(parameter.numel() for parameter in self.model.parameters())
-        for size in sorted(size for size in sizes if size > PROBE_LENGTH and size * weight < 2e9):
-            if self._runs_at(contract, size) and not self._runs_at(contract, size + 1):
-                return size
-        return None
+    def _scores_labels(
+        self, answer: _Answer, selector: LogitsSelector, width: int, rows: int | None, table_width: int
+    ) -> bool:
+        """Whether each token gets scores of labels that are no tokens: a head narrower than the vocabulary gave them."""
+        if rows is None or selector.layout != "BTV" or width in (table_width, self.config.d_model):
+            return False
+        if width >= _ALMOST * rows or answer.contract.decoder_name is not None:
+            return False
+        return answer.seen.is_head(selector(answer.output))
 
-    def _runs_at(self, contract: CallContract, length: int) -> bool:
+    def runs_at(self, contract: CallContract, length: int) -> bool:
+        """Whether the model takes texts of this length."""
         ids = torch.zeros((PROBE_BATCH, length), dtype=torch.long, device=device_of(self.model))
         try:
             self.ask(contract, ids)
@@ -229,11 +289,11 @@ class _Visit(Guesses):
     def _length_limit(self, answer: _Answer) -> tuple[int | None, str]:
         """(limit, reason): positions that the probe looked up, else tables named for positions; less where the config says."""
         lengths = {answer.ids.shape[1], *([DECODER_LENGTH] if answer.contract.decoder_name else [])}
-        asked = [limit for length in lengths for limit in position_limits(length, answer.lookups)]
+        asked = [limit for length in lengths for limit in position_limits(length, answer.seen.lookups)]
         held = min(asked, default=None) or min(position_rows(self.model), default=None)
         stated = self.config.max_seq_len
         if held is None and stated is None:
-            held = self._measured_limit(answer.contract)
+            held = measured_limit(self.model, answer.contract, self.runs_at)
         if held is not None and (stated is None or held <= stated):
             return held, "positions that the model holds"
         return (stated, "from the config") if stated is not None else (None, "no position table, no config entry")
@@ -241,21 +301,38 @@ class _Visit(Guesses):
     # ---- refining ---------------------------------------------------------------------------------------------------
 
     def refine(self, contract: CallContract) -> CallContract:
-        """Settle what needs further questions: order of the axes, mask, causality, own loss, auxiliary losses."""
+        """Settle what needs further questions: order of the axes, mask, causality, training mode, losses of its own."""
         if contract.task == "vision":
-            return contract
-        ids = probe_ids(self.model, self.config, self._legal_rows(contract))
+            pixels = torch.rand((PROBE_BATCH, *(contract.image_shape or ()))).to(device_of(self.model), dtype_of(self.model))
+            return settle_losses(self, contract, pixels)
+        if contract.vocab_size is None:
+            contract = self._with_rows(contract)
+        ids = self.ids(contract.vocab_size)
         if ids.shape[1] > 2 and contract.task == "lm" and not contract.time_first:
             contract = self._settle_axes(contract, ids)
         if not contract.mask_required:
             contract = self._settle_mask(contract, ids)
         if contract.task == "lm" and ids.shape[1] > 1:
             contract = replace(contract, causal=self._is_causal(contract, ids))
-        contract = self._settle_own_loss(contract, ids)
+        return settle_losses(self, contract, ids)
+
+    def _with_rows(self, contract: CallContract) -> CallContract:
+        """Rows where no lookup was seen (a scripted model): a size of a matrix whose last id runs and the next one fails."""
+        if contract.encoding != "ids" or device_of(self.model).type != "cpu":
+            return contract
+        sizes = sorted({p.shape[0] for p in self.model.parameters() if p.dim() == 2}, reverse=True)
+        for rows in sizes:
+            last = torch.full((PROBE_BATCH, self.length), rows - 1, dtype=torch.long)
+            if self._runs_with(contract, last) and not self._runs_with(contract, last + 1):
+                return replace(contract, vocab_size=rows, reasons={**contract.reasons, "vocabulary rows": "the next id fails"})
         return contract
 
-    def _legal_rows(self, contract: CallContract) -> int | None:
-        return contract.vocab_size if contract.vocab_size is not None else None
+    def _runs_with(self, contract: CallContract, ids: torch.Tensor) -> bool:
+        try:
+            self.ask(contract, ids)
+        except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
+            return False
+        return True
 
     def _changed(self, ids: torch.Tensor, row: int | None, position: int) -> torch.Tensor:
         """The ids with another token at one position of one row, or of every row; the token stands in the row elsewhere."""
@@ -272,14 +349,14 @@ class _Visit(Guesses):
         So does one whose rows wrongly depend on each other; only modules that are not batch-first speak for the former.
         """
         time_first_modules = any(getattr(module, "batch_first", True) is False for module in self.model.modules())
-        if contract.logits.layout not in ("BTV", "TBV") or not time_first_modules:
+        if contract.logits.layout not in ("BTV", "TBV", "(BT)V") or not time_first_modules:
             return contract
         try:
-            with embedding_lookups() as lookups:
+            with watched() as seen:
                 plain = self.logits(contract, ids)
             held = min(position_rows(self.model), default=None)
-            counts = held is not None and not self._runs_at(contract, held + 1)
-            if counts or position_limits(ids.shape[1], lookups):
+            counts = held is not None and not self.runs_at(contract, held + 1)
+            if counts or position_limits(ids.shape[1], seen.lookups):
                 return contract  # it counts positions along the second axis: mixing rows is a fault, not a layout
             moved = (self.logits(contract, self._changed(ids, 0, 3)) - plain).abs().amax(-1)  # (B, T)
         except Exception:  # noqa: BLE001 - a model that runs once and fails on other ids is judged by its first answer
@@ -288,7 +365,8 @@ class _Visit(Guesses):
         keeps_positions = float(moved[:, [t for t in range(ids.shape[1]) if t != 3]].max()) <= _TOLERANCE
         if not (mixes_rows and keeps_positions):
             return contract
-        turned = replace(contract, time_first=True, logits=replace(contract.logits, layout="TBV"))
+        layout = "(TB)V" if contract.logits.layout == "(BT)V" else "TBV"
+        turned = replace(contract, time_first=True, logits=replace(contract.logits, layout=layout))
         try:
             shape = self.logits(turned, ids).shape
         except Exception:  # noqa: BLE001 - as above
@@ -304,89 +382,122 @@ class _Visit(Guesses):
         return bool((after - before).abs().max() <= 1e-6 * max(1.0, float(before.abs().max())))
 
     def _settle_mask(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
-        """Find the convention of an optional mask: hiding the first token must hide it, and hiding nothing change nothing."""
-        name = next((n for n in MASK_NAMES if n in self.parameters and n not in contract.constants), None)
-        if name is None or ids.shape[1] < 3:
+        """Find the convention of an optional mask: hiding a token must hide it, and hiding nothing change nothing."""
+        if ids.shape[1] < 3:
             return contract
-        acts: MaskConvention | None = None
-        runs: MaskConvention | None = None
-        for convention in candidates(name):
-            if not convention.carries_padding:
-                continue
-            verdict = self._tries_mask(replace(contract, mask_name=name, mask=convention), ids)
-            if verdict == "hides":
-                return replace(
-                    contract,
-                    mask_name=name,
-                    mask=convention,
-                    reasons={**contract.reasons, "mask": "hides the token that it should"},
-                )
-            if verdict == "acts" and acts is None:
-                acts = convention
-            if verdict == "runs" and runs is None:
-                runs = convention
-        if acts is not None:
-            reason = "hiding nothing changes nothing; a hidden token still leaks in part"
-            return replace(contract, mask_name=name, mask=acts, reasons={**contract.reasons, "mask": reason})
-        if runs is None or (name != "attention_mask" and "pad" not in name):
-            return contract
-        return replace(
-            contract,
-            mask_name=name,
-            mask=runs,
-            reasons={**contract.reasons, "mask": "accepted; the probe saw no effect of it"},
-        )
+        fallback: list[tuple[int, CallContract]] = []
+        for name in self._optional_masks(contract):
+            for convention in candidates(name, contract.decoder_name is not None):
+                if not convention.carries_padding:
+                    continue
+                told = replace(contract, mask_name=name, mask=convention)
+                verdict = self._tries_mask(told, ids)
+                if verdict == "hides":
+                    return _because(told, "hides the token that it should")
+                if verdict == "acts":
+                    fallback.append((0, _because(told, "hiding nothing changes nothing; a hidden token still leaks in part")))
+                if verdict == "runs" and name in self.arguments and (name == "attention_mask" or "pad" in name):
+                    fallback.append((1, _because(told, "accepted; the probe saw no effect of it")))
+        return min(fallback, key=lambda entry: entry[0])[1] if fallback else contract
+
+    def _optional_masks(self, contract: CallContract) -> list[str]:
+        """Masks over the input that a call may leave out; one that goes by keyword only through `**kwargs` is tried too."""
+        used = {*contract.constants, *contract.built}
+        named = [name for name in self.main_masks() if name not in used]
+        through = self.takes_keywords and not named and contract.input_name is not None
+        if through or (self.takes_keywords and self.takes_args and not named):
+            return ["attention_mask"]
+        return named
 
     def rank_of_mask(self, contract: CallContract) -> int:
-        """How well a required mask fits: 0 hides padding and the future, 1 padding, 2 the future, 3 neither. 0 without one."""
+        """How well required masks fit: 0 hide padding and the future, 1 padding, 2 the future, 3 neither. 0 without one."""
         convention = contract.mask
-        if not contract.mask_required or convention is None:
+        squares = any(kind.startswith("mask ") for kind in contract.built.values())
+        if not (contract.mask_required and convention is not None) and not squares:
             return 0
-        ids = probe_ids(self.model, self.config, contract.vocab_size)
+        ids = self.ids(contract.vocab_size)
         if ids.shape[1] < 3:
             return 3
-        hides = convention.carries_padding and self._hides(contract, ids)
-        causal = convention.causal and bool(self._is_causal(contract, ids)) and self._reads_earlier(contract, ids)
+        try:
+            hides = convention is not None and convention.carries_padding and self._hides(contract, ids)
+            if contract.decoder_name is not None:
+                causal = not self.named("decoder mask", required=True) or self._decodes_causally(contract, ids)
+            else:
+                causal = bool(self._is_causal(contract, ids)) and self._reads_earlier(contract, ids)
+        except Exception as error:  # noqa: BLE001 - a mask that fails on other ids is no good one, and is shown
+            self._note(contract, f"ids {tuple(ids.shape)}", error)
+            return 3
+        only_padding = contract.mask_name is not None and ("pad" in contract.mask_name or "len" in contract.mask_name)
+        if hides and only_padding and not squares:
+            return 0
         return {(True, True): 0, (True, False): 1, (False, True): 2}.get((hides, causal), 3)
 
+    def _decodes_causally(self, contract: CallContract, ids: torch.Tensor) -> bool:
+        """Whether the decoder's last id moves no earlier logit, and an earlier id moves a later one."""
+        decoder = self.decoder_ids(contract, ids)
+        assert decoder is not None  # asked of encoder-decoders only
+        plain = self.logits(contract, ids, decoder=decoder)
+        later, earlier = decoder.clone(), decoder.clone()
+        later[:, -1], earlier[:, 0] = ids[:, 2], ids[:, 2]
+        moved = (self.logits(contract, ids, decoder=later) - plain)[:, :-1].abs().max()
+        reads = (self.logits(contract, ids, decoder=earlier) - plain)[:, 1:].abs().max()
+        return bool(torch.isfinite(plain).all()) and float(moved) <= _TOLERANCE and float(reads) > _TOLERANCE
+
     def _hides(self, contract: CallContract, ids: torch.Tensor) -> bool:
-        """Whether hiding a token makes later logits independent of it, which they otherwise are not."""
-        other, one_hidden = self._changed(ids, None, HIDDEN), torch.ones_like(ids)
-        one_hidden[:, HIDDEN] = 0
-        hidden = [self.logits(contract, given, mask=one_hidden)[:, HIDDEN + 1 :] for given in (ids, other)]
+        """Whether hiding a token makes later logits independent of it, which they otherwise are not.
+
+        Lengths can hide the end of a row only: there the logits before must not depend on it.
+        """
+        counts = contract.mask is not None and contract.mask.shape == "B"
+        place = ids.shape[1] - 1 if counts else HIDDEN
+        other, one_hidden = self._changed(ids, None, place), torch.ones_like(ids)
+        one_hidden[:, place] = 0
+        read = self._read_from(contract, counts)
+        hidden = [self.logits(contract, given, mask=one_hidden) for given in (ids, other)]
+        if any(one.shape[1] < ids.shape[1] for one in hidden if one.dim() == 3 and contract.decoder_name is None):
+            return True  # packed: what is hidden is cut off
+        hidden = [one[read] for one in hidden]
         if not all(bool(torch.isfinite(one).all()) for one in hidden):
             return False
-        return float((hidden[0] - hidden[1]).abs().max()) <= _TOLERANCE and self._reads_earlier(contract, ids)
+        unmoved = float((hidden[0] - hidden[1]).abs().max()) <= _TOLERANCE
+        return unmoved and (counts or self._reads_earlier(contract, ids))
+
+    @staticmethod
+    def _read_from(contract: CallContract, counts: bool = False) -> Any:
+        """Which logits tell whether a token was hidden: later ones, all of a decoder or a class, earlier ones for lengths."""
+        if contract.decoder_name is not None or contract.logits.layout == "BV":
+            return (slice(None),)
+        return (slice(None), slice(None, -1) if counts else slice(HIDDEN + 1, None))
 
     def _reads_earlier(self, contract: CallContract, ids: torch.Tensor) -> bool:
         """Whether the token moves a later logit while nothing is hidden."""
-        before, after = (
-            self.logits(contract, given)[:, HIDDEN + 1 :] for given in (ids, self._changed(ids, None, HIDDEN))
-        )
+        read = self._read_from(contract)
+        before, after = (self.logits(contract, given)[read] for given in (ids, self._changed(ids, None, HIDDEN)))
         return bool(torch.isfinite(before).all()) and float((after - before).abs().max()) > _TOLERANCE
 
     def _tries_mask(self, contract: CallContract, ids: torch.Tensor) -> str:
         """Return "hides", "acts" (hides in part), "runs" (accepted without effect on the probe) or "fails"."""
+        counts = contract.mask is not None and contract.mask.shape == "B"
+        place = ids.shape[1] - 1 if counts else HIDDEN
         whole = torch.ones_like(ids)
         one_hidden = whole.clone()
-        one_hidden[:, HIDDEN] = 0
-        other = self._changed(ids, None, HIDDEN)
-        decoder = ids[:, :DECODER_LENGTH] if contract.decoder_name else None
+        one_hidden[:, place] = 0
+        other = self._changed(ids, None, place)
         try:
-            plain = self.logits(replace(contract, mask_name=None, mask=None), ids, decoder=decoder)
-            full = self.logits(contract, ids, mask=whole, decoder=decoder)
-            hidden = [self.logits(contract, given, mask=one_hidden, decoder=decoder) for given in (ids, other)]
-            moves = self.logits(contract, other, mask=whole, decoder=decoder)
+            plain = self.logits(replace(contract, mask_name=None, mask=None), ids)
+            full = self.logits(contract, ids, mask=whole)
+            hidden = [self.logits(contract, given, mask=one_hidden) for given in (ids, other)]
+            moves = self.logits(contract, other, mask=whole)
         except Exception as error:  # noqa: BLE001 - a refusal rules the convention out, and is shown if nothing else fits
             self._note(contract, f"ids {tuple(ids.shape)}", error)
             return "fails"
         if any(given.shape != plain.shape for given in (full, moves, *hidden)):
             return "fails"
         scale = max(1.0, float(plain.abs().max()))
-        later = (slice(None), slice(HIDDEN + 1, None)) if plain.dim() == 3 and decoder is None else (slice(None),)
+        read = self._read_from(contract, counts)
 
         def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
-            return not bool(torch.isfinite(b[later]).all()) or float((a - b)[later].abs().max()) > _TOLERANCE * scale
+            return not bool(torch.isfinite(b[read]).all()) or float((a - b)[read].abs().max()) > _TOLERANCE * scale
 
         causal_twin = contract.mask is not None and contract.mask.causal
         if differ(plain, full) and not causal_twin:
@@ -397,67 +508,9 @@ class _Visit(Guesses):
             return "fails"
         return "acts" if differ(hidden[0], hidden[1]) else "hides"
 
-    def _settle_own_loss(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
-        """Compare the model's own loss, where it has one, with the shifted and the plain cross-entropy of its logits."""
-        silent = self._auxiliary_without_labels(contract, ids)
-        contract = replace(contract, auxiliary=silent)
-        name = next((n for n in LABEL_NAMES if n in self.parameters and n != contract.decoder_name), None)
-        if (
-            name is None
-            or contract.task not in ("lm", "seq2seq")
-            or self.parameters[name].default is inspect.Parameter.empty
-        ):
-            return contract
-        labels = ids if contract.task == "lm" else ids[:, :DECODER_LENGTH]
-        plain_call = replace(contract, label_name=None)
-        try:
-            if contract.task == "seq2seq":
-                output = self.ask(plain_call, ids, decoder=labels, **{name: labels})
-            else:
-                output = self.ask(plain_call, ids, **{name: labels})
-            logits = contract.logits(output).float()
-        except Exception as error:  # noqa: BLE001 - labels in another form: the model's own loss stays unused
-            self._note(replace(contract, label_name=name), f"ids {tuple(ids.shape)}", error)
-            return contract
-        own = [value for _, value in scalars_in(output)]
-        if contract.task != "lm" or not own or logits.dim() != 3:
-            return contract
-        shifted, plain = float(next_token_loss(logits, labels)), float(cross_entropy(logits, labels))
-        contract = self._weighed(contract, output, own, shifted if contract.causal else plain)
-        is_plain = any(abs(v - plain) < min(1e-4 * max(1.0, plain), abs(v - shifted)) for v in own)
-        if contract.causal or not is_plain:
-            return contract
-        reason = "its own loss scores each token at its own position, and it sees the whole text"
-        return replace(contract, task="masked", reasons={**contract.reasons, "task": reason})
 
-    @staticmethod
-    def _weighed(contract: CallContract, output: Any, own: list[float], entropy: float) -> CallContract:
-        """Where the model's own loss holds its one auxiliary loss, take the weight that it has there."""
-        if len(contract.auxiliary) != 1:
-            return contract
-        path, _ = contract.auxiliary[0]
-        losses = [v for at, v in scalars_in(output) if at and at[-1] == "loss"] or own[:1]
-        try:
-            value = float(follow(output, path))
-        except (KeyError, IndexError, AttributeError, TypeError):
-            return contract
-        weight = (losses[0] - entropy) / value if value else 1.0
-        if abs(weight) < 1e-5:
-            return replace(contract, auxiliary=())
-        return replace(contract, auxiliary=((path, round(weight, 6)),)) if 0 < weight < 100 else contract
-
-    def _auxiliary_without_labels(
-        self, contract: CallContract, ids: torch.Tensor
-    ) -> tuple[tuple[tuple[str | int, ...], float], ...]:
-        """Scalars that the model gives although nobody gave it labels can only be losses of its own making."""
-        if contract.label_name is not None:
-            return ()
-        try:
-            decoder = ids[:, :DECODER_LENGTH] if contract.decoder_name else None
-            output = self.ask(contract, ids, decoder=decoder)
-        except Exception:  # noqa: BLE001 - it ran before; without an answer there is nothing to add
-            return ()
-        return tuple((path, 1.0) for path, value in scalars_in(output) if value != 0.0)
+def _because(contract: CallContract, reason: str) -> CallContract:
+    return replace(contract, reasons={**contract.reasons, "mask": reason})
 
 
 def _looks_cut(output: Any, guess: CallContract) -> bool:

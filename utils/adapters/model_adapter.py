@@ -16,7 +16,8 @@ from torch import nn
 from utils.adapters.contract import CallContract, shifted_right
 from utils.adapters.graph_executor import ComputationalGraphExecutor, GraphCompletion, complete
 from utils.adapters.inference import infer_contract
-from utils.adapters.model_outputs import ModelOutputs, cross_entropy, follow, next_token_loss
+from utils.adapters.model_outputs import ModelOutputs, cross_entropy, next_token_loss
+from utils.adapters.own_losses import auxiliary_loss
 from utils.adapters.probing import device_of, dtype_of
 from utils.adapters.signature import ModelSignatureInspector
 from utils.errors import CallContractError, TokenIdError
@@ -109,11 +110,10 @@ class AdaptedModel(nn.Module):
         decoder_ids = extras.pop("decoder_input_ids", None)
         if contract.decoder_name is not None and decoder_ids is None and labels is not None:
             decoder_ids = shifted_right(labels, contract.start_id)
-        positional, keywords = contract.arguments(
-            inputs, attention_mask, decoder_ids, dtype_of(self.model) if contract.mask is not None else torch.float32
-        )
+        dtype = dtype_of(self.model) if contract.writes_floats else torch.float32
+        positional, keywords = contract.arguments(inputs, attention_mask, decoder_ids, self.model, dtype)
         output = self.model(*positional, **keywords, **extras)
-        logits = contract.logits(output)
+        logits = contract.selector(self.training)(output, inputs.shape[0])
         return ModelOutputs(logits, None if labels is None else self._loss(output, logits, labels))
 
     def _loss(self, output: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,8 @@ class AdaptedModel(nn.Module):
             )
         loss = next_token_loss(logits, labels) if self.contract.shift else cross_entropy(logits, labels)
         for path, weight in self.contract.auxiliary:
-            loss = loss + weight * follow(output, path)
+            made = auxiliary_loss(self.model, output, path)
+            loss = loss + weight * made if made is not None else loss  # None: a mode that makes none
         return loss
 
     def check_inputs(self, input_ids: torch.Tensor) -> None:
@@ -150,6 +151,10 @@ class AdaptedModel(nn.Module):
             raise TokenIdError(
                 f"The sequence is {input_ids.shape[1]} tokens long, the model takes at most {limit}. Cut the text into blocks of {limit}."
             )
+        shortest, step = self.contract.min_length, self.contract.multiple_of
+        if input_ids.shape[1] < shortest or input_ids.shape[1] % step:
+            words = f"multiples of {step} tokens" if step > 1 else f"at least {shortest} tokens"
+            raise TokenIdError(f"The sequence is {input_ids.shape[1]} tokens long, the model takes {words}. Pad or cut the text.")
         if input_ids.numel() == 0 or rows is None:
             return None
         low, high = int(input_ids.min()), int(input_ids.max())

@@ -5,7 +5,8 @@ Knows tensors and containers; leaves calling the model to `model_adapter` and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -18,7 +19,13 @@ IGNORED_LABEL = -100
 LOGITS_NAMES = ("logits", "lm_logits", "prediction_logits", "output", "outputs", "predictions", "scores", "y", "x")
 """Names under which models return logits, the usual ones first."""
 
+_BESIDE = ("aux", "hidden", "embed", "attn", "attention", "pool", "state", "mem", "weight", "router", "draft", "past")
+"""Parts of names under which models return what is not their answer."""
+
 _LAYOUTS = {"BTV": (0, 1, 2), "TBV": (1, 0, 2), "BVT": (0, 2, 1), "VBT": (1, 2, 0), "TVB": (2, 0, 1), "VTB": (2, 1, 0)}
+
+
+_LOSS = re.compile(r"loss|(^|_)(aux|kl|kld|penalty|balance|balancing|ponder(_cost)?|regulari[sz]ation|reg|commitment|commit|cost)($|_)")
 
 
 @dataclass
@@ -76,16 +83,32 @@ class LogitsSelector:
     Attributes:
         path: keys, indices or attribute names that lead from the output to the tensor; empty where the output is it.
         layout: order of the axes batch, time and vocabulary as the model gives them, e.g. "BTV" or "TBV"; "BV" for a
-            model that gives one row of scores per sequence (classification).
+            model that gives one row of scores per sequence (classification); "(BT)V" and "(TB)V" where two axes are one;
+            "LBTV" for the scores of several layers, of which the last counts; "BTNV" and "BNTV" for scores of several
+            tokens ahead, of which the next counts.
     """
 
     path: tuple[str | int, ...] = ()
     layout: str = "BTV"
 
-    def __call__(self, output: Any) -> torch.Tensor:
-        """Return the logits as (B, T, V), or (B, V) for classification."""
-        value = follow(output, self.path)
-        return value if self.layout in ("BTV", "BV") else value.permute(_LAYOUTS[self.layout])
+    def __call__(self, output: Any, batch: int | None = None) -> torch.Tensor:
+        """Return the logits as (B, T, V), or (B, V) for classification. `batch` is needed where two axes are one."""
+        value: torch.Tensor = follow(output, self.path)
+        if self.layout in ("BTV", "BV"):
+            return value
+        if self.layout == "LBTV":
+            return value[-1]
+        if self.layout in ("BTNV", "BNTV"):
+            return value.select(self.layout.index("N"), 0)
+        if self.layout == "(BT)V":
+            return value.unflatten(0, (batch or 1, -1))
+        if self.layout == "(TB)V":
+            return value.unflatten(0, (-1, batch or 1)).transpose(0, 1)
+        return value.permute(_LAYOUTS[self.layout])
+
+    def width(self, shape: tuple[int, ...]) -> int:
+        """Number of scores in a tensor of this layout and shape."""
+        return shape[self.layout.index("V")] if self.layout in _LAYOUTS else shape[-1]
 
 
 def follow(output: Any, path: tuple[str | int, ...]) -> Any:
@@ -94,6 +117,21 @@ def follow(output: Any, path: tuple[str | int, ...]) -> Any:
     for step in path:
         value = getattr(value, step) if isinstance(step, str) and not isinstance(value, Mapping) else value[step]
     return value
+
+
+def losses_in(output: Any) -> dict[tuple[str | int, ...], torch.Tensor]:
+    """Scalars that training can lower: they depend on weights, and their name, where they have one, is that of a loss."""
+    found = {}
+    for path, tensor in tensors_in(output):
+        named = next((step for step in reversed(path) if isinstance(step, str)), None)
+        if tensor.dim() == 0 and tensor.grad_fn is not None and (named is None or is_loss_name(named)):
+            found[path] = tensor
+    return found
+
+
+def is_loss_name(name: str) -> bool:
+    """Whether a name is that of a loss: `aux_loss`, `kl`, `l_aux`, `balance`, but not `entropy` or `temperature`."""
+    return bool(_LOSS.search(name.lower()))
 
 
 def scalars_in(output: Any) -> list[tuple[tuple[str | int, ...], float]]:
@@ -110,6 +148,8 @@ def tensors_in(
     if depth == 0 or output is None:
         return []
     steps: list[tuple[str | int, Any]]
+    if isinstance(output, (str, bytes, int, float, torch.nn.Module, torch.dtype, torch.device)):
+        return []
     if isinstance(output, Mapping):  # a transformers ModelOutput is one too
         steps = list(output.items())
     elif isinstance(output, tuple) and hasattr(output, "_fields"):
@@ -118,6 +158,8 @@ def tensors_in(
         steps = list(enumerate(output))
     elif is_dataclass(output) and not isinstance(output, type):
         steps = [(field.name, getattr(output, field.name)) for field in fields(output)]
+    elif hasattr(output, "__dict__") and not isinstance(output, type):
+        steps = list(vars(output).items())
     else:
         return []
     found = []
@@ -127,35 +169,67 @@ def tensors_in(
 
 
 def find_logits(
-    output: Any, batch: int, length: int, vocab_size: int | None
+    output: Any,
+    batch: int,
+    length: int,
+    vocab_size: int | None,
+    is_head: Callable[[torch.Tensor], bool] | None = None,
 ) -> tuple[LogitsSelector, torch.Size] | None:
     """Find the logits in the output of a probe call with distinct `batch` and `length`.
 
     A tensor counts when its axes can be told apart as batch, time and vocabulary. Known names win over unknown ones, a
-    vocabulary-wide tensor over any other, earlier ones over later ones.
+    vocabulary-wide tensor over any other, earlier ones over later ones; in a list of equal ones the last is the model's
+    final word. One row of scores per sequence wins over hidden states where `is_head` says that a head gave it.
 
     Returns:
         The selector and the shape of the tensor that it selects, or None where no tensor can be logits.
     """
     ranked: list[tuple[int, int, LogitsSelector, torch.Size]] = []
-    for order, (path, tensor) in enumerate(tensors_in(output)):
+    tensors = tensors_in(output)
+    widths = {tensor.shape[-1] for _, tensor in tensors if tensor.dim() == 3}
+    for order, (path, tensor) in enumerate(tensors):
         layout = _layout_of(tuple(tensor.shape), batch, length, vocab_size)
         if layout is None:
             continue
-        name = path[-1] if path and isinstance(path[-1], str) else None
-        width = tensor.shape[layout.index("V")]
-        rank = (0 if width == vocab_size else 4) + (0 if len(layout) == 3 else 3)
-        rank += -8 if name in LOGITS_NAMES[:3] else 1 if name is None else 2
-        ranked.append((rank, order, LogitsSelector(path, layout), tensor.shape))
+        selector = LogitsSelector(path, layout)
+        rank = 0 if selector.width(tuple(tensor.shape)) == vocab_size else 4
+        if layout == "BV":
+            scores = is_head is not None and tensor.shape[-1] not in widths and is_head(tensor)
+            rank += -2 if scores else 4 if tensor.shape[-1] == length else 3
+        ranked.append((rank + _rank_of_name(path), order, selector, tensor.shape))
     if not ranked:
         return None
     _, _, selector, shape = min(ranked, key=lambda entry: entry[:2])
-    return selector, shape
+    return _last_of_equals(output, selector, shape), shape
+
+
+def _rank_of_name(path: tuple[str | int, ...]) -> int:
+    name = path[-1] if path and isinstance(path[-1], str) else None
+    if name in LOGITS_NAMES[:3]:
+        return -8
+    named = [step.lower() for step in path if isinstance(step, str)]
+    if any(part in step for part in _BESIDE for step in named):
+        return 6
+    return 1 if name is None else 0 if "logit" in name.lower() else 2
+
+
+def _last_of_equals(output: Any, selector: LogitsSelector, shape: torch.Size) -> LogitsSelector:
+    """The last of a list of tensors of one shape, as models with a head on every layer give them."""
+    if not selector.path or not isinstance(selector.path[-1], int):
+        return selector
+    beside = follow(output, selector.path[:-1])
+    equal = isinstance(beside, list) and all(isinstance(t, torch.Tensor) and t.shape == shape for t in beside)
+    return LogitsSelector((*selector.path[:-1], -1), selector.layout) if equal and len(beside) > 1 else selector
 
 
 def _layout_of(shape: tuple[int, ...], batch: int, length: int, vocab_size: int | None) -> str | None:
+    if len(shape) == 2 and shape == (batch * length, vocab_size):
+        return "(BT)V"
     if len(shape) == 2 and shape[0] == batch:
         return "BV"
+    if len(shape) == 4 and shape[-1] == vocab_size:
+        stacked = {"LBTV": shape[1:3], "BTNV": shape[:2], "BNTV": (shape[0], shape[2])}
+        return next((layout for layout, axes in stacked.items() if axes == (batch, length)), None)
     if len(shape) != 3 or batch not in shape:
         return None
     if shape[:2] == (batch, length):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from utils.adapters.snapshot import left_as_it_was as left_as_it_was  # its home; others know it under this path
 from utils.loading.model_config import ModelConfig
 
 PROBE_BATCH, PROBE_LENGTH = 2, 5
@@ -42,6 +43,26 @@ class Lookup:
         return start if length > 1 and torch.equal(row.cpu(), torch.arange(start, start + length)) else None
 
 
+@dataclass
+class Seen:
+    """What a probe did inside: embedding lookups, and what linear layers gave.
+
+    Attributes:
+        lookups: rows that were asked for, by `F.embedding`, by indexing, or by a one-hot vector of stated width.
+        linear: (result, width of what went in) of each linear layer; kept so that storage is not used again meanwhile.
+    """
+
+    lookups: list[Lookup] = field(default_factory=list)
+    linear: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+
+    def is_head(self, tensor: torch.Tensor) -> bool:
+        """Whether a linear layer gave exactly this tensor (or a view of all of it) and changed the width by it."""
+        return any(
+            given.numel() == tensor.numel() and given.data_ptr() == tensor.data_ptr() and given.shape[-1] != width
+            for given, width in self.linear
+        )
+
+
 class _Lookups(TorchFunctionMode):
     """Notes every lookup, whether a module, a subclass, `F.embedding` or `torch.embedding` does it."""
 
@@ -58,11 +79,40 @@ class _Lookups(TorchFunctionMode):
             self.found.append(Lookup(table, ids.detach().clone()))
         elif function is torch.embedding and len(args) > 1:
             self.found.append(Lookup(args[0], args[1].detach().clone()))
+        return self._result(function, args, named)
+
+    def _result(self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return function(*args, **named)
 
     @staticmethod
     def _named(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         return (args[0] if args else named["input"]), named["weight"]
+
+
+class _Watch(_Lookups):
+    """Notes what linear layers give too, and lookups by indexing a matrix and by one-hot vectors."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__(seen.lookups)
+        self.seen = seen
+
+    def _result(self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if function is torch.Tensor.__getitem__ and _is_lookup(args[0], args[1]):
+            self.found.append(Lookup(args[0], args[1].detach().clone()))
+        elif function in (torch.index_select, torch.Tensor.index_select) and args[1:2] == (0,) and len(args) > 2:
+            self.found.append(Lookup(args[0], args[2].detach().clone()))
+        elif function is F.one_hot and (rows := named.get("num_classes", args[1] if len(args) > 1 else -1)) > 0:
+            self.found.append(Lookup(torch.empty((rows, 0)), args[0].detach().clone()))
+        result = function(*args, **named)
+        if function is F.linear:
+            self.seen.linear.append((result, args[0].shape[-1]))
+        return result
+
+
+def _is_lookup(table: Any, index: Any) -> bool:
+    """Whether `table[index]` takes rows of a matrix by ids."""
+    whole = isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and index.dim() > 0
+    return whole and isinstance(table, torch.Tensor) and table.is_floating_point() and table.dim() == 2
 
 
 @contextlib.contextmanager
@@ -71,6 +121,14 @@ def embedding_lookups() -> Iterator[list[Lookup]]:
     found: list[Lookup] = []
     with _Lookups(found):
         yield found
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Seen]:
+    """Record lookups of every kind and what linear layers give while the block runs."""
+    seen = Seen()
+    with _Watch(seen):
+        yield seen
 
 
 def tables_of(ids: torch.Tensor, lookups: list[Lookup]) -> list[torch.Tensor]:
@@ -120,10 +178,18 @@ def candidate_rows(model: nn.Module, config: ModelConfig) -> list[int]:
 
     On a GPU only the bound that is legal everywhere: an id beyond the rows there ends the process's use of the device.
     """
-    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = [rows for module in model.modules() if (rows := _embedding_rows(module)) is not None]
     known = [config.vocab_size] if config.vocab_size is not None else []
     bounds = list(dict.fromkeys([*known, *sorted(tables, reverse=True)])) or [2]
     return bounds if all(p.device.type == "cpu" for p in model.parameters()) else [min(bounds)]
+
+
+def _embedding_rows(module: nn.Module) -> int | None:
+    """Rows of an embedding, also of a scripted or traced one; None for another module."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings
+    scripted = getattr(module, "original_name", "") in ("Embedding", "EmbeddingBag")
+    return module.weight.shape[0] if scripted and isinstance(module.weight, torch.Tensor) else None
 
 
 def position_rows(model: nn.Module) -> list[int]:
@@ -143,51 +209,3 @@ def device_of(model: nn.Module) -> torch.device:
 def dtype_of(model: nn.Module) -> torch.dtype:
     """Floating dtype of the first such parameter; float32 for a model without any."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-@contextlib.contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; afterwards modes, buffers, attributes and random states are as before.
-
-    Attributes that hold lists, dicts or sets get their content back too; deeper objects of the user are not followed.
-    """
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    attributes = {module: _plain_attributes(module) for module in model.modules()}
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for module, before in attributes.items():
-            _restore_attributes(module, before)
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Name → (object, copy of its content where it is a container) for what is no parameter, buffer or module."""
-    return {
-        name: (value, value.copy() if type(value) in (list, dict, set) else None)
-        for name, value in vars(module).items()
-        if not (name.startswith("_") and isinstance(value, dict)) and name != "training"
-    }
-
-
-def _restore_attributes(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
-    now = vars(module)
-    for name in [n for n in _plain_attributes(module) if n not in before]:
-        del now[name]
-    for name, (value, content) in before.items():
-        if now.get(name) is not value:
-            now[name] = value
-        if type(value) is list:
-            value[:] = content
-        elif type(value) in (dict, set):
-            value.clear()
-            value.update(content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 
+import torch
 from torch import nn
 
 _RESULTS = "output|out|x|logits|hidden|hidden_states|weights|attn|result|value|values|state|states|add|sum"
@@ -26,7 +27,7 @@ class ModelSignatureInspector:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.signature = inspect.signature(model.forward)
+        self.signature = _signature_of(model)
 
     def get_parameters(self) -> list[str]:
         """Names of all parameters of `forward`, without `self`."""
@@ -47,6 +48,20 @@ class ModelSignatureInspector:
         The whole name counts, `<kind>_<index>_output`: an `attention_mask` or `layer_idx` is no intermediate.
         """
         return bool(self.get_intermediate_params())
+
+
+def _signature_of(model: nn.Module) -> inspect.Signature:
+    """The signature of `forward`; a traced model has only a schema."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return inspect.signature(model.forward)
+    arguments = model.forward.schema.arguments[1:]  # the first is the module
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else inspect.Parameter.empty)
+            for a in arguments
+        ]
+    )
 
 
 def is_intermediate_name(name: str) -> bool:
