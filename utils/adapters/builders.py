@@ -20,7 +20,9 @@ OF_DECODER = " of the decoder"
 TOKENWISE = ("positions (B, T)", "zeros (B, T)")
 """Kinds that have a value for each token, and so the axes of the ids."""
 
-FIRST_STATES = re.compile(r"(get_)?(init|initial|begin|zero|empty|new)_?(rnn_|hidden_)?(hiddens?|states?|hidden_states?|mems?|cache)")
+FIRST_STATES = re.compile(
+    r"(get_)?(init|initial|begin|zero|empty|new)_?(rnn_|hidden_)?(hiddens?|states?|hidden_states?|mems?|cache)"
+)
 """Names of methods that make the state with which a text begins, given the size of the batch."""
 
 
@@ -48,7 +50,9 @@ def build(
         return _mask(kind.removeprefix("mask "), inputs, decoder_ids, attention_mask, dtype)
     if kind.startswith("state "):
         return getattr(model, kind.removeprefix("state "))(inputs.shape[0])
-    return _plain(kind.removesuffix(OF_DECODER), decoder_ids if kind.endswith(OF_DECODER) else inputs, attention_mask, model)
+    return _plain(
+        kind.removesuffix(OF_DECODER), decoder_ids if kind.endswith(OF_DECODER) else inputs, attention_mask, model
+    )
 
 
 def _plain(kind: str, ids: torch.Tensor, attention_mask: torch.Tensor | None, model: nn.Module | None) -> Any:
@@ -69,7 +73,9 @@ def _plain(kind: str, ids: torch.Tensor, attention_mask: torch.Tensor | None, mo
         "training mode": model is not None and model.training,
     }
     if kind not in facts:
-        raise CallContractError(f"The contract asks for {kind!r}, which no call can build. Known: {', '.join(facts)}, …")
+        raise CallContractError(
+            f"The contract asks for {kind!r}, which no call can build. Known: {', '.join(facts)}, …"
+        )
     return facts[kind]
 
 

@@ -194,6 +194,7 @@ class CallContract:
         points["logits"] = f"{'.'.join(map(str, self.logits.path)) or 'the output itself'}, axes {self.logits.layout}"
         if self.mask is not None:
             points["mask"] = f"{self.mask_name}: {self.mask.words()}"
+        points.update({name: value for name, value in self.built.items() if value.startswith("mask ")})
         if self.time_first:
             points["axes"] = "ids go in as (T, B)"
         if self.auxiliary:

@@ -23,7 +23,15 @@ from utils.loading.model_config import ModelConfig
 _MADE = {"length": "length", "batch": "batch size", "device": "device", "training": "training mode"}
 """Parts that a call builds in one way."""
 
-_STARTING: dict[str, Any] = {"state": None, "start": 0, "temperature": 1.0, "dropout": 0.0, "step": 0, "flag": False, "causal": True}
+_STARTING: dict[str, Any] = {
+    "state": None,
+    "start": 0,
+    "temperature": 1.0,
+    "dropout": 0.0,
+    "step": 0,
+    "flag": False,
+    "causal": True,
+}
 """Parts that have one value at the beginning of a text, or one that changes nothing."""
 
 
@@ -134,8 +142,10 @@ class Guesses:
     def _values(self) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
         """Ways to fill the required arguments that are no input, mask or label: constants, and what a call builds."""
         constants = self._constants()
-        built = {name: _MADE[part] for name, part in self.parts.items() if part in _MADE and self._is_open(name, constants)}
-        built |= {name: "zeros (B, T)" for name in self.named("segments", required=True)}
+        built = {
+            name: _MADE[part] for name, part in self.parts.items() if part in _MADE and self._is_open(name, constants)
+        }
+        built |= dict.fromkeys(self.named("segments", required=True), "zeros (B, T)")
         positions = [n for n in self.named("positions", required=True) if n not in constants]
         states = [n for n in self.named("state", required=True) if constants.get(n, 0) is None]
         makers = [name for name in dir(type(self.model)) if FIRST_STATES.fullmatch(name)] if states else []
@@ -150,7 +160,9 @@ class Guesses:
 
     def _constants(self) -> dict[str, Any]:
         """Required arguments with one value that is known, a cache that nobody reads off, and the decoder fed the truth."""
-        found = {name: value for name in self.arguments if (value := self._constant(name)) is not None or self._is_none(name)}
+        found = {
+            name: value for name in self.arguments if (value := self._constant(name)) is not None or self._is_none(name)
+        }
         if "use_cache" in self.arguments:
             found["use_cache"] = False
         for name in self.named("teacher forcing"):
@@ -246,7 +258,7 @@ class Guesses:
     def _image_guesses(self) -> Iterator[CallContract]:
         labels = dict.fromkeys(self.named("labels", required=True), "zeros (B,)")
         for constants, built in itertools.islice(self._values(), 1):
-            for shape in image_shapes(self.model, self.config):
+            for shape in image_shapes(self.model, self.config, self.pixel_name is not None):
                 guess = CallContract(
                     input_name=self.pixel_name or self.input_name,
                     constants=constants,
@@ -261,5 +273,19 @@ class Guesses:
                 yield replace(guess, flat_pixels=True)
 
 
-_TENSORS = ("input", "mask", "decoder mask", "memory mask", "lengths", "decoder", "encoder", "labels", "pixels", "segments", "positions", "embeddings", "state")
+_TENSORS = (
+    "input",
+    "mask",
+    "decoder mask",
+    "memory mask",
+    "lengths",
+    "decoder",
+    "encoder",
+    "labels",
+    "pixels",
+    "segments",
+    "positions",
+    "embeddings",
+    "state",
+)
 """Parts that take tensors, so that no number of the config can be meant."""

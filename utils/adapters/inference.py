@@ -6,6 +6,7 @@ which lengths it takes in `lengths`; completing sources is for `graph_executor`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from utils.adapters.builders import OF_DECODER
 from utils.adapters.contract import CallContract
 from utils.adapters.guesses import Guesses
 from utils.adapters.lengths import measured_lengths, measured_limit, other_lengths
-from utils.adapters.masks import MaskConvention, candidates
+from utils.adapters.masks import SQUARE_NAMES, SQUARES, candidates
 from utils.adapters.model_outputs import LogitsSelector, find_logits, tensors_in
 from utils.adapters.own_losses import settle_losses
 from utils.adapters.packed import keys_asked
@@ -101,8 +103,10 @@ class _Visit(Guesses):
         self.length = PROBE_LENGTH
 
     def find(self) -> CallContract | None:
-        """The first guess that the model confirms, masks well chosen: as its arguments are named, as keys of one mapping,
-        and at other lengths than the usual one."""
+        """The first guess that the model confirms, masks well chosen.
+
+        By the names of its arguments, else by the keys of the one mapping that it takes, else at other lengths.
+        """
         found = self._best(self.guesses())
         if found is None and (keys := keys_asked(self.model, self.config, self.inspector.signature)):
             by_name = self.arguments, self.packed
@@ -215,8 +219,8 @@ class _Visit(Guesses):
             widths = {tensor.shape[-1] for _, tensor in tensors_in(answer.output) if tensor.dim() == 2}
             found = next(filter(None, (find_logits(answer.output, PROBE_BATCH, length, w) for w in widths)), None)
         per_sequence = found is not None and found[0].layout == "BV"
-        if per_sequence and guess.label_name is not None and found is not None and found[1][-1] == ids.shape[1]:
-            found = None  # a loss for each token
+        if per_sequence and found is not None and found[1][-1] == ids.shape[1] and self._grows(answer, found[0]):
+            found = None  # one number for each token: a loss, or a discriminator's score
         if found is None or (per_sequence and (guess.decoder_name is not None or _looks_cut(answer.output, guess))):
             self._note(
                 guess,
@@ -232,7 +236,9 @@ class _Visit(Guesses):
             return None
         width = selector.width(tuple(shape))
         if guess.encoding == "one-hot" and not per_sequence and width != guess.vocab_size:
-            self._note(guess, f"one-hot ids of {guess.vocab_size}", f"the answer is {tuple(shape)}, which scores no token")
+            self._note(
+                guess, f"one-hot ids of {guess.vocab_size}", f"the answer is {tuple(shape)}, which scores no token"
+            )
             return None
         limit, why = self._length_limit(answer)
         table_width = tables[0].shape[-1] if tables else 0
@@ -250,6 +256,14 @@ class _Visit(Guesses):
                 **({"task": "a head gives each token a row of scores that is no vocabulary"} if labelled else {}),
             },
         )
+
+    def _grows(self, answer: _Answer, selector: LogitsSelector) -> bool:
+        """Whether a row of numbers grows with the text, and so holds no classes."""
+        shorter = answer.ids[:, :-1]
+        try:
+            return self.logits(replace(answer.contract, logits=selector), shorter).shape[-1] == shorter.shape[1]
+        except Exception:  # noqa: BLE001 - a model that takes one length only cannot be asked
+            return False
 
     def _told_apart(self, rows: int | None, width: int, table_width: int, guess: CallContract) -> int | None:
         """Rows that count as vocabulary: fewer than the table's where the scores leave the last few out."""
@@ -303,18 +317,40 @@ class _Visit(Guesses):
     def refine(self, contract: CallContract) -> CallContract:
         """Settle what needs further questions: order of the axes, mask, causality, training mode, losses of its own."""
         if contract.task == "vision":
-            pixels = torch.rand((PROBE_BATCH, *(contract.image_shape or ()))).to(device_of(self.model), dtype_of(self.model))
+            pixels = torch.rand((PROBE_BATCH, *(contract.image_shape or ()))).to(
+                device_of(self.model), dtype_of(self.model)
+            )
             return settle_losses(self, contract, pixels)
         if contract.vocab_size is None:
             contract = self._with_rows(contract)
         ids = self.ids(contract.vocab_size)
-        if ids.shape[1] > 2 and contract.task == "lm" and not contract.time_first:
+        if ids.shape[1] > 2 and contract.task in ("lm", "classification") and not contract.time_first:
             contract = self._settle_axes(contract, ids)
+        if contract.decoder_name is not None:
+            contract = self._settle_decoder(contract, ids)
         if not contract.mask_required:
             contract = self._settle_mask(contract, ids)
         if contract.task == "lm" and ids.shape[1] > 1:
             contract = replace(contract, causal=self._is_causal(contract, ids))
         return settle_losses(self, contract, ids)
+
+    def _settle_decoder(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
+        """Give a decoder that would see the answer the causal mask that its call may leave out."""
+        names = [n for n in self.named("decoder mask") if "pad" not in n and "len" not in n and n not in contract.built]
+        if not names or self._decodes(contract, ids):
+            return contract
+        for name, way in itertools.product(names, SQUARES):
+            masked = replace(contract, built={**contract.built, name: f"mask {way.words()}{OF_DECODER}"})
+            if self._decodes(masked, ids):
+                reason = f"without {name} the decoder sees the tokens that it should say"
+                return replace(masked, reasons={**contract.reasons, "decoder mask": reason})
+        return contract
+
+    def _decodes(self, contract: CallContract, ids: torch.Tensor) -> bool:
+        try:
+            return self._decodes_causally(contract, ids)
+        except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
+            return False
 
     def _with_rows(self, contract: CallContract) -> CallContract:
         """Rows where no lookup was seen (a scripted model): a size of a matrix whose last id runs and the next one fails."""
@@ -324,7 +360,9 @@ class _Visit(Guesses):
         for rows in sizes:
             last = torch.full((PROBE_BATCH, self.length), rows - 1, dtype=torch.long)
             if self._runs_with(contract, last) and not self._runs_with(contract, last + 1):
-                return replace(contract, vocab_size=rows, reasons={**contract.reasons, "vocabulary rows": "the next id fails"})
+                return replace(
+                    contract, vocab_size=rows, reasons={**contract.reasons, "vocabulary rows": "the next id fails"}
+                )
         return contract
 
     def _runs_with(self, contract: CallContract, ids: torch.Tensor) -> bool:
@@ -395,7 +433,9 @@ class _Visit(Guesses):
                 if verdict == "hides":
                     return _because(told, "hides the token that it should")
                 if verdict == "acts":
-                    fallback.append((0, _because(told, "hiding nothing changes nothing; a hidden token still leaks in part")))
+                    fallback.append(
+                        (0, _because(told, "hiding nothing changes nothing; a hidden token still leaks in part"))
+                    )
                 if verdict == "runs" and name in self.arguments and (name == "attention_mask" or "pad" in name):
                     fallback.append((1, _because(told, "accepted; the probe saw no effect of it")))
         return min(fallback, key=lambda entry: entry[0])[1] if fallback else contract
@@ -427,8 +467,10 @@ class _Visit(Guesses):
         except Exception as error:  # noqa: BLE001 - a mask that fails on other ids is no good one, and is shown
             self._note(contract, f"ids {tuple(ids.shape)}", error)
             return 3
-        only_padding = contract.mask_name is not None and ("pad" in contract.mask_name or "len" in contract.mask_name)
-        if hides and only_padding and not squares:
+        rows_only = (
+            convention is not None and "TT" not in convention.shape
+        )  # who takes a row for each text means padding
+        if hides and rows_only and contract.mask_name not in SQUARE_NAMES and not squares:
             return 0
         return {(True, True): 0, (True, False): 1, (False, True): 2}.get((hides, causal), 3)
 
@@ -444,30 +486,39 @@ class _Visit(Guesses):
         return bool(torch.isfinite(plain).all()) and float(moved) <= _TOLERANCE and float(reads) > _TOLERANCE
 
     def _hides(self, contract: CallContract, ids: torch.Tensor) -> bool:
-        """Whether hiding a token makes later logits independent of it, which they otherwise are not.
+        """Whether hiding a token makes other logits of its row independent of it, which they otherwise are not.
 
         Lengths can hide the end of a row only: there the logits before must not depend on it.
         """
-        counts = contract.mask is not None and contract.mask.shape == "B"
-        place = ids.shape[1] - 1 if counts else HIDDEN
-        other, one_hidden = self._changed(ids, None, place), torch.ones_like(ids)
-        one_hidden[:, place] = 0
-        read = self._read_from(contract, counts)
-        hidden = [self.logits(contract, given, mask=one_hidden) for given in (ids, other)]
-        if any(one.shape[1] < ids.shape[1] for one in hidden if one.dim() == 3 and contract.decoder_name is None):
-            return True  # packed: what is hidden is cut off
-        hidden = [one[read] for one in hidden]
-        if not all(bool(torch.isfinite(one).all()) for one in hidden):
+        hidden, other = self._one_hidden(contract, ids)
+        plain, told = (self.logits(contract, given, mask=hidden) for given in (ids, other))
+        if plain.dim() == 3 and contract.decoder_name is None and plain.shape[1] < ids.shape[1]:
+            return True  # packed: what no row has any more is cut off
+        read = self._read_from(contract)
+        moved = (told[read] - plain[read]).abs().flatten(1).amax(1)  # (B,)
+        if not bool(torch.isfinite(moved).all()) or float(moved[0]) > _TOLERANCE:
             return False
-        unmoved = float((hidden[0] - hidden[1]).abs().max()) <= _TOLERANCE
-        return unmoved and (counts or self._reads_earlier(contract, ids))
+        return self._counts(contract) or (float(moved[1]) > _TOLERANCE and self._reads_earlier(contract, ids))
 
     @staticmethod
-    def _read_from(contract: CallContract, counts: bool = False) -> Any:
+    def _counts(contract: CallContract) -> bool:
+        return contract.mask is not None and contract.mask.shape == "B"
+
+    def _one_hidden(self, contract: CallContract, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A mask (B, T) that hides a token of the first row alone, and the ids with that token changed in every row.
+
+        In one row alone, since a mask of the wrong shape may hide it in all or in one head each.
+        """
+        place = ids.shape[1] - 1 if self._counts(contract) else HIDDEN
+        mask = torch.ones_like(ids)
+        mask[0, place] = 0
+        return mask, self._changed(ids, None, place)
+
+    def _read_from(self, contract: CallContract) -> Any:
         """Which logits tell whether a token was hidden: later ones, all of a decoder or a class, earlier ones for lengths."""
         if contract.decoder_name is not None or contract.logits.layout == "BV":
             return (slice(None),)
-        return (slice(None), slice(None, -1) if counts else slice(HIDDEN + 1, None))
+        return (slice(None), slice(None, -1) if self._counts(contract) else slice(HIDDEN + 1, None))
 
     def _reads_earlier(self, contract: CallContract, ids: torch.Tensor) -> bool:
         """Whether the token moves a later logit while nothing is hidden."""
@@ -477,36 +528,33 @@ class _Visit(Guesses):
 
     def _tries_mask(self, contract: CallContract, ids: torch.Tensor) -> str:
         """Return "hides", "acts" (hides in part), "runs" (accepted without effect on the probe) or "fails"."""
-        counts = contract.mask is not None and contract.mask.shape == "B"
-        place = ids.shape[1] - 1 if counts else HIDDEN
+        hidden, other = self._one_hidden(contract, ids)
         whole = torch.ones_like(ids)
-        one_hidden = whole.clone()
-        one_hidden[:, place] = 0
-        other = self._changed(ids, None, place)
         try:
             plain = self.logits(replace(contract, mask_name=None, mask=None), ids)
-            full = self.logits(contract, ids, mask=whole)
-            hidden = [self.logits(contract, given, mask=one_hidden) for given in (ids, other)]
-            moves = self.logits(contract, other, mask=whole)
+            full, moves = (self.logits(contract, given, mask=whole) for given in (ids, other))
+            masked, told = (self.logits(contract, given, mask=hidden) for given in (ids, other))
         except Exception as error:  # noqa: BLE001 - a refusal rules the convention out, and is shown if nothing else fits
             self._note(contract, f"ids {tuple(ids.shape)}", error)
             return "fails"
-        if any(given.shape != plain.shape for given in (full, moves, *hidden)):
+        if any(given.shape != plain.shape for given in (full, moves, masked, told)):
             return "fails"
         scale = max(1.0, float(plain.abs().max()))
-        read = self._read_from(contract, counts)
+        read = self._read_from(contract)
 
-        def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
-            return not bool(torch.isfinite(b[read]).all()) or float((a - b)[read].abs().max()) > _TOLERANCE * scale
+        def differ(a: torch.Tensor, b: torch.Tensor, row: int = 0) -> bool:
+            a, b = a[read][row], b[read][row]
+            return not bool(torch.isfinite(b).all()) or float((a - b).abs().max()) > _TOLERANCE * scale
 
+        changes = differ(plain, full) or differ(plain, full, 1)
         causal_twin = contract.mask is not None and contract.mask.causal
-        if differ(plain, full) and not causal_twin:
+        if changes and not causal_twin:
             return "fails"
-        if not differ(full, moves) and not differ(full, hidden[0]):
+        if not differ(full, moves) and not differ(full, masked):
             return "runs"
-        if differ(plain, full) or not differ(full, hidden[0]):
+        if changes or not differ(full, masked) or differ(full, masked, 1):
             return "fails"
-        return "acts" if differ(hidden[0], hidden[1]) else "hides"
+        return "acts" if differ(masked, told) else "hides"
 
 
 def _because(contract: CallContract, reason: str) -> CallContract:

@@ -20,8 +20,21 @@ RunsAt = Callable[[CallContract, int], bool]
 _PLACES = re.compile(r"pos|^pe$|mask|bias|causal|tril|rope|rotary|cos|sin|freq")
 """Names of parameters and buffers whose size may be the longest text."""
 
-_STATED = ("max_seq_len", "max_seq_length", "block_size", "seq_len", "seq_length", "context_length", "context_size", "n_ctx",
-           "max_len", "max_length", "sequence_length", "window_size", "chunk_size")
+_STATED = (
+    "max_seq_len",
+    "max_seq_length",
+    "block_size",
+    "seq_len",
+    "seq_length",
+    "context_length",
+    "context_size",
+    "n_ctx",
+    "max_len",
+    "max_length",
+    "sequence_length",
+    "window_size",
+    "chunk_size",
+)
 
 _USUAL = (8, 16, 12, 32, 64, 128)
 """Lengths tried where the usual one is refused: between them multiples of most patch and chunk sizes."""
@@ -50,7 +63,9 @@ def other_lengths(model: nn.Module, config: ModelConfig) -> list[int]:
     stated = [value for holder in holders for name in _STATED if isinstance(value := getattr(holder, name, None), int)]
     square = [m.in_features for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == m.out_features]
     weight = max(1, sum(parameter.numel() for parameter in model.parameters()))
-    lengths = dict.fromkeys([*stated, *sorted(position_rows(model)), *sorted(_sizes_of_places(model)), *_USUAL, *square])
+    lengths = dict.fromkeys(
+        [*stated, *sorted(position_rows(model)), *sorted(_sizes_of_places(model)), *_USUAL, *square]
+    )
     return [n for n in lengths if n > 1 and n != PROBE_LENGTH and n * weight < _DEAREST]
 
 
@@ -70,5 +85,9 @@ def _told(
     contract: CallContract, why: str, min_length: int, max_length: int | None = None, multiple_of: int = 1
 ) -> CallContract:
     limit = max_length if max_length is not None else contract.max_length
-    reasons = {**contract.reasons, "shortest sequence": why, **({"longest sequence": why} if max_length is not None else {})}
+    reasons = {
+        **contract.reasons,
+        "shortest sequence": why,
+        **({"longest sequence": why} if max_length is not None else {}),
+    }
     return replace(contract, min_length=min_length, max_length=limit, multiple_of=multiple_of, reasons=reasons)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+
 @dataclass(frozen=True)
 class MaskConvention:
     """One way to write a mask.
@@ -112,6 +113,10 @@ BY_WORDS = {one.words(): one for one in (LENGTHS, *_PADDING, *_ROWS, *SQUARES, *
 """Every convention that is ever tried, by its phrase."""
 
 
+SQUARE_NAMES = ("attn_mask", "src_mask", "causal_mask", "mask")
+"""Names under which decoders rather take a mask of query × key."""
+
+
 def candidates(name: str, encoder: bool = False) -> Iterator[MaskConvention]:
     """Conventions that an argument of this name may follow, the likeliest first.
 
@@ -127,9 +132,13 @@ def candidates(name: str, encoder: bool = False) -> Iterator[MaskConvention]:
         yield from (drop_bool, keep_bool, keep_int, additive, drop_float, *_ROWS)
         return
     wide = [
-        one for causal in (True, False) if not (causal and encoder) for s in ("B1TT", "BTT") for one in _square(s, causal)
+        one
+        for causal in (True, False)
+        if not (causal and encoder)
+        for s in ("B1TT", "BTT")
+        for one in _square(s, causal)
     ]
-    if name in ("attn_mask", "src_mask", "causal_mask", "mask") and not encoder:
+    if name in SQUARE_NAMES and not encoder:
         yield from [*SQUARES[:4], *wide, *_ROWS, *_PADDING]
         return
     yield from [*_PADDING, *_ROWS, *wide, *(FULL_SQUARES[:4] if encoder else SQUARES[:4])]

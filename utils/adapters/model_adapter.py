@@ -128,6 +128,11 @@ class AdaptedModel(nn.Module):
                 f"{self.contract.vocab_size} tokens: it has no head, so there is no loss. Add a head, or load the model "
                 "with one (AutoModelForCausalLM instead of AutoModel)."
             )
+        if logits.shape[-1] == 1:
+            raise CallContractError(
+                f"{self.name} gives one score per example, which is a number to fit or a yes or no, and not a choice between "
+                "classes: cross-entropy would be 0 whatever it says. Compute the loss from .logits, or give the head two outputs."
+            )
         loss = next_token_loss(logits, labels) if self.contract.shift else cross_entropy(logits, labels)
         for path, weight in self.contract.auxiliary:
             made = auxiliary_loss(self.model, output, path)
@@ -154,7 +159,9 @@ class AdaptedModel(nn.Module):
         shortest, step = self.contract.min_length, self.contract.multiple_of
         if input_ids.shape[1] < shortest or input_ids.shape[1] % step:
             words = f"multiples of {step} tokens" if step > 1 else f"at least {shortest} tokens"
-            raise TokenIdError(f"The sequence is {input_ids.shape[1]} tokens long, the model takes {words}. Pad or cut the text.")
+            raise TokenIdError(
+                f"The sequence is {input_ids.shape[1]} tokens long, the model takes {words}. Pad or cut the text."
+            )
         if input_ids.numel() == 0 or rows is None:
             return None
         low, high = int(input_ids.min()), int(input_ids.max())

@@ -25,7 +25,9 @@ _BESIDE = ("aux", "hidden", "embed", "attn", "attention", "pool", "state", "mem"
 _LAYOUTS = {"BTV": (0, 1, 2), "TBV": (1, 0, 2), "BVT": (0, 2, 1), "VBT": (1, 2, 0), "TVB": (2, 0, 1), "VTB": (2, 1, 0)}
 
 
-_LOSS = re.compile(r"loss|(^|_)(aux|kl|kld|penalty|balance|balancing|ponder(_cost)?|regulari[sz]ation|reg|commitment|commit|cost)($|_)")
+_LOSS = re.compile(
+    r"loss|(^|_)(aux|kl|kld|penalty|balance|balancing|ponder(_cost)?|regulari[sz]ation|reg|commitment|commit|cost)($|_)"
+)
 
 
 @dataclass

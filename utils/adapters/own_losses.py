@@ -50,10 +50,7 @@ def _with_training_mode(visit: Visit, contract: CallContract, inputs: torch.Tens
     """Note losses that the model makes without labels, in either mode, and another place of the logits while it trains."""
     made: dict[Path, torch.Tensor] = {}
     for training in (False, True):
-        try:
-            output, found = _asked_in(visit, contract, inputs, training)
-        except Exception:  # noqa: BLE001 - batch norm refuses some probes in training mode; then nothing more is known
-            continue
+        output, found = _asked_in(visit, contract, inputs, training)
         made = {**found, **made}
         if training:
             contract = _told_by_training(contract, output, inputs, visit)
@@ -65,12 +62,18 @@ def _with_training_mode(visit: Visit, contract: CallContract, inputs: torch.Tens
 def _asked_in(
     visit: Visit, contract: CallContract, inputs: torch.Tensor, training: bool
 ) -> tuple[Any, dict[Path, torch.Tensor]]:
-    """One call in a mode, with gradients: what came back, and the losses in it or left behind on modules."""
+    """One call in a mode, with gradients: what came back, and the losses in it or left behind on modules.
+
+    Nothing came back where the model refuses: batch norm does so with some probes in training mode.
+    """
     with left_as_it_was(visit.model), torch.enable_grad():
         for module in visit.model.modules():
             if module.training != training:
                 module.training = training
-        output = visit.ask(contract, inputs, decoder=visit.decoder_ids(contract, inputs))
+        try:
+            output = visit.ask(contract, inputs, decoder=visit.decoder_ids(contract, inputs))
+        except Exception:  # noqa: BLE001 - then nothing more is known, and eval mode has told what matters
+            return None, {}
         given = {path: tensor for path, tensor in losses_in(output).items() if float(tensor.detach()) != 0.0}
         return output, given or dict(_left_behind(visit.model))
 
@@ -84,16 +87,23 @@ def _left_behind(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
         losses = [
             (attribute, value)
             for attribute, value in vars(module).items()
-            if isinstance(value, torch.Tensor) and value.dim() == 0 and value.grad_fn is not None and is_loss_name(attribute)
+            if isinstance(value, torch.Tensor)
+            and value.dim() == 0
+            and value.grad_fn is not None
+            and is_loss_name(attribute)
         ]
         if losses:
             outer.append(name)
-        yield from (((f"module:{name}", attribute), value) for attribute, value in losses if float(value.detach()) != 0.0)
+        yield from (
+            ((f"module:{name}", attribute), value) for attribute, value in losses if float(value.detach()) != 0.0
+        )
 
 
 def _told_by_training(contract: CallContract, output: Any, inputs: torch.Tensor, visit: Visit) -> CallContract:
     """The selector of training mode, where that of eval mode leads to nothing of the same shape."""
     selector = contract.logits
+    if output is None:
+        return contract
     try:
         logits = selector(output, inputs.shape[0])
     except (KeyError, IndexError, AttributeError, TypeError):
@@ -133,9 +143,7 @@ def _with_own_loss(visit: Visit, contract: CallContract, ids: torch.Tensor) -> C
     return replace(contract, task="masked", reasons={**contract.reasons, "task": reason})
 
 
-def _weighed(
-    contract: CallContract, output: Any, own: list[float], entropy: float, model: nn.Module
-) -> CallContract:
+def _weighed(contract: CallContract, output: Any, own: list[float], entropy: float, model: nn.Module) -> CallContract:
     """Where the model's own loss holds its auxiliary losses, take the weight that they have there, one for all."""
     if not contract.auxiliary:
         return contract
@@ -150,11 +158,13 @@ def _weighed(
     return replace(contract, auxiliary=tuple((path, round(weight, 6)) for path, _ in contract.auxiliary))
 
 
-def auxiliary_loss(model: nn.Module, output: Any, path: Path) -> Any:
+def auxiliary_loss(model: nn.Module, output: Any, path: Path) -> torch.Tensor | None:
     """The loss at the end of a path, in the output or on a module; None where this call made none."""
     try:
         if path and isinstance(path[0], str) and path[0].startswith("module:"):
-            return getattr(model.get_submodule(path[0].removeprefix("module:")), str(path[1]))
-        return follow(output, path)
+            value = getattr(model.get_submodule(path[0].removeprefix("module:")), str(path[1]))
+        else:
+            value = follow(output, path)
     except (KeyError, IndexError, AttributeError, TypeError):
         return None
+    return value if isinstance(value, torch.Tensor) and value.dim() == 0 else None

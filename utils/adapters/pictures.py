@@ -13,11 +13,23 @@ from utils.loading.model_config import ModelConfig
 _SIZES = (32, 28, 8, 16, 64, 224, 24, 48, 96, 14, 128, 256)
 """Sides of pictures in usual data sets, tried where nothing says the size."""
 
+_ANY = range(4, 65)
+"""Sides tried at last, for convolutions whose next layer takes one size only."""
+
+_SMALLEST = 8
+"""Side from which on a row of numbers counts as a picture where no name says so: fewer are rather features of a table."""
+
 _NAMES = ("image_size", "img_size", "input_size", "img_dim", "resolution")
 
 
-def image_shapes(model: nn.Module, config: ModelConfig) -> Iterator[tuple[int, int, int]]:
-    """(channels, height, width) worth trying, the likeliest first: stated, told by places of patches, usual."""
+def image_shapes(model: nn.Module, config: ModelConfig, named: bool) -> Iterator[tuple[int, int, int]]:
+    """(channels, height, width) worth trying, the likeliest first: stated, told by places of patches, usual.
+
+    Args:
+        model: a model that may take pictures.
+        config: may state the size.
+        named: whether the name of the argument says that it takes pictures.
+    """
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     first = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
     stated = _stated(model, config)
@@ -27,8 +39,11 @@ def image_shapes(model: nn.Module, config: ModelConfig) -> Iterator[tuple[int, i
     shapes += told
     if stated or told or convolution is not None:
         shapes += [(channels or 3, size, size) for size in _SIZES]
+    if convolution is not None:
+        shapes += [(channels or 3, size, size) for size in _ANY]
     if first is not None and convolution is None:
-        shapes += [(c, side, side) for c in (1, 3) if (side := _root(first.in_features, c)) is not None]
+        roots = [(c, side) for c in (1, 3) if (side := _root(first.in_features, c)) is not None]
+        shapes += [(c, side, side) for c, side in roots if named or side >= _SMALLEST]
     yield from dict.fromkeys(shapes)
 
 
@@ -47,7 +62,9 @@ def _told_by_patches(
     if convolution is not None:
         patches = [(channels or convolution.in_channels, int(convolution.stride[0]))]
     else:
-        patches = [(c, side) for c in (3, 1, 4) if first is not None and (side := _root(first.in_features, c)) is not None]
+        patches = [
+            (c, side) for c in (3, 1, 4) if first is not None and (side := _root(first.in_features, c)) is not None
+        ]
     for places in sorted({p.shape[1] for p in model.parameters() if p.dim() == 3 and p.shape[0] == 1}, reverse=True):
         for count in (places, places - 1, places - 2):
             root = math.isqrt(max(0, count))

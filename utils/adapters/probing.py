@@ -89,6 +89,10 @@ class _Lookups(TorchFunctionMode):
         return (args[0] if args else named["input"]), named["weight"]
 
 
+_SHARES = (F.log_softmax, F.softmax, torch.log_softmax, torch.softmax, torch.Tensor.log_softmax, torch.Tensor.softmax)
+"""Functions that turn scores into probabilities."""
+
+
 class _Watch(_Lookups):
     """Notes what linear layers give too, and lookups by indexing a matrix and by one-hot vectors."""
 
@@ -106,6 +110,8 @@ class _Watch(_Lookups):
         result = function(*args, **named)
         if function is F.linear:
             self.seen.linear.append((result, args[0].shape[-1]))
+        elif function in _SHARES and self.seen.is_head(args[0]):
+            self.seen.linear.append((result, -1))
         return result
 
 

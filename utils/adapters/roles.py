@@ -48,7 +48,7 @@ _PARTS = {
     "decoder": rf"(decoder|dec|tgt|trg){_TEXT}|target_?(ids|inputs?|tokens?|seqs?|sequences?|text)|y_in",
     "labels": "|".join(LABEL_NAMES),
     "positions": r"(input_)?pos(itions?|ition_ids?|_ids?)?",
-    "segments": r"(token_)?(segments?|types?|type_ids?)(_ids?|_info|_tokens?|_labels?)?|token_types?(_ids?)?|lang(s|uages?)?(_ids?)?",
+    "segments": r"(token_)?segments?(_ids?|_info|_tokens?|_labels?)?|(token_)?type_ids?|token_types?|langs|lang(uage)?_ids",
     "state": r"(prev_|init_|initial_|last_|rnn_|recurrent_|h_)?(hiddens?|hidden_states?|states?|hx|h0|h|cells?)"
     r"|(kv_|layer_)?(past|caches?|past_key_values?|past_kvs?|mems?|memory|memories)",
     "start": r"start_?(pos|position|index|idx)?|offset|past_length|cache_position|pos_offset|position_offset|cur(rent)?_pos",
@@ -62,7 +62,8 @@ _PARTS = {
     "batch": r"batch_size|bsz|bs|batch",
     "device": r"device",
     "causal": r"(is_|use_)?causal",
-    "flag": r"(use|return|output|needs?|is|do|with|apply|enable|compute|get|want|average)_\w+|verbose|debug|inference",
+    "flag": r"(use|return|needs?|is|do|with|apply|enable|compute|want|average)_\w+|verbose|debug|inference"
+    r"|output_(attentions?|hidden_states|weights|scores)",
     "encoder": rf"(encoder|enc|src|source){_TEXT}",
 }
 """Part → names that stand for it; the first match counts."""

@@ -103,7 +103,8 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not (name.startswith("_") and isinstance(value, dict)) and name not in ("training", "_non_persistent_buffers_set")
+        if not (name.startswith("_") and isinstance(value, dict))
+        and name not in ("training", "_non_persistent_buffers_set")
     }
 
 
