@@ -3,16 +3,20 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from adapters import planted_leaks
 from adapters import sequence_mixers as s
 from torch import nn
 
 import utils.examples
+from utils.adapters import causal_probe
 from utils.adapters.attention import causal_twins
 from utils.adapters.causality import make_causal, sees_future
 from utils.adapters.contract import CallContract
@@ -48,6 +52,58 @@ def test_clean_model_is_not_blamed(kind: type[nn.Module]) -> None:
         model = AdaptedModel(model.model, model.config, CallContract(vocab_size=V, output_size=V, max_length=T))
     report = sees_future(model)
     assert report.causal and report.leak == 0 and "moved no earlier logit" in report.evidence and report.length == T
+
+
+def planted(kind: type[nn.Module]) -> AdaptedModel:
+    torch.manual_seed(0)
+    return adapt(kind(), planted_leaks.settings_of(kind))
+
+
+@pytest.mark.parametrize("kind", planted_leaks.LEAKS)
+def test_leak_that_few_texts_show_is_found(kind: type[nn.Module]) -> None:
+    report = sees_future(planted(kind))
+    assert not report.causal and report.leak > 0
+    assert report.moved_at < report.changed_at < report.length <= kind.limit
+
+
+@pytest.mark.parametrize("kind", planted_leaks.CLEAN)
+def test_clean_model_that_looks_leaky_is_not_blamed(kind: type[nn.Module]) -> None:
+    model = planted(kind)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    legacy = numpy.random
+    sources = torch.get_rng_state(), random.getstate(), legacy.get_state()[1].tolist()
+    report = sees_future(model)
+    assert report.causal and report.leak == 0 and report.in_training == ""
+    assert model.training and all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), sources[0])
+    assert (random.getstate(), legacy.get_state()[1].tolist()) == sources[1:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (planted_leaks.IfEndOfText, "(to id 11)"),
+        (planted_leaks.IfRare, "(to id 3127)"),
+        (planted_leaks.WindowEdge, "token at position 96 "),
+        (planted_leaks.FarPair, "token at position 131 "),
+    ],
+)
+def test_evidence_names_what_it_takes(kind: type[nn.Module], words: str) -> None:
+    assert words in sees_future(planted(kind)).evidence
+
+
+@pytest.mark.parametrize("kind", [planted_leaks.InTrainingOnly, s.BatchNormed])
+def test_leak_in_training_mode_is_told_beside_the_verdict(kind: type[nn.Module]) -> None:
+    report = sees_future(planted(kind))
+    assert report.causal and "moved an earlier logit" in report.in_training
+    assert f"but in training mode {report.in_training}" in report.evidence
+
+
+def test_evidence_says_how_many_positions_of_a_long_text_were_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_probe, "SEARCH_WORK", 0.0)
+    assert "256 (from 8 of 255 positions on)" in sees_future(planted(planted_leaks.Long)).evidence
+    monkeypatch.undo()
+    assert sees_future(planted(planted_leaks.Long)).evidence.endswith("at lengths 2, 3, 12, 256")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -202,6 +258,30 @@ def test_transformers_equal_their_own_decoder(family: str, attention: str) -> No
             for model in (causal.model, decoder)
         )
     torch.testing.assert_close(one[mask == 1], other[mask == 1], atol=1e-5, rtol=1e-5)
+
+
+def test_switch_that_a_mask_of_padding_undoes_is_not_enough() -> None:
+    given = planted(planted_leaks.ForgetfulSwitch)
+    switched = copy.deepcopy(given)
+    switched.model.is_causal = True
+    report = sees_future(switched)
+    assert not report.causal and "where an attention mask hides the last token" in report.evidence
+    causal = make_causal(given)
+    assert causal.contract.reasons["causality"] == "made causal by a causal mask in its attention: model"
+    ids = torch.randint(V, (1, 9))
+    whole, padded = causal(ids).logits, causal(ids, torch.tensor([[1] * 6 + [0] * 3])).logits
+    torch.testing.assert_close(padded[:, :6], whole[:, :6], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("distilbert", {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}), ("albert", {})]
+)
+def test_padding_leaves_transformers_causal(family: str, sizes: dict[str, int]) -> None:
+    causal = make_causal(s.hugging_face(family, "MaskedLM", **sizes))
+    ids = torch.randint(2, V, (1, 9))
+    with torch.no_grad():
+        whole, padded = causal(ids).logits, causal(ids, torch.tensor([[1] * 6 + [0] * 3])).logits
+    torch.testing.assert_close(padded[:, :6], whole[:, :6], atol=1e-5, rtol=1e-5)
 
 
 def test_transformers_without_a_switch_are_masked_at_their_attention() -> None:

@@ -54,6 +54,28 @@ class Healthy(nn.Module):
         return self.head(self.body(input_ids))
 
 
+class Pooled(Healthy):
+    """Adds the mean over the sequence."""
+
+    def body(self, input_ids):
+        x = super().body(input_ids)
+        return x + x.mean(1, keepdim=True)
+
+
+class NormalisedOverTheBatch(Healthy):
+    """Causal in eval mode; in training each channel is divided by what the whole batch holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def body(self, input_ids):
+        x = self.token_embedding(input_ids) + self.position_embedding(torch.arange(input_ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
 class Constant(Healthy):
     def forward(self, input_ids):
         return self.head(self.body(torch.zeros_like(input_ids)))

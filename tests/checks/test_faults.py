@@ -74,7 +74,19 @@ def _run(check, build):
             "failed",
             ["batch_first=False", "blocks.0.attention"],
         ),
-        (lambda: m.Healthy(causal=False), "causality", "warning", ["sees the future", "makes the attention causal"]),
+        (
+            lambda: m.Healthy(causal=False),
+            "causality",
+            "warning",
+            ["sees the future", "train() uses a version made causal by its own switches", "blocks.0.causal"],
+        ),
+        (
+            m.Pooled,
+            "causality",
+            "warning",
+            ["sees the future", "cannot be made causal", "train() refuses it", "masked"],
+        ),
+        (m.NormalisedOverTheBatch, "causality", "warning", ["sees the future in training mode", "BatchNorm"]),
         (
             m.RaisesInTraining,
             "gradient flow",

@@ -14,6 +14,7 @@ from utils.errors import ConfigError, DataError, MissingPackageError, TokenizerE
 from utils.progress import Progress
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.training.generation import generate
+from utils.training.objective import choose_objective
 from utils.training.run_lock import FolderLock
 from utils.training.training_config import TrainingConfig
 from utils.training.training_core import train
@@ -100,6 +101,20 @@ def test_a_model_that_sees_the_future_is_trained_causally_and_the_reason_told(tm
     result = run(tmp_path, make_tiny(causal=False))
     assert "made causal" in result["objective_reason"] and "made causal" in caplog.text
     assert sees_future(result.model).causal
+    assert "sees later tokens (changing the token" in caplog.text and "a version made causal by" in caplog.text
+
+
+def test_a_leak_of_training_mode_is_told_loudly(caplog):
+    class Normalised(TinyTransformer):
+        def __init__(self):
+            super().__init__()
+            self.over_the_batch = torch.nn.BatchNorm1d(300)
+
+        def forward(self, input_ids):
+            return self.over_the_batch(super().forward(input_ids).transpose(1, 2)).transpose(1, 2)
+
+    _, reason = choose_objective(adapt(Normalised()))
+    assert "in training mode" in reason and "reads its answers; trust the validation loss" in caplog.text
 
 
 @pytest.mark.parametrize("objective", ["auto", "next_token"])

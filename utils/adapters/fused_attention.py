@@ -210,7 +210,7 @@ class FlashAttentionWrapper:
     def _stepped(
         self, given: AdaptedModel, current: AdaptedModel, steps: list[_Step], refused: list[str]
     ) -> AdaptedModel | None:
-        """A copy of `current` after the steps, or None where they change the outputs of `given`."""
+        """A copy of `current` after the steps, or None where they change the outputs of `given`, or nothing at all."""
         trial, names = shared_copy(current), ", ".join(step.name for step in steps)
         try:
             for step in steps:
@@ -222,9 +222,17 @@ class FlashAttentionWrapper:
         if not apart <= TOLERANCE * _coarseness(given):
             refused.append(f"{names} stays as it is: fused, the outputs differ by {apart:.1e}")
             return None
-        self._difference = max(self._difference, apart)
+        by_hand = {layer.name for layer in examine(trial).layers if layer.inference == BY_HAND}
         for step in steps:
-            self._reasons.update(dict.fromkeys(step.layers, step.reason))
+            changed = [name for name in step.layers if name not in by_hand]
+            self._reasons.update(dict.fromkeys(changed, step.reason))
+            if not changed:
+                self._refused.append(
+                    f"{step.name} stays as it is: another setting changes nothing, since the code attends by hand whatever it says"
+                )
+        if by_hand.issuperset(name for step in steps for name in step.layers):
+            return None
+        self._difference = max(self._difference, apart)
         return trial
 
 

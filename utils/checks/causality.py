@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from utils.adapters.causality import sees_future
+from utils.adapters.causality import CausalityReport, make_causal, sees_future
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.report import CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, run_model
+from utils.errors import CallContractError
 
 NAME = "causality"
 LENGTH = 8
@@ -27,16 +30,44 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             return CheckResult(NAME, "skipped", "The logits are not finite, so they cannot be compared.")
     report = sees_future(adapted)
     details = {"causal": report.causal, "evidence": report.evidence}
-    if report.causal:
+    if not report.causal:
+        return _leaks(adapted, report, details)
+    if report.in_training:
         return CheckResult(
-            NAME, "passed", f"No later token moves an earlier logit: {report.evidence}.", details=details
+            NAME,
+            "warning",
+            f"The model sees the future in training mode: {report.in_training}.",
+            cause="Something behaves differently in training: statistics over the batch (BatchNorm), the capacity of experts, "
+            "or a branch on self.training.",
+            fix="Replace BatchNorm by LayerNorm over the width, or make that part causal: the training loss reads its answers, "
+            "while validation and generation cannot.",
+            details=details,
+        )
+    return CheckResult(NAME, "passed", f"No later token moves an earlier logit: {report.evidence}.", details=details)
+
+
+def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, Any]) -> CheckResult:
+    """What is said of a model that sees the future: whether its attention can be made causal, and how."""
+    message = f"The model sees the future: {report.evidence}."
+    try:
+        reason = make_causal(adapted).contract.reasons["causality"]
+    except CallContractError as error:
+        return CheckResult(
+            NAME,
+            "warning",
+            message,
+            cause=f"Something in {adapted.name} mixes positions in both directions, and it cannot be made causal from outside. "
+            f"{error}",
+            fix="train() refuses it, since next-token prediction would only teach it to copy. Make forward causal, or train "
+            "it with a masked objective.",
+            details=details,
         )
     return CheckResult(
         NAME,
         "warning",
-        f"The model sees the future: {report.evidence}.",
+        message,
         cause=f"The attention of {adapted.name} has no causal mask, so position t reads the token that it is asked to predict.",
-        fix="Nothing for training: train() makes the attention causal by itself (objective='auto') and proves it. To have it "
-        "in the model itself, pass a causal mask to the attention in forward.",
-        details=details,
+        fix=f"Nothing for training: train() uses a version {reason}, which was proven to be causal. To have it in the model "
+        "itself, pass a causal mask to the attention in forward.",
+        details={**details, "made_causal": reason},
     )

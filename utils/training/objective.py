@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import TrainingError, TransformerBuilderError
+
+_LOG = logging.getLogger(__name__)
 
 _MEANINGS = {
     "masked": "it scores the token at each position itself",
@@ -47,6 +51,13 @@ def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[Adapted
 
     check_task(adapted)
     found = sees_future(adapted)
+    if found.in_training:
+        _LOG.warning(
+            "%s sees later tokens in training mode, though not in eval mode: %s. Its training loss reads its answers; trust "
+            "the validation loss. Look for BatchNorm, experts of limited capacity, or a branch on self.training.",
+            adapted.name,
+            found.in_training,
+        )
     if found.causal:
         return adapted, f"next-token prediction: the model is causal ({found.evidence})"
     if mode == "next_token":
@@ -61,6 +72,12 @@ def choose_objective(adapted: AdaptedModel, mode: str = "auto") -> tuple[Adapted
             f"{adapted.name} sees later tokens ({found.evidence}), so next-token prediction would only teach it to copy, and "
             f"its attention cannot be made causal: {error} Export the model with causal attention."
         ) from error
+    _LOG.warning(
+        "%s sees later tokens (%s). What is trained is a version %s; the exported file itself stays as it is.",
+        adapted.name,
+        found.evidence,
+        causal.contract.reasons["causality"],
+    )
     reason = (
         f"next-token prediction with attention made causal: the exported model sees later tokens ({found.evidence})"
     )
