@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tests.zoo import arguments, exports, families, hugging_face, masks, outputs
+from tests.zoo import answers, arguments, calls, exports, families, hugging_face, masks, outputs
 from tests.zoo.entry import Entry
 
 ENTRIES: list[Entry] = [
-    entry for module in (arguments, masks, outputs, families, exports, hugging_face) for entry in module.ENTRIES
+    entry
+    for module in (arguments, calls, masks, outputs, answers, families, exports, hugging_face)
+    for entry in module.ENTRIES
 ]
 
 ZOO: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}

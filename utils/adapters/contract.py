@@ -50,7 +50,7 @@ class CallContract:
         task: one of `TASKS`: "lm" scores the next token, "masked" the token itself, "seq2seq" the decoder's next token,
             "classification" and "vision" give one row of scores per example.
         causal: whether no later token moves an earlier logit, as far as the probe shows; None where it has no meaning.
-        start_id: id with which decoder inputs begin.
+        start_id: id with which decoder inputs begin; None where they begin with the last label, as mBART's language code.
         reasons: for each settled point, how it was found.
     """
 
@@ -79,7 +79,7 @@ class CallContract:
     channels_last: bool = False
     task: str = "lm"
     causal: bool | None = None
-    start_id: int = 0
+    start_id: int | None = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -195,6 +195,8 @@ class CallContract:
         if self.mask is not None:
             points["mask"] = f"{self.mask_name}: {self.mask.words()}"
         points.update({name: value for name, value in self.built.items() if value.startswith("mask ")})
+        if self.decoder_name is not None:
+            points["decoder begins with"] = "the last label" if self.start_id is None else f"id {self.start_id}"
         if self.time_first:
             points["axes"] = "ids go in as (T, B)"
         if self.auxiliary:
@@ -230,9 +232,12 @@ class CallContract:
         )
 
 
-def shifted_right(ids: torch.Tensor, start_id: int) -> torch.Tensor:
-    """Decoder inputs (B, T) for labels (B, T): begin with `start_id`, drop the last; ignored labels become `start_id`."""
-    start = torch.full_like(ids[:, :1], start_id)
+def shifted_right(ids: torch.Tensor, start_id: int | None) -> torch.Tensor:
+    """Decoder inputs (B, T) for labels (B, T): begin with `start_id`, or the last real label, and drop the last; ignored ones become 0."""
+    if start_id is not None:
+        start = torch.full_like(ids[:, :1], start_id)
+    else:
+        start = ids.gather(1, (ids >= 0).sum(1, keepdim=True).sub(1).clamp(min=0)).clamp(min=0)
     return torch.cat([start, ids[:, :-1].clamp(min=0)], dim=1)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from utils.adapters.contract import CallContract
+from utils.adapters.contract import CallContract, shifted_right
 from utils.adapters.model_outputs import (
     LogitsSelector,
     cross_entropy,
@@ -43,7 +43,9 @@ class Visit(Protocol):
 def settle_losses(visit: Visit, contract: CallContract, inputs: torch.Tensor) -> CallContract:
     """Find auxiliary losses, what training mode gives, and whether the model's own loss is shifted."""
     contract = _with_training_mode(visit, contract, inputs)
-    return _with_own_loss(visit, contract, inputs) if contract.task in ("lm", "seq2seq") else contract
+    if contract.task == "seq2seq":
+        return _with_start(visit, contract, inputs)
+    return _with_own_loss(visit, contract, inputs) if contract.task == "lm" else contract
 
 
 def _with_training_mode(visit: Visit, contract: CallContract, inputs: torch.Tensor) -> CallContract:
@@ -141,6 +143,26 @@ def _with_own_loss(visit: Visit, contract: CallContract, ids: torch.Tensor) -> C
         return contract
     reason = "its own loss scores each token at its own position, and it sees the whole text"
     return replace(contract, task="masked", reasons={**contract.reasons, "task": reason})
+
+
+def _with_start(visit: Visit, contract: CallContract, ids: torch.Tensor) -> CallContract:
+    """Where the model makes decoder ids of labels by itself, begin them as it does."""
+    name = next((n for n in LABEL_NAMES if n in visit.arguments and not visit.arguments[n].required), None)
+    if name is None or contract.decoder_name is None or visit.arguments[contract.decoder_name].required:
+        return contract
+    labels = visit.decoder_ids(contract, ids)
+    assert labels is not None  # asked of encoder-decoders only
+    try:
+        alone = replace(contract, decoder_name=None)
+        own = contract.logits(visit.ask(alone, ids, **{name: labels.clone()}), ids.shape[0])
+        for start in dict.fromkeys((contract.start_id, None, *range(4))):
+            made = visit.ask(contract, ids, decoder=shifted_right(labels, start))
+            if torch.allclose(contract.logits(made, ids.shape[0]), own, atol=1e-5):
+                reason = "the model makes decoder ids of labels in this way"
+                return replace(contract, start_id=start, reasons={**contract.reasons, "decoder begins with": reason})
+    except Exception:  # noqa: BLE001 - the model makes no decoder ids of labels; the config has the word
+        return contract
+    return contract
 
 
 def _weighed(contract: CallContract, output: Any, own: list[float], entropy: float, model: nn.Module) -> CallContract:
