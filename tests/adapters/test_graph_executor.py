@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import linecache
 import pickle
 import subprocess
@@ -15,13 +16,20 @@ import torch
 from torch import nn
 
 import utils.examples
-from tests.adapters.broken_exports import CASES, REFUSED, Export, T, V, attend, nodes
+from tests.adapters.broken_exports import CASES, REFUSED, D, Export, T, V, attend, export, nodes
+from tests.adapters.broken_exports_by_kind import EMBEDDED, GATE, KINDS, KINDS_REFUSED, drawn, forward
+from utils.adapters.graph_embeddings import EmbeddingWriter
 from utils.adapters.graph_executor import ComputationalGraphExecutor, complete
+from utils.adapters.graph_head import HeadWriter
+from utils.adapters.graph_nodes import NodeWriter
+from utils.adapters.graph_residuals import ResidualWriter
 from utils.adapters.model_adapter import ModelSignatureInspector, adapt
 from utils.errors import ConfigError, GraphCompletionError
 from utils.loading.model_config import ModelConfig
 from utils.loading.sources import import_source
 
+EXPORTS = {**CASES, **KINDS}
+REFUSALS = {**REFUSED, **KINDS_REFUSED}
 SHAPES = [(1, 1), (2, 5), (3, T)]
 
 
@@ -36,14 +44,13 @@ def completed_of(case: Export) -> nn.Module:
     return complete(instance(case.source), case.config, case.source, **case.arguments).model
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", CASES)
-def test_completed_export_agrees_with_the_hand_written_forward(name: str, training: bool) -> None:
-    case = CASES[name]
-    adapted = adapt(instance(case.source), case.config, case.source, **case.arguments).train(training)
-    for batch, length in SHAPES:
+@pytest.mark.parametrize("name", EXPORTS)
+def test_completed_export_agrees_with_the_hand_written_forward(name: str) -> None:
+    case = EXPORTS[name]
+    adapted = adapt(instance(case.source), case.config, case.source, **case.arguments)
+    for training, (batch, length) in itertools.product((False, True), SHAPES):
         ids = torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(length))
-        expected = case.reference(adapted.model, ids)
+        expected = case.reference(adapted.train(training).model, ids)
         # both sides compute in float32; attention sums in another order than the kernels do
         torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert adapted.completion.status == "completed"
@@ -51,9 +58,97 @@ def test_completed_export_agrees_with_the_hand_written_forward(name: str, traini
         assert len(adapted.completion.assumptions) == case.assumptions
 
 
-@pytest.mark.parametrize("name", REFUSED)
+MUTATIONS = {  # what an executor that guesses wrongly would write: (class, method, what takes its place)
+    "an addition drops its skip": (
+        ResidualWriter, "_add", lambda old: lambda self, node, name, terms, *rest: old(self, node, name, terms[-1:], *rest),
+    ),
+    "an addition drops its branch": (
+        ResidualWriter, "_add", lambda old: lambda self, node, name, terms, *rest: old(self, node, name, terms[:1], *rest),
+    ),
+    "skip and branch are swapped": (
+        ResidualWriter, "_add", lambda old: lambda self, node, name, terms, *rest: old(self, node, name, terms[::-1], *rest),
+    ),
+    "the skip is what the sublayer read": (
+        ResidualWriter, "_skip_of_width",
+        lambda old: lambda self, node, stream, branch: self._read_by_sublayer(self._branch_before(node, stream)),
+    ),
+    "the stream begins anew at the embedding": (
+        ResidualWriter, "stream_before",
+        lambda old: lambda self, node: [n for n in self.canvas.nodes if n.role == "embedding"][:1],
+    ),
+    "the logits are tied to another table": (
+        HeadWriter, "_tied_weight", lambda old: lambda self, *given: "self.embedding_1.weight",
+    ),
+    "positions are left out": (
+        EmbeddingWriter, "joined", lambda old: lambda self, nodes: old(self, [n for n in nodes if n.role == "embedding"]),
+    ),
+    "a node reads the embedding instead of what precedes it": (
+        NodeWriter, "preceding", lambda old: lambda self, node: "embedding_0_output",
+    ),
+}  # fmt: skip
+SWAPS = {
+    "a gate that weighs its branch": Export(
+        export(
+            drawn("embedding_0", "mhsa_0", "residual_0", "output_0", residual_0="Gate()"),
+            forward("residual_0_output", EMBEDDED),
+            before=GATE,
+        ),
+        lambda m, ids: m.output_0(m.residual_0(m.embedding_0.weight[ids], attend(m.mhsa_0, m.embedding_0.weight[ids]))),
+    ),
+    "two tables, one of them tied": Export(
+        export(
+            drawn("embedding_0", "linear_0", "embedding_1", "ffn_0")
+            .replace(f"({V}, {D})", f"({V}, 5)", 1)
+            .replace(f"nn.Linear({D}, {D})", f"nn.Linear(5, {D})"),
+            "def forward(self, input_0_tokens):\n"
+            "    x = self.linear_0(self.embedding_0(input_0_tokens)) + self.embedding_1(input_0_tokens)\n"
+            "    ffn_0_output = self.ffn_0(x)\n    return output_0_logits",
+        ),
+        lambda m, ids: (
+            m.ffn_0(m.linear_0(m.embedding_0.weight[ids]) + m.embedding_1.weight[ids]) @ m.embedding_1.weight.T
+        ),
+    ),
+}
+"""Exports in which only the order of two values, or the choice between two tables, decides."""
+
+
+def disagreeing() -> list[str]:
+    """Exports that are refused, fail, or compute something else than their reference."""
+    found = []
+    for name, case in {**SWAPS, **{n: EXPORTS[n] for n in SENSITIVE}}.items():
+        ids = torch.randint(V, (2, 5), generator=torch.Generator().manual_seed(5))
+        try:
+            completed = complete(instance(case.source), case.config, case.source, **case.arguments).model.eval()
+            same = torch.allclose(completed(ids), case.reference(completed, ids), atol=1e-5, rtol=1e-5)
+        except Exception:  # noqa: BLE001 - however a wrong completion shows itself, it is noticed
+            same = False
+        found += [] if same else [name]
+    return found
+
+
+SENSITIVE = (
+    "typical",
+    "pre-norm",
+    "several embeddings",
+    "positions apart",
+    "position rows, and what reads them missing",
+)
+
+
+def test_exports_for_mutations_agree_without_one() -> None:
+    assert disagreeing() == []
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_completion_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, method, mutate = MUTATIONS[name]
+    monkeypatch.setattr(owner, method, mutate(getattr(owner, method)))
+    assert disagreeing(), f"{name}, and every export still agrees with its reference"
+
+
+@pytest.mark.parametrize("name", REFUSALS)
 def test_what_stays_open_is_an_error_that_names_the_node(name: str) -> None:
-    source, config, node, words = REFUSED[name]
+    source, config, node, words = REFUSALS[name]
     with pytest.raises(GraphCompletionError) as caught:
         complete(instance(source), {"vocab_size": V, "max_seq_len": T, **config} if config == {} else config, source)
     assert caught.value.node == node, str(caught.value)

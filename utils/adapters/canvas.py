@@ -29,7 +29,7 @@ ROLES: tuple[tuple[str, str], ...] = (
         "output",
         r"^(output|outputs|outputprojection|outputhead|outputlayer|lmhead|head|logits|unembedding|classifier|decoderhead)$",
     ),
-    ("position", r"pos(ition)?(al|s)?(emb|enc|$)|^pos|^pe$|positional"),
+    ("position", r"pos(ition)?(al|s)?(emb|enc|$)|^pos|^w?pe$|positional"),
     ("embedding", r"embed|^emb$|^wte$"),
     ("add_norm", r"^(add|residual|skip)(and)?(layer|rms)?norm$"),
     ("attention", r"attn|attention|mhsa|^mha$|^gqa$|^mqa$"),
@@ -189,9 +189,10 @@ def _edges(
 def _best_order(in_config: list[str], in_source: list[str], flows: Collection[Flow]) -> list[str]:
     """The order of config or source that fewer flows contradict; nodes that only the other shows are put in."""
     merged = _merge_orders(in_config, in_source)
-    if not in_config or set(in_config) - set(in_source):
+    inner = {name for name in in_config if role_of(make_node(name).kind) not in ("input", "output")}
+    if not in_config or inner - set(in_source):
         return merged
-    return min(merged, in_source, key=lambda order: _contradictions(order, flows))
+    return min(merged, _merge_orders(in_source, in_config), key=lambda order: _contradictions(order, flows))
 
 
 def _contradictions(order: Sequence[str], flows: Collection[Flow]) -> int:

@@ -46,16 +46,18 @@ class EmbeddingWriter:
         return self.joined([one for one in run if one.role in SOURCES])
 
     def joined(self, nodes: list[Node]) -> str:
-        """Variable of the sum of these embeddings and positions; one that takes in the others stands for them."""
+        """Variable of the sum of these embeddings and positions; one that takes in others stands for them too."""
         terms: list[str] = []
-        for node in nodes:
+        covered: set[str] = set()
+        for node in nodes[::-1]:
+            if node.name in covered:
+                continue
             variable = self.forward.value_of(node)
-            if node.role == "position" and not self.is_bare(node):
-                terms = [variable]
-            elif variable not in terms:
-                terms.append(variable)
+            covered |= self._made_of(variable)
+            if variable not in terms:
+                terms.insert(0, variable)
         if all(node.role == "position" for node in nodes) and self.is_bare(nodes[0]):
-            terms = [self.writer.preceding(nodes[0]), *terms]
+            terms.insert(0, self.writer.preceding(nodes[0]))
         return terms[0] if len(terms) == 1 else self._sum_of(terms, [node.role for node in nodes])
 
     def _sum_of(self, terms: list[str], roles: list[str]) -> str:
@@ -79,18 +81,22 @@ class EmbeddingWriter:
         value = self.forward.values.get(variable)
         if isinstance(value, torch.Tensor) and (value.dim() < 3 or value.shape[0] < self.forward.ids.shape[0]):
             return True  # no axis for the examples: no token went into it
+        made_of = self._made_of(variable)
+        return not any(one.name in made_of for one in self.canvas.nodes if one.role == "embedding")
+
+    def _made_of(self, variable: str) -> set[str]:
+        """Embeddings and positions whose modules went into a variable, as the placed statements tell."""
         placed = self.forward.placed
-        tables = {part for one in self.canvas.nodes if one.role == "embedding" for part in one.modules}
+        sources = [node for node in self.canvas.nodes if node.role in SOURCES]
+        found: set[str] = set()
         open_names = [(variable, len(placed))]
         while open_names:
             name, end = open_names.pop()
             index = next((i for i in range(end - 1, -1, -1) if name in placed[i].writes), None)
-            if index is None:
-                continue
-            if placed[index].calls & tables:
-                return False
-            open_names += [(read, index) for read in placed[index].reads]
-        return True
+            if index is not None:
+                found |= {node.name for node in sources if placed[index].calls & {node.name, *node.modules}}
+                open_names += [(read, index) for read in placed[index].reads]
+        return found
 
     # ---- one by one -------------------------------------------------------------------------------------------------
 

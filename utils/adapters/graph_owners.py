@@ -103,8 +103,21 @@ class StatementOwners:
             for name in statement.writes:
                 self._bindings.setdefault(name, []).append((at, owner))
         for node in self.canvas.nodes:
-            if node.name in self.producers and not self._computes(node):
-                del self.producers[node.name]
+            if node.name in self.producers:
+                self.producers[node.name] = self._leading_to_its_name(node)
+                if not self._computes(node):
+                    del self.producers[node.name]
+
+    def _leading_to_its_name(self, node: Node) -> list[Statement]:
+        """The statements of a node without those that apply it once more, to something else and under another name."""
+        statements = self.producers[node.name]
+        needed = {name for s in statements if any(self.canvas.node_of(n) == node for n in s.writes) for name in s.writes}
+        if not needed:
+            return statements
+        needed -= {"_"}
+        for _ in statements:
+            needed |= {name for s in statements if s.writes & needed for name in s.reads}
+        return [s for s in statements if s.writes & needed]
 
     def _computes(self, node: Node) -> bool:
         """Whether the statements of a node with modules apply one of them, or bind its output outright."""
@@ -158,7 +171,7 @@ class StatementOwners:
     def _call_of(self, tree: ast.AST, node: Node) -> ast.expr | None:
         """The last call of the node's modules, with the reshaping and unpacking around it."""
         parents = {child: parent for parent in _walk(tree) for child in ast.iter_child_nodes(parent)}
-        calls = [one for one in _walk(tree) if isinstance(one, ast.Call) and _module_called(one) in node.modules]
+        calls = [one for one in _walk(tree) if isinstance(one, ast.Call) and module_called(one) in node.modules]
         outermost = [call for call in calls if not any(call in _inner(other) for other in calls)]
         if len(outermost) != 1:
             return None
@@ -195,7 +208,7 @@ class StatementOwners:
         if isinstance(expression, ast.Subscript):
             return self._outermost_nodes(expression.value, reader)
         if isinstance(expression, ast.Call):
-            module = _module_called(expression)
+            module = module_called(expression)
             return [node for node in self.canvas.nodes if module in node.modules]
         return []
 
@@ -213,7 +226,7 @@ class StatementOwners:
         stack: list[ast.AST] = [tree]
         while stack:
             one = stack.pop(0)
-            module = _module_called(one) if isinstance(one, ast.Call) else None
+            module = module_called(one) if isinstance(one, ast.Call) else None
             other = next((n for n in self.canvas.nodes if module in n.modules and n != node), None)
             if other is None and isinstance(one, ast.BinOp):
                 other = next((n for n in self._sums if n != node and self._sum_of(statement, one, n) is one), None)
@@ -245,7 +258,7 @@ def summands(value: ast.expr) -> list[ast.expr]:
     return [value]
 
 
-def _module_called(call: ast.Call) -> str | None:
+def module_called(call: ast.Call) -> str | None:
     """`ffn_0` for `self.ffn_0(x)`."""
     function = call.func
     plain = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from utils.adapters.canvas import Node
 from utils.adapters.graph_embeddings import SOURCES
 from utils.adapters.signature import required_arguments
@@ -47,10 +49,11 @@ class ResidualWriter:
             listed = ", ".join(f"{term} {shape}" for term, shape in shapes.items())
             raise self.writer.error(node, f"what it adds has different shapes: {listed}", list(terms))
         if len(node.modules) == 1:
-            needed = required_arguments(getattr(self.forward.model, node.modules[0]))
-            if needed == 1 and node.role == "add_norm":
+            module = getattr(self.forward.model, node.modules[0])
+            needed = required_arguments(module)
+            if needed == 1 and (node.role == "add_norm" or isinstance(module, nn.Identity)):
                 expression = f"self.{node.modules[0]}({' + '.join(terms)})"
-                return self.writer.finish(node, name, expression, evidence, f"norm of {reason}", terms, assumption)
+                return self.writer.finish(node, name, expression, evidence, f"of the sum: {reason}", terms, assumption)
             if needed != len(terms):
                 raise self.writer.error(
                     node, f"self.{node.modules[0]} does not take {len(terms)} inputs", [" + ".join(terms)]

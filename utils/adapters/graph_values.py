@@ -27,7 +27,7 @@ from utils.adapters.forward_arguments import (
 )
 from utils.adapters.graph_nodes import NodeWriter
 from utils.adapters.graph_observation import Observation, missing_nodes, observe
-from utils.adapters.graph_owners import StatementOwners
+from utils.adapters.graph_owners import StatementOwners, module_called
 from utils.adapters.graph_placeholders import without_placeholders
 from utils.adapters.graph_rewiring import contradiction, rewire
 from utils.adapters.graph_unlisted import add_unlisted_nodes
@@ -340,6 +340,7 @@ class ForwardCompleter:
 
     def emit(self, statement: Statement) -> None:
         """Execute a statement on the probe and place it."""
+        statement = self._unpacked(statement)
         self._before[statement.origin] = {name: _copied(value) for name, value in self.values.items()}
         scope = self.scope()
         returned = scope.pop(RETURNED, None)
@@ -367,6 +368,23 @@ class ForwardCompleter:
             own = {name for s in ran for name in s.writes}
             self.read_by[owner.name] = tuple(n for s in ran for n in s.ordered_reads() if n not in own or len(ran) == 1)
 
+    def _unpacked(self, statement: Statement) -> Statement:
+        """`v = self.attention(…)[0]` where the call gives a tuple that the statements behind read as a tensor."""
+        name, value = next(iter(statement.targets), ""), statement.value
+        targets = getattr(statement.node, "targets", [getattr(statement.node, "target", None)])
+        plain = isinstance(statement.node, (ast.Assign, ast.AnnAssign)) and isinstance(targets[0], ast.Name)
+        if not plain or statement.origin is None or not isinstance(value, ast.Call) or module_called(value) is None:
+            return statement
+        readers = [s for s in self.original if name in s.reads and s.origin != statement.origin]
+        if not readers or any(s.takes_apart(name) for s in readers):
+            return statement
+        given = self.evaluated(ast.unparse(value))
+        if not isinstance(given, tuple) or not given or not isinstance(given[0], torch.Tensor):
+            return statement
+        text = replaced(statement.text, [(value, f"{ast.get_source_segment(statement.text, value)}[0]")])
+        self.completions.append(Completion(name, f"{ast.unparse(value)}[0]", 4, "the first of its results"))
+        return Statement.parse(text, frozenset(self.globals), statement.origin).reading(statement.calls)
+
     def scope(self) -> dict[str, Any]:
         """Names that a statement sees at this point."""
         return {**self.globals, **self.values, "self": self.instance}
@@ -384,9 +402,9 @@ class ForwardCompleter:
             self.values.pop(RETURNED, None)
 
     def _is_last_of(self, statement: Statement, owner: Node) -> bool:
-        return not any(
-            s.origin in {p.origin for p in self.producers[owner.name]} for s in self.pending if s is not statement
-        )
+        origins = {producer.origin for producer in self.producers.get(owner.name, ())}
+        open_origins = {s.origin for s in self.pending if s is not statement}
+        return statement.origin in origins and not origins & open_origins
 
     def _failing(self, statement: Statement, error: BaseException) -> GraphCompletionError:
         node = self.owners.owner(statement)

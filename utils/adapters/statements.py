@@ -129,6 +129,20 @@ class Statement:
         added = [n for n in ast.walk(ast.parse(self.text)) if isinstance(n, ast.AugAssign)]
         return all(n.id != name for n in stored) or any(getattr(n.target, "id", "") == name for n in added)
 
+    def takes_apart(self, name: str) -> bool:
+        """Whether it reads a name as a collection: an entry of it, its attributes or length, or its parts one by one."""
+        tree = ast.parse(self.text)
+        parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
+                parent = parents[node]
+                in_parts = isinstance(parent, (ast.Subscript, ast.Starred, ast.Return, ast.Tuple, ast.List, ast.Dict))
+                unpacked = isinstance(parent, ast.Assign) and any(isinstance(t, ast.Tuple) for t in parent.targets)
+                built_in = isinstance(parent, ast.Call) and getattr(parent.func, "id", "") in _BUILTINS
+                if in_parts or unpacked or built_in or isinstance(parent, (ast.For, ast.comprehension)):
+                    return True
+        return False
+
     @property
     def is_plain_return(self) -> bool:
         """Whether it is a `return` that every call reaches."""
