@@ -111,7 +111,9 @@ class StatementOwners:
     def _leading_to_its_name(self, node: Node) -> list[Statement]:
         """The statements of a node without those that apply it once more, to something else and under another name."""
         statements = self.producers[node.name]
-        needed = {name for s in statements if any(self.canvas.node_of(n) == node for n in s.writes) for name in s.writes}
+        needed = {
+            name for s in statements if any(self.canvas.node_of(n) == node for n in s.writes) for name in s.writes
+        }
         if not needed:
             return statements
         needed -= {"_"}
