@@ -182,6 +182,10 @@ class EmbeddingWriter:
             others = [one for one in self.writer.given_inputs(reader) if one is not node]
             if node.name in reader.inputs and any(one.role in SOURCES for one in others):
                 return True
+        for statement in self.forward.original:
+            owners = [self.canvas.node_of(name) for name in statement.reads]
+            if node in owners and any(one is not None and one.role == "embedding" for one in owners):
+                return True
         before = [one for one in self.canvas.before(node) if one.role != "input"]
         behind = [one for one in self.canvas.after(node) if one.role != "input"]
         additions = ("residual", "add_norm")

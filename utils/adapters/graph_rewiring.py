@@ -57,6 +57,7 @@ def _join_positions(forward: ForwardCompleter) -> None:
         behind = [one for one in forward.canvas.before(node) if one.role == "embedding"]
         tables = {part for one in behind for part in one.modules}
         own = {name for one in behind for s in forward.producers.get(one.name, []) for name in s.writes}
+        own |= {name for s in forward.pending for name in s.reads if forward.canvas.node_of(name) in behind}
         apart = [s for s in forward.pending if forward.owners.owner(s) not in behind]
         lost = behind and not any(s.calls & tables or s.reads & own for s in apart)
         if lost and any(statement.targets[0] in s.reads for s in forward.pending):
