@@ -282,3 +282,63 @@ def test_summary_shows_what_matters() -> None:
     text = adapt(KeepInt3D()).contract.summary()
     assert "mask: mask: bool (B, T, T), 1 = visible, causal" in text and "causal: yes" in text
     assert "auxiliary loss: 1 × 1" in adapt(Experts()).contract.summary()
+
+
+class TwoTexts(Base):
+    def forward(self, x1, x2):
+        return self.head(self.embed(x1) + self.embed(x2))
+
+
+class Discriminator(Base):
+    """One number for each token: neither a class nor a token is scored."""
+
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids))[..., 0]
+
+
+class OnlyItsLoss(Base):
+    def forward(self, input_ids, labels):
+        return F.cross_entropy(self.head(self.embed(input_ids)).flatten(0, 1), labels.flatten())
+
+
+class Diffusion(Base):
+    def forward(self, x, t):
+        return self.head(self.embed(x)) + t.view(-1, 1, 1)
+
+
+class HalfAsLong(Base):
+    def forward(self, x):
+        return self.head(self.embed(x)[:, ::2])
+
+
+class Table(nn.Module):
+    """Twelve features are no picture of 2 × 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("kind", [TwoTexts, Discriminator, OnlyItsLoss, Diffusion, HalfAsLong, Table])
+def test_what_cannot_be_settled_is_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(CallContractError, match=r"could not be settled.*Tried:"):
+        adapt(kind())
+
+
+def test_mask_of_one_row_is_not_taken_for_one_of_heads() -> None:
+    """(B, 1, T) broadcasts against (B, heads, T, T) where there are as many heads as texts in the probe."""
+
+    class Heads(Base):
+        def forward(self, input_ids, extended_attention_mask):
+            h = self.embed(input_ids)
+            scores = self.scores(h)[:, None].expand(-1, 2, -1, -1) + extended_attention_mask
+            return self.head(h + scores.softmax(-1).mean(1) @ h)
+
+    model = Heads()
+    adapted = adapt(model)
+    drop = torch.zeros(PADDED.shape).masked_fill(PADDED == 0, float("-inf"))[:, None, None]
+    torch.testing.assert_close(adapted(IDS, PADDED).logits, model(IDS, drop))
+    assert adapted(IDS.repeat(2, 1)[:3], PADDED.repeat(2, 1)[:3]).logits.shape == (3, 6, V)

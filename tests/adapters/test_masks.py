@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.adapters.masks import MaskConvention, candidates
+from utils.adapters.masks import BY_WORDS, LENGTHS, MaskConvention, candidates
 
 INF = float("inf")
 
@@ -14,6 +14,8 @@ INF = float("inf")
         (MaskConvention("keep", "BT", "int"), [[1, 1, 0]]),
         (MaskConvention("drop", "BT", "bool"), [[False, False, True]]),
         (MaskConvention("additive", "BT", "float"), [[0.0, 0.0, -INF]]),
+        (MaskConvention("drop", "B1T", "bool"), [[[False, False, True]]]),
+        (LENGTHS, [2]),
         (MaskConvention("keep", "B11T", "bool"), [[[[True, True, False]]]]),
         (
             MaskConvention("additive", "TT", "float", causal=True),
@@ -52,3 +54,11 @@ def test_names_order_the_guesses() -> None:
     assert next(iter(candidates("attention_mask"))) == MaskConvention("keep", "BT", "int")
     assert next(iter(candidates("attn_mask"))).causal
     assert "1 = hidden" in MaskConvention("drop", "BT", "bool").words()
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "mask", "src_padding_mask", "lengths"])
+@pytest.mark.parametrize("encoder", [False, True])
+def test_every_guess_has_its_own_words(name: str, encoder: bool) -> None:
+    guesses = list(candidates(name, encoder))
+    assert len(guesses) == len(set(guesses)) and all(BY_WORDS[guess.words()] == guess for guess in guesses)
+    assert not (encoder and any(guess.causal for guess in guesses))

@@ -46,6 +46,9 @@ DECODER_LENGTH = 4
 HIDDEN = 1
 """Position that a probe of a mask hides: neither the first (a pooled row may be read there) nor the last."""
 
+_LONGER = 64
+"""Length of a second question where the usual probe shows no token that another one reads."""
+
 _TOLERANCE = 2e-6
 
 _ALMOST = 0.9
@@ -286,10 +289,10 @@ class _Visit(Guesses):
         """Whether the model takes texts of this length."""
         ids = torch.zeros((PROBE_BATCH, length), dtype=torch.long, device=device_of(self.model))
         try:
-            self.ask(contract, ids)
+            logits = contract.logits(self.ask(contract, ids), PROBE_BATCH)
         except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
             return False
-        return True
+        return logits.dim() < 3 or contract.decoder_name is not None or length in logits.shape[:2]
 
     def _rows_reason(self, tables: list[torch.Tensor], rows: int | None) -> str:
         if not tables:
@@ -331,7 +334,7 @@ class _Visit(Guesses):
         if not contract.mask_required:
             contract = self._settle_mask(contract, ids)
         if contract.task == "lm" and ids.shape[1] > 1:
-            contract = replace(contract, causal=self._is_causal(contract, ids))
+            contract = replace(contract, causal=self._is_causal_at_any_length(contract, ids))
         return settle_losses(self, contract, ids)
 
     def _settle_decoder(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
@@ -411,6 +414,18 @@ class _Visit(Guesses):
             return contract
         return turned if shape[:2] == ids.shape else contract
 
+    def _is_causal_at_any_length(self, contract: CallContract, ids: torch.Tensor) -> bool | None:
+        """As `_is_causal`; where no token moves any other, asked again of a longer text: attention by blocks may need one."""
+        causal = self._is_causal(contract, ids)
+        if not causal or self._reads_earlier(contract, ids):
+            return causal
+        length = min(contract.max_length or _LONGER, _LONGER)
+        try:
+            longer = probe_ids(self.model, self.config, contract.vocab_size, length)
+            return self._is_causal(contract, longer) is not False
+        except Exception:  # noqa: BLE001 - the usual length has answered
+            return causal
+
     def _is_causal(self, contract: CallContract, ids: torch.Tensor) -> bool | None:
         try:
             last = ids.shape[1] - 1
@@ -421,23 +436,26 @@ class _Visit(Guesses):
 
     def _settle_mask(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
         """Find the convention of an optional mask: hiding a token must hide it, and hiding nothing change nothing."""
-        if ids.shape[1] < 3:
+        names = self._optional_masks(contract) if ids.shape[1] > 2 else []
+        if not names:
+            return contract
+        try:
+            plain = self.logits(replace(contract, mask_name=None, mask=None), ids)
+        except Exception:  # noqa: BLE001 - a model that runs once and fails on other ids is judged by its first answer
             return contract
         fallback: list[tuple[int, CallContract]] = []
-        for name in self._optional_masks(contract):
-            for convention in candidates(name, contract.decoder_name is not None):
-                if not convention.carries_padding:
-                    continue
-                told = replace(contract, mask_name=name, mask=convention)
-                verdict = self._tries_mask(told, ids)
-                if verdict == "hides":
-                    return _because(told, "hides the token that it should")
-                if verdict == "acts":
-                    fallback.append(
-                        (0, _because(told, "hiding nothing changes nothing; a hidden token still leaks in part"))
-                    )
-                if verdict == "runs" and name in self.arguments and (name == "attention_mask" or "pad" in name):
-                    fallback.append((1, _because(told, "accepted; the probe saw no effect of it")))
+        for name, convention in ((n, c) for n in names for c in candidates(n, contract.decoder_name is not None)):
+            if not convention.carries_padding or (fallback and "TT" in convention.shape):
+                continue  # who takes a row for each text is not asked for squares
+            told = replace(contract, mask_name=name, mask=convention)
+            verdict = self._tries_mask(told, ids, plain)
+            if verdict == "hides":
+                return _because(told, "hides the token that it should")
+            if verdict == "acts":
+                reason = "hiding nothing changes nothing; a hidden token still leaks in part"
+                fallback.append((0, _because(told, reason)))
+            if verdict == "runs" and name in self.arguments and (name == "attention_mask" or "pad" in name):
+                fallback.append((1, _because(told, "accepted; the probe saw no effect of it")))
         return min(fallback, key=lambda entry: entry[0])[1] if fallback else contract
 
     def _optional_masks(self, contract: CallContract) -> list[str]:
@@ -526,35 +544,41 @@ class _Visit(Guesses):
         before, after = (self.logits(contract, given)[read] for given in (ids, self._changed(ids, None, HIDDEN)))
         return bool(torch.isfinite(before).all()) and float((after - before).abs().max()) > _TOLERANCE
 
-    def _tries_mask(self, contract: CallContract, ids: torch.Tensor) -> str:
-        """Return "hides", "acts" (hides in part), "runs" (accepted without effect on the probe) or "fails"."""
+    def _tries_mask(self, contract: CallContract, ids: torch.Tensor, plain: torch.Tensor) -> str:
+        """Return "hides", "acts" (hides in part), "runs" (accepted without effect on the probe) or "fails".
+
+        Args:
+            contract: with the mask to try.
+            ids: of the probe.
+            plain: logits without a mask.
+        """
         hidden, other = self._one_hidden(contract, ids)
-        whole = torch.ones_like(ids)
-        try:
-            plain = self.logits(replace(contract, mask_name=None, mask=None), ids)
-            full, moves = (self.logits(contract, given, mask=whole) for given in (ids, other))
-            masked, told = (self.logits(contract, given, mask=hidden) for given in (ids, other))
-        except Exception as error:  # noqa: BLE001 - a refusal rules the convention out, and is shown if nothing else fits
-            self._note(contract, f"ids {tuple(ids.shape)}", error)
-            return "fails"
-        if any(given.shape != plain.shape for given in (full, moves, masked, told)):
-            return "fails"
+        whole, read = torch.ones_like(ids), self._read_from(contract)
         scale = max(1.0, float(plain.abs().max()))
-        read = self._read_from(contract)
+
+        def asked(given: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            logits = self.logits(contract, given, mask=mask)
+            if logits.shape != plain.shape:
+                raise ValueError(f"the answer is {tuple(logits.shape)}, without a mask {tuple(plain.shape)}")
+            return logits
 
         def differ(a: torch.Tensor, b: torch.Tensor, row: int = 0) -> bool:
             a, b = a[read][row], b[read][row]
             return not bool(torch.isfinite(b).all()) or float((a - b).abs().max()) > _TOLERANCE * scale
 
-        changes = differ(plain, full) or differ(plain, full, 1)
-        causal_twin = contract.mask is not None and contract.mask.causal
-        if changes and not causal_twin:
+        try:
+            full = asked(ids, whole)
+            if differ(plain, full) or differ(plain, full, 1):
+                return "fails"
+            masked = asked(ids, hidden)
+            if not differ(full, masked):
+                return "fails" if differ(full, asked(other, whole)) else "runs"
+            if differ(full, masked, 1):
+                return "fails"
+            return "acts" if differ(masked, asked(other, hidden)) else "hides"
+        except Exception as error:  # noqa: BLE001 - a refusal rules the convention out, and is shown if nothing else fits
+            self._note(contract, f"ids {tuple(ids.shape)}", error)
             return "fails"
-        if not differ(full, moves) and not differ(full, masked):
-            return "runs"
-        if changes or not differ(full, masked) or differ(full, masked, 1):
-            return "fails"
-        return "acts" if differ(masked, told) else "hides"
 
 
 def _because(contract: CallContract, reason: str) -> CallContract:

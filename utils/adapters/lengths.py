@@ -53,7 +53,8 @@ def measured_limit(model: nn.Module, contract: CallContract, runs_at: RunsAt) ->
 def _sizes_of_places(model: nn.Module) -> set[int]:
     """Sizes of those parameters and buffers that are named for positions or masks."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    shapes = [tensor.shape for name, tensor in tensors if _PLACES.search(name.rsplit(".", 1)[-1].lower())]
+    names = [(name.rsplit(".", 1)[-1].lower(), tensor.shape) for name, tensor in tensors]
+    shapes = [shape for name, shape in names if _PLACES.search(name) and "relative" not in name]
     return {size for shape in shapes for size in shape if len(shape) > 1}
 
 

@@ -40,7 +40,7 @@ _TEXT = r"(_?(input|inputs|ids|id|tokens?|seqs?|sequences?|sentences?|text|x|in|
 _PARTS = {
     "embeddings": "|".join(EMBEDDING_NAMES),
     "pixels": "|".join(PIXEL_NAMES),
-    "ignored": r".*(head_mask|loss_mask|label_mask|mask_(token|prob|ratio|rate|idx|index|labels?)|pad_(id|idx|index|token).*)",
+    "ignored": r".*(head_mask|loss_mask|label_mask|mask_(token|prob|ratio|rate|idx|index|id|labels?)(_ids?)?|pad_(id|idx|index|token).*)",
     "decoder mask": r"(tgt|trg|dec|decoder|target)_.*(mask|pad(ding)?|lens?|lengths?)|(no_?peak|look_?ahead|subsequent)_mask",
     "lengths": r"(.*_)?(lengths|lens)|(src|source|text|input|x|enc|encoder|sent|sentence)_len(gth)?",
     "memory mask": r"(memory|mem|cross|enc_dec|encoder_decoder|dec_enc|encoder|src_tgt)_.*mask.*",
