@@ -83,7 +83,15 @@ LATER_SETTINGS = {  # feature → settings of the documented TrainingConfig(…)
     "more export formats": {"export_bundle": True},
 }
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
-    ("utils.errors", "utils._extras", "utils._files", "utils._tables", "utils._pages", "utils.progress"),
+    (
+        "utils.errors",
+        "utils._extras",
+        "utils._files",
+        "utils._random",
+        "utils._tables",
+        "utils._pages",
+        "utils.progress",
+    ),
     ("utils.loading", "utils.examples", "utils.testing"),
     ("utils.adapters",),
     ("utils.checks", "utils.tier1_critical_validation", "utils.test_functions", "utils.tokenization"),

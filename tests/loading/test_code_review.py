@@ -95,6 +95,32 @@ def calls(source: str, severity: str) -> set[str]:
         ("from .blocks import os\nos.system('x')", "os.system"),
         ("import _io\n_io.open('x', 'w')", "io.open"),
         ("import socket\nsocket.socket()", "socket.socket"),
+        ("from pathlib import Path\nPath('x').write_text('y')", "….write_text"),
+        ("from pathlib import Path\nPath('x').unlink()", "….unlink"),
+        ("from pathlib import Path\nPath('x').open('w').write('y')", "….open"),
+        ("from pathlib import Path\nPath('x').open(mode='a' + 'b')", "….open"),
+        ("import tarfile\ntarfile.open('x').extractall()", "….extractall"),
+        ("import zipfile\nzipfile.ZipFile('x').open('y', 'w')", "….open"),
+        ("class A:\n    from os import remove as r\nA.r('x')", "os.remove"),
+        ("class A:\n    import os as o\n    def f(self):\n        self.o.remove('x')", "os.remove"),
+        ("import os\nos.__getattribute__('remove')('x')", "….__getattribute__"),
+        ("getattr(object, '__subcl' + 'asses__')()", "….__subclasses__"),
+        ("import sys\nsys.meta_path.insert(0, None)", "sys.meta_path.insert"),
+        ("import sys\nsys.settrace(print)", "sys.settrace"),
+        ("import logging.config\nlogging.config.dictConfig({})", "logging.config.dictConfig"),
+        ("import doctest\ndoctest.run_docstring_examples('', {})", "doctest.run_docstring_examples"),
+        ("import numpy.f2py as f\nf.compile('x')", "numpy.f2py.compile"),
+        ("import torch\ntorch.serialization._legacy_load(f)", "torch.serialization._legacy_load"),
+        ("import torch\ntorch.serialization.load(f, weights_only=False)", "torch.serialization.load"),
+        (
+            "import torch\ntorch.fx.graph_module._exec_with_source('x = 1', {})",
+            "torch.fx.graph_module._exec_with_source",
+        ),
+        (
+            "from transformers import AutoModel\nAutoModel.from_pretrained('x', trust_remote_code=True)",
+            "trust_remote_code",
+        ),
+        ("from transformers import AutoModel as A\nA.from_config(c, trust_remote_code=t)", "trust_remote_code"),
     ],
 )
 def test_danger_is_seen_under_every_name(source, call):
@@ -109,7 +135,8 @@ def test_danger_is_seen_under_every_name(source, call):
         ("open('x')", "open"),
         ("open('x', 'rb')", "open"),
         ("import torch\ntorch.load('x')", "torch.load"),
-        ("from pathlib import Path\nPath('x').write_text('y')", "….write_text"),
+        ("from pathlib import Path\nPath('x').read_text()", "….read_text"),
+        ("import torch.utils.model_zoo as z\nz.load_url('http://x')", "torch.utils.model_zoo.load_url"),
         ("import sys\nsys.path.append('x')", "sys.path.append"),
         ("def f(model_type):\n    from transformers import GPT2Model\n    GPT2Model.from_pretrained(model_type)", "….from_pretrained"),
         ("import subprocess", "subprocess"),
@@ -157,6 +184,34 @@ def test_plain_model_code_gives_no_finding(source):
     assert review_source(source).findings == ()
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.py": "from helper import o\no.remove('x')", "helper.py": "import os as o"},
+        {"model.py": "from helper import r\nr('x')", "helper.py": "from os import remove as r"},
+        {"model.py": "import helper as h\nh.o.remove('x')", "helper.py": "import os as o"},
+        {"model.py": "from helper import *\no.remove('x')", "helper.py": "import os as o"},
+        {"model.py": "from a import z\nz('x')", "a.py": "from b import y as z", "b.py": "from os import remove as y"},
+        {"pkg/model.py": "from .helper import o\no.remove('x')", "pkg/helper.py": "import os as o"},
+        {"pkg/model.py": "from . import helper\nhelper.o.remove('x')", "pkg/helper.py": "import os as o"},
+        {"model.py": "from pkg import o\no.remove('x')", "pkg/__init__.py": "import os as o"},
+        {"model.py": "import pkg.helper\npkg.helper.o.remove('x')", "pkg/helper.py": "import os as o"},
+    ],
+)
+def test_danger_is_seen_through_the_files_beside(files):
+    (found,) = review_files(files).at_least("danger")
+    assert (found.file_name, found.line, found.call) == (next(iter(files)), 2, "os.remove")
+
+
+def test_files_beside_that_hand_on_nothing_powerful_give_no_finding():
+    files = {
+        "model.py": "from layers import Block, nn, remove\nremove(Block(nn))",
+        "layers.py": "import torch.nn as nn\nclass Block: pass\ndef remove(x): return x",
+        "heads.py": "from layers import *\nimport layers\nlayers.nn.Linear(1, 1)",
+    }
+    assert review_files(files).findings == ()
+
+
 def test_findings_carry_place_line_and_reason():
     (finding,) = [f for f in review_source("import os\n\n\nos.system('ls')  # hi\n", "m.py").findings if f.line == 4]
     assert (finding.file_name, finding.severity, finding.kind) == ("m.py", "danger", "process")
@@ -197,6 +252,12 @@ def test_relative_imports_are_siblings():
         ("(" * 5000 + ")" * 5000, "nested too deeply|too many nested"),
         ("x = " + "-" * 50_000 + "1", "nested too deeply|too complex|no valid Python"),
         ("x" + ".a" * 20_000, "nested too deeply"),
+        ("def f(): return 1\n" * 60_000, "elements; at most 200,000 are reviewed"),
+        ("# coding: utf-7\nx = 1  # +AAo-import os", "declares the encoding 'utf-7', in which it says something else"),
+        ("\n# vim: set fileencoding=utf-16 :\nx = 1", "declares an encoding that its text is not in"),
+        ("# -*- coding: rot13 -*-\nx = 1", "declares an encoding that its text is not in"),
+        ("# coding: latin-1\nx = 'é'", "declares the encoding 'iso-8859-1', in which it says something else"),
+        ("# coding: nonsense\nx = 1", "declares an encoding that its text is not in"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said_with_its_place(source, words):

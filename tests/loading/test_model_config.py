@@ -108,6 +108,8 @@ def test_what_describes_no_model_is_refused(config):
         ('{"a": "' + "x" * 5_000_000 + '"}', "bytes; at most 5,000,000"),
         ('{"vocab_size": "50k"}', "config.json: vocab_size must be a positive whole number, but is '50k'"),
         ('{"vocab_size": true}', "vocab_size must be a positive whole number"),
+        ('{"vocab_size": 1e300}', "vocab_size must be a positive whole number of at most 1,000,000,000, but is 1e"),
+        ('{"n_embd": 99999999999}', "n_embd must be a positive whole number of at most 1,000,000,000, but is 99999999999"),
         ('{"d_model": -1}', "d_model must be"),
         ('{"d_model": 1.5}', "d_model must be"),
         ('{"n_embd": [1]}', "n_embd must be"),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 
+import utils
 from utils.errors import (
     ConfigError,
     GistContentError,
@@ -22,6 +26,7 @@ from utils.loading.model_config import ModelConfig
 from utils.loading.model_loader import load_model, read_source
 from utils.testing import GIST_ID, TINY_SOURCES, Behaviour, GistServer, rate_limited
 
+REPO = Path(utils.__file__).parents[1]
 HEAD = "import torch\nfrom torch import nn\n"
 INIT = "        super().__init__()\n        self.e = nn.Embedding(4, 4)\n"
 
@@ -337,3 +342,72 @@ def test_reading_alone_runs_and_keeps_nothing(folder, tmp_path):
     assert set(source.files) == {"model.py", "config.json"}
     assert CANARY not in os.environ
     assert nothing_kept(tmp_path)
+
+
+DRAWS = """
+import random
+import numpy
+import torch
+from torch import nn
+
+TABLE = torch.randn(3)
+
+
+class Drawn(nn.Module):
+    def __init__(self, seed=5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+        self.more = nn.Parameter(torch.tensor([random.random(), numpy.random.random(), float(seed)]))
+        self.register_buffer("table", TABLE.clone())
+
+    def forward(self, input_ids):
+        return self.weight
+"""
+
+
+def drawn(folder: Path, **settings: object) -> list[float]:
+    return torch.cat([x.flatten() for x in load_model(folder, **settings).model.state_dict().values()]).tolist()
+
+
+def test_fresh_weights_are_the_same_in_every_process_and_the_caller_draws_on(tmp_path):
+    (tmp_path / "model.py").write_text(DRAWS)
+    torch.manual_seed(3)
+    legacy = numpy.random
+    states = torch.get_rng_state(), random.getstate(), legacy.get_state()[1].tolist()
+    here = drawn(tmp_path)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), legacy.get_state()[1].tolist()) == states[1:]
+    assert drawn(tmp_path) == here  # though the module is not imported a second time
+    code = (
+        "import sys, torch\nfrom utils.loading.model_loader import load_model\nloaded = load_model(sys.argv[1])\n"
+        "print(torch.cat([x.flatten() for x in loaded.model.state_dict().values()]).tolist(), loaded.seed)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == f"{here} 0", done.stderr
+
+
+def test_the_seed_can_be_chosen_and_left_alone(tmp_path):
+    (tmp_path / "model.py").write_text(DRAWS)
+    assert drawn(tmp_path, seed=1) == drawn(tmp_path, seed=1) != drawn(tmp_path)
+    assert drawn(tmp_path, seed=1)[6] == 5.0  # the constructor's own `seed` is another matter
+    torch.manual_seed(0)
+    first, second = drawn(tmp_path, seed=None), drawn(tmp_path, seed=None)
+    assert first[:4] != second[:4]
+    assert "fresh weights of seed 1" in load_model(tmp_path, seed=1).summary()
+    assert "of seed" not in load_model(tmp_path, seed=None).summary()
+
+
+def test_a_constructor_that_raises_leaves_the_random_states(tmp_path):
+    (tmp_path / "model.py").write_text(DRAWS.replace("super().__init__()", "super().__init__(); torch.randn(1); 1 / 0"))
+    state = torch.get_rng_state()
+    with pytest.raises(ModelLoadError, match="ZeroDivisionError"):
+        load_model(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "0", True])
+def test_a_seed_that_is_none_is_refused(tmp_path, seed):
+    with pytest.raises(ModelLoadError, match="seed must be a whole number from 0 to 4294967295, or None"):
+        load_model(tmp_path, seed=seed)

@@ -43,6 +43,19 @@ def test_a_module_is_real_and_the_same_twice():
     assert sorted(path.name for path in folder.iterdir()) == ["__init__.py", "blocks.py", "model.py"]  # no __pycache__
 
 
+@pytest.mark.parametrize("cookie", ["utf-8", "utf8", "ascii", "latin-1", "cp1252"])
+def test_a_declared_encoding_that_says_the_same_is_no_hindrance(cookie):
+    source = f"# -*- coding: {cookie} -*-\nx = 1\n"
+    assert import_source({"model.py": source}, "model.py").x == 1
+
+
+def test_what_is_run_is_what_was_reviewed_whatever_the_file_declares(monkeypatch):
+    """In UTF-7 the comment would end and code would begin."""
+    monkeypatch.setattr("utils.loading.sources._refuse_other_encoding", lambda text, name: None)
+    module = import_source({"model.py": "# coding: utf-7\nx = 1  # +AAo-x = 2"}, "model.py")
+    assert module.x == 1
+
+
 def test_an_instance_is_unpickled_in_another_process(tmp_path):
     model = import_source(MAIN, "model.py").Model()
     path = tmp_path / "model.pickle"

@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from utils._random import fixed_random
 from utils.adapters.causal_questions import MOST_QUESTIONS, Question, questions, special_ids
 from utils.adapters.model_adapter import AdaptedModel
 from utils.adapters.probing import left_as_it_was
@@ -115,22 +114,15 @@ class _Narrow(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _same_draws(model: nn.Module) -> Iterator[None]:
-    """Every source of random numbers begins at the same place, and is put back afterwards."""
-    generators = [
-        value for module in model.modules() for value in vars(module).values() if type(value) is torch.Generator
-    ]
-    shared, python, states = numpy.random, random.getstate(), [one.get_state() for one in generators]
-    numbers = shared.get_state()
-    random.seed(PROBE_SEED)
-    shared.seed(PROBE_SEED)
-    torch.manual_seed(PROBE_SEED)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        shared.set_state(numbers)
-        for one, state in zip(generators, states):
-            one.set_state(state)
+    """Every source of random numbers, the model's own included, begins at the same place and is put back afterwards."""
+    own = [value for module in model.modules() for value in vars(module).values() if type(value) is torch.Generator]
+    states = [generator.get_state() for generator in own]
+    with fixed_random(PROBE_SEED):
+        try:
+            yield
+        finally:
+            for generator, state in zip(own, states):
+                generator.set_state(state)
 
 
 class Probe:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from utils._tables import html_table, text_table
 from utils.errors import ModelLoadError
 from utils.loading.imports_in_source import ImportedModule, imports_of
-from utils.loading.names_in_source import Names, constant_text
+from utils.loading.names_in_source import Names, constant_text, names_handed_on
 from utils.loading.risk_places import answered_questions, followed_values
 from utils.loading.risk_rules import (
     CALLED_METHODS,
@@ -28,9 +28,13 @@ from utils.loading.risk_rules import (
 )
 from utils.loading.sources import parse_python
 
+MOST_NODES = 200_000
+"""Elements of a syntax tree that are reviewed; the largest model file of transformers has 27,000."""
+
 _DYNAMIC_NAMES = frozenset({"getattr", "setattr", "delattr"})
 _REACHED = "reaches a powerful module through another one"
 _WRITE_MODES = frozenset("wax+")
+_MODES = frozenset("rwaxbt+")
 
 
 @dataclass(frozen=True, order=True)
@@ -121,20 +125,31 @@ class CodeReview:
         return "".join(parts)
 
 
-def review_source(text: str, file_name: str = "model.py", siblings: Iterable[str] = ()) -> CodeReview:
+def review_source(
+    text: str,
+    file_name: str = "model.py",
+    siblings: Iterable[str] = (),
+    handed_on: Mapping[str, frozenset[str]] | None = None,
+) -> CodeReview:
     """Review one file.
 
     Args:
         text: the source.
         file_name: what findings and messages call it.
         siblings: top-level module names that lie beside it.
+        handed_on: "module.name" of the siblings → what that name stands for there, as `names_handed_on` gives it.
 
     Raises:
         ModelLoadError: the text is no valid Python (line and caret), or nested too deeply to be read.
     """
     tree = parse_python(text, file_name)
+    nodes = sum(1 for _ in ast.walk(tree))
+    if nodes > MOST_NODES:
+        raise ModelLoadError(
+            f"{file_name} has {nodes:,} elements; at most {MOST_NODES:,} are reviewed, many times what a model takes. Split it."
+        )
     try:
-        findings = _Reader(tree, text, file_name).findings()
+        findings = _Reader(tree, text, file_name, handed_on or {}).findings()
     except RecursionError as error:
         raise ModelLoadError(f"{file_name} is nested too deeply to be reviewed.") from error
     digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
@@ -144,7 +159,8 @@ def review_source(text: str, file_name: str = "model.py", siblings: Iterable[str
 def review_files(files: Mapping[str, str]) -> CodeReview:
     """Review every file of a source (relative path → text) as one."""
     siblings = {name.split("/")[0].removesuffix(".py") for name in files}
-    reviews = [review_source(text, name, siblings) for name, text in files.items()]
+    handed_on = names_handed_on({name: parse_python(text, name) for name, text in files.items()})
+    reviews = [review_source(text, name, siblings, handed_on) for name, text in files.items()]
     imports: dict[str, ImportedModule] = {}
     for review in reviews:
         for module in review.imports:
@@ -161,10 +177,10 @@ def review_files(files: Mapping[str, str]) -> CodeReview:
 class _Reader:
     """Walks one syntax tree and collects findings."""
 
-    def __init__(self, tree: ast.Module, text: str, file_name: str) -> None:
+    def __init__(self, tree: ast.Module, text: str, file_name: str, handed_on: Mapping[str, frozenset[str]]) -> None:
         self.tree, self.file_name = tree, file_name
         self.lines = text.splitlines()
-        self.names = Names(tree)
+        self.names = Names(tree, handed_on)
         self.found: dict[tuple[int, str], Finding] = {}
         self.called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         self.followed, self.asked = followed_values(tree), answered_questions(tree)
@@ -222,6 +238,7 @@ class _Reader:
         if isinstance(node, ast.Attribute):
             if node.attr in METHODS:
                 kind, severity, why = METHODS[node.attr]
+                severity = "danger" if self.names.of(node.value) & POWERFUL_MODULES else severity
                 self._add(node, kind, severity, f"….{node.attr}", why)
             if node.attr in CALLED_METHODS and not any(rule_for(name) or name == "platform.system" for name in names):
                 self._inspect_called_method(node)
@@ -273,12 +290,28 @@ class _Reader:
             self._add(
                 node, "dynamic execution", "danger", "import by computed name", "imports what the review cannot see"
             )
+        self._inspect_call_of_unknown(node, functions)
         if functions & _DYNAMIC_NAMES and len(node.args) >= 2 and constant_text(node.args[1]) is None:
             for owner in sorted(self.names.of(node.args[0])):
                 if owner in ("os", "sys", "builtins", "__builtins__", "subprocess", "importlib", "shutil", "socket"):
                     self._add(
                         node, "dynamic execution", "danger", f"{owner}.<computed>", "uses what the review cannot see"
                     )
+
+    def _inspect_call_of_unknown(self, node: ast.Call, functions: set[str]) -> None:
+        """What the arguments of a call tell, whatever is called."""
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        remote = keywords.get("trust_remote_code")
+        if remote is not None and not (isinstance(remote, ast.Constant) and not remote.value):
+            self._add(node, "dynamic execution", "danger", "trust_remote_code", "downloads and runs code")
+        named = constant_text(node.args[1]) if functions & _DYNAMIC_NAMES and len(node.args) > 1 else None
+        if named in METHODS:
+            kind, severity, why = METHODS[named]
+            self._add(node, kind, severity, f"….{named}", why)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "open" and not functions:
+            modes = [constant_text(value) for value in (*node.args[:2], keywords.get("mode")) if value is not None]
+            if any(mode and set(mode) <= _MODES and _WRITE_MODES & set(mode) for mode in modes):
+                self._add(node, "file", "danger", "….open", "writes a file")
 
     def _grade(self, node: ast.AST, dotted: str) -> None:
         rule = rule_for(dotted)
@@ -334,7 +367,7 @@ def _regrade(dotted: str, call: ast.Call, severity: Severity, why: str) -> tuple
         if mode is None or _WRITE_MODES & set(mode):
             return "danger", "writes a file"
         return "caution", "reads a file"
-    if dotted == "torch.load" and "weights_only" in keywords:
+    if dotted in ("torch.load", "torch.serialization.load") and "weights_only" in keywords:
         safe = isinstance(keywords["weights_only"], ast.Constant) and keywords["weights_only"].value is True
         return ("info", "reads tensors only") if safe else ("danger", "unpickles: a crafted file runs code")
     if dotted == "numpy.load" and "allow_pickle" in keywords:

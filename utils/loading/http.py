@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from utils.errors import GistContentError, GistError, GistNotFoundError, GistRateLimitError, GistUnreachableError
 
@@ -91,6 +91,10 @@ class Client:
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(error, url) from error
+        except GistError:
+            raise
+        except ValueError as error:  # urllib takes a redirect's address apart before it asks `_Redirects`
+            raise GistContentError(f"{_host(url)} leads to what is no address: {error}.") from error
 
     def _read(self, response: http.client.HTTPResponse, max_bytes: int, started: float, url: str) -> bytes:
         announced = response.headers.get("Content-Length")
@@ -133,15 +137,26 @@ def check_url(url: str, api_url: str) -> None:
     Raises:
         GistContentError: with the host that was refused.
     """
-    parts, api = urlsplit(url), urlsplit(api_url)
+    parts, port, api = *_split(url), urlsplit(api_url)
     local = is_loopback(url) and is_loopback(api_url)
-    same = parts.hostname == api.hostname and parts.port == api.port and parts.scheme == api.scheme
-    official = parts.hostname in _RAW_HOSTS and parts.port in (None, 443) and parts.scheme == "https"
+    same = parts.hostname == api.hostname and port == api.port and parts.scheme == api.scheme
+    official = parts.hostname in _RAW_HOSTS and port in (None, 443) and parts.scheme == "https"
     if parts.username is not None or parts.scheme not in ("http", "https") or not (same or official or local):
         raise GistContentError(
             f"The gist leads to {parts.scheme!a}://{parts.hostname!a}, which is neither the API's host nor one "
             f"of {', '.join(sorted(_RAW_HOSTS))}; nothing is fetched from there."
         )
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    """Parts and port of an address that came from outside."""
+    try:
+        parts = urlsplit(url)
+        if not url.isascii() or any(character <= " " or character == "\x7f" for character in url):
+            raise ValueError("it holds characters that no address holds")
+        return parts, parts.port
+    except ValueError as error:
+        raise GistContentError(f"The gist leads to {url[:200]!a}, which is no address: {error}.") from error
 
 
 def is_loopback(url: str) -> bool:

@@ -21,6 +21,9 @@ from utils.loading.synonyms import SYNONYMS
 
 __all__ = ["CanvasNode", "ModelConfig"]
 
+LARGEST_SIZE = 10**9
+"""Largest vocabulary, width or length that a config may state; a mistake, or an attack on memory, beyond."""
+
 _SIZES = ("vocab_size", "max_seq_len", "d_model", "num_layers", "num_heads")
 _NO_CONFIGS = (bool, int, float, complex, bytes, bytearray, list, tuple, set, frozenset, range)
 _NESTED = ("text_config", "model", "model_config", "config", "params", "hyperparameters", "architecture")
@@ -171,9 +174,10 @@ def _places(raw: Mapping[str, Any], nodes: tuple[CanvasNode, ...]) -> Iterator[t
 
 def _positive_int(value: Any, key: str, name: str) -> int:
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-    if not whole or value <= 0:
-        shown = repr(value) if len(repr(value)) < 80 else _kind(value)
-        raise ConfigError(f"{name}: {key} must be a positive whole number, but is {shown}.")
+    if not whole or not 0 < value <= LARGEST_SIZE:
+        shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
+        most = f" of at most {LARGEST_SIZE:,}" if whole and value > 0 else ""
+        raise ConfigError(f"{name}: {key} must be a positive whole number{most}, but is {shown}.")
     return int(value)
 
 

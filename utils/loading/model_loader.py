@@ -6,6 +6,7 @@ Each step lives in its own file; here they are said in order. How the model is c
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import traceback
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from utils._random import fixed_random
 from utils._tables import html_table
 from utils.errors import GistContentError, ModelLoadError, UntrustedCodeError
 from utils.loading import generated
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from utils.adapters.model_adapter import GraphCompletion
 
 _LOG = logging.getLogger(__name__)
+
+DEFAULT_SEED = 0
+"""Seed of a loaded model's fresh weights."""
 
 
 @dataclass
@@ -66,6 +71,8 @@ class LoadedModel:
     config: ModelConfig
     source: ModelSource
     review: CodeReview
+    seed: int | None = None
+    """Seed of the fresh weights; None where they were drawn from the random state of the moment."""
 
     @cached_property
     def completion(self) -> GraphCompletion:
@@ -82,7 +89,7 @@ class LoadedModel:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return [
             ("model", type(self.model).__name__),
-            ("parameters", f"{parameters:,}"),
+            ("parameters", f"{parameters:,}" + ("" if self.seed is None else f", fresh weights of seed {self.seed}")),
             ("config", self.config.summary()),
             ("origin", self.source.origin),
             ("review", self.review.verdict),
@@ -115,9 +122,12 @@ def load_model(
     class_name: str | None = None,
     trust: bool = False,
     cache_dir: str | Path | None = None,
+    seed: int | None = DEFAULT_SEED,
     **constructor_arguments: Any,
 ) -> LoadedModel:
     """Load a model from its source code.
+
+    Its fresh weights are the same each time, also in another process, so that a run continues after a restart.
 
     Nothing is run before it was reviewed. The review is advice, not a sandbox: a model that is loaded is code of its
     author, running here.
@@ -129,6 +139,9 @@ def load_model(
         class_name: the class to build, where the file holds several.
         trust: build the model although the review found something dangerous.
         cache_dir: where fetched gists are kept; by default below the user's cache folder.
+        seed: of the random numbers that importing and constructing draw (Python, NumPy, torch), whose states are as before
+            afterwards; None leaves them alone, so that each load gives other weights. It is not handed to the constructor:
+            one that wants a `seed` finds it in the config.
         **constructor_arguments: handed to the constructor; they win over the config.
 
     Raises:
@@ -142,6 +155,7 @@ def load_model(
         >>> loaded = load_model("my_export/")  # a folder with model.py and config.json
         >>> loaded.model(torch.zeros(1, 8, dtype=torch.long))
     """
+    _refuse_seed(seed)
     intake = _gather(source, revision, cache_dir)
     settings = _read_config(config, intake)
     code = {name: text for name, text in intake.source.files.items() if name.endswith(".py")}
@@ -150,8 +164,8 @@ def load_model(
     _refuse_danger(review, intake.source, trust)
     if intake.gist is not None:
         store_gist(intake.gist, cache_dir)
-    model = build_model(intake.source, settings, class_name, constructor_arguments, intake.hint)
-    return LoadedModel(model, settings, intake.source, review)
+    model = build_model(intake.source, settings, class_name, constructor_arguments, intake.hint, seed)
+    return LoadedModel(model, settings, intake.source, review, seed)
 
 
 def read_source(source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> ModelSource:
@@ -192,6 +206,11 @@ def _refuse_no_source(source: object, revision: object) -> None:
         raise ModelLoadError(f"revision must be a text of 40 hex digits, but is {_short(revision)}.")
     if isinstance(source, str) and not source.strip():
         parse_gist_reference(source)
+
+
+def _refuse_seed(seed: object) -> None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
+        raise ModelLoadError(f"seed must be a whole number from 0 to {2**32 - 1}, or None, but is {_short(seed)}.")
 
 
 def _exists(path: Path) -> bool:
@@ -292,17 +311,26 @@ def build_model(
     class_name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     hint: str | None = None,
+    seed: int | None = DEFAULT_SEED,
 ) -> nn.Module:
     """Import the source, choose its class (noted in `source.class_name`) and call the constructor.
+
+    Importing and constructing are seeded apart: a source that was imported before is not imported again.
 
     Raises:
         ModelLoadError: importing or constructing raised, or the class or its arguments cannot be settled.
     """
     code = {name: text for name, text in source.files.items() if name.endswith(".py")}
-    module = _run(lambda: import_source(code, source.file_name), f"{source.file_name} cannot be imported", source)
+    with _seeded(seed):
+        module = _run(lambda: import_source(code, source.file_name), f"{source.file_name} cannot be imported", source)
     cls = choose_class(module, source.text, config, class_name, hint)
     source.class_name = cls.__name__
-    return _construct(cls, config, arguments or {}, module, source)
+    with _seeded(seed):
+        return _construct(cls, config, arguments or {}, module, source)
+
+
+def _seeded(seed: int | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if seed is None else fixed_random(seed)
 
 
 def _construct(

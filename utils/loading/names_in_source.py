@@ -8,14 +8,15 @@ from __future__ import annotations
 import ast
 import builtins
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
-from utils.loading.risk_rules import canonical
+from utils.loading.risk_rules import POWERFUL_MODULES, canonical, rule_for
 
 _BUILTINS = frozenset(dir(builtins)) | {"__builtins__", "get_ipython", "exit", "quit"}
 _IMPORTERS = frozenset({"__import__", "importlib.import_module", "importlib.__import__"})
 _ATTRIBUTE_READERS = frozenset({"getattr", "operator.attrgetter"})
 _MODULE_DICTS = frozenset({"sys.modules"})
+_BINDING = (ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.arguments)
 _ROUNDS = 4
 _LIMIT = 16
 
@@ -23,18 +24,26 @@ _LIMIT = 16
 class Names:
     """Dotted names that the expressions of one file can stand for."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, handed_on: Mapping[str, frozenset[str]] | None = None) -> None:
         self.bound: dict[str, set[str]] = defaultdict(set)
-        self.assigned = {
-            node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-        }
-        self.parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        self.handed_on = handed_on or {}
+        self.in_classes: dict[str, set[str]] = defaultdict(set)
+        nodes = list(ast.walk(tree))
+        self.assigned = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        self.parameters = {node.arg for node in nodes if isinstance(node, ast.arg)}
         self.star_imports: list[str] = []
-        for node in ast.walk(tree):
+        for node in nodes:
             self._bind_import(node)
+        for cls in (node for node in nodes if isinstance(node, ast.ClassDef)):
+            for name in {name for node in cls.body for name in _imported_by(node)}:
+                self.in_classes[name] |= self.bound[name]
+        binding = [node for node in nodes if isinstance(node, _BINDING)]
         for _ in range(_ROUNDS):  # aliases of aliases
-            for node in ast.walk(tree):
+            before = sum(map(len, self.bound.values()))
+            for node in binding:
                 self._bind_assignment(node)
+            if sum(map(len, self.bound.values())) == before:
+                break
 
     def _bind_import(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
@@ -43,12 +52,25 @@ class Names:
                 self.bound[target].add(canonical(alias.name if alias.asname else target))
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
+                self._bind_from_sibling(node, alias)
                 if alias.name == "*" and node.module and not node.level:
                     self.star_imports.append(node.module)
                 elif alias.name != "*":  # a sibling is no library, but what it imported can be had through it
                     name = f"{node.module or ''}.{alias.name}"
                     if not node.level or canonical(name) != name:
                         self.bound[alias.asname or alias.name].add(canonical(name))
+
+    def _bind_from_sibling(self, node: ast.ImportFrom, alias: ast.alias) -> None:
+        """Names that a file beside this one hands on."""
+        sibling = f"{(node.module or '').rpartition('.')[2]}."
+        if alias.name == "*":
+            for full, meanings in self.handed_on.items():
+                if full.startswith(sibling):
+                    self.bound[full.removeprefix(sibling)] |= meanings
+            return
+        self.bound[alias.asname or alias.name] |= self.handed_on.get(sibling + alias.name, frozenset())
+        if any(full.startswith(f"{alias.name}.") for full in self.handed_on):  # `from . import blocks`
+            self.bound[alias.asname or alias.name].add(alias.name)
 
     def _bind_assignment(self, node: ast.AST) -> None:
         pairs: Iterable[tuple[ast.expr, ast.expr]] = ()
@@ -109,7 +131,8 @@ class Names:
             else:
                 inside = owner in ("builtins", "__builtins__")
                 found.add(attribute if inside else canonical(f"{owner}.{attribute}"))
-        return found
+                found |= self.handed_on.get(f"{owner.rpartition('.')[2]}.{attribute}", frozenset())
+        return found | self.in_classes.get(attribute, set())
 
     def _of_call(self, node: ast.Call) -> set[str]:
         functions = self.of(node.func)
@@ -145,6 +168,37 @@ class Names:
             elif isinstance(node.value, ast.Attribute | ast.Call):
                 found.add(f"{owner}.{key}")
         return found
+
+
+def _imported_by(node: ast.AST) -> Iterator[str]:
+    """Names that an import statement binds."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name.split(".")[0] for alias in node.names if alias.name != "*")
+
+
+def names_handed_on(trees: Mapping[str, ast.Module]) -> dict[str, frozenset[str]]:
+    """What names of these files stand for, for the files beside them: "blocks.o" → {"os"}.
+
+    Files are told apart by the last part of their name alone, and a name that several hand on has passed on to each.
+
+    Args:
+        trees: relative path → syntax tree.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for _ in range(_ROUNDS if len(trees) > 1 else 0):  # through several files
+        again: dict[str, set[str]] = defaultdict(set)
+        for path, tree in trees.items():
+            parts = path.removesuffix(".py").split("/")
+            module = parts[-2] if parts[-1] == "__init__" and len(parts) > 1 else parts[-1]
+            for name, meanings in Names(tree, found).bound.items():
+                again[f"{module}.{name}"] |= {
+                    meaning for meaning in meanings if rule_for(meaning) or canonical(meaning) in POWERFUL_MODULES
+                }
+        settled = {name: frozenset(meanings) for name, meanings in again.items() if meanings}
+        if settled == found:
+            break
+        found = settled
+    return found
 
 
 def constant_text(node: ast.expr) -> str | None:

@@ -10,10 +10,9 @@ _READERS = frozenset({"getattr", "setattr", "delattr", "hasattr"})
 
 def followed_values(tree: ast.Module) -> frozenset[int]:
     """Ids of the expressions whose value `names_in_source` follows: owners of attributes, and what a plain name is set to."""
-    inside_classes = {id(node) for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for node in cls.body}
-    return frozenset(
-        id(value) for node in ast.walk(tree) if id(node) not in inside_classes for value in _followed_by(node)
-    )
+    nodes = list(ast.walk(tree))
+    inside_classes = {id(node) for cls in nodes if isinstance(cls, ast.ClassDef) for node in cls.body}
+    return frozenset(id(value) for node in nodes if id(node) not in inside_classes for value in _followed_by(node))
 
 
 def answered_questions(tree: ast.Module) -> frozenset[int]:

@@ -22,9 +22,10 @@ RULES: dict[str, tuple[str, Severity, str]] = {
              "xmlrpc socketserver websocket websockets paramiko webbrowser asyncio.open_connection "
              "asyncio.start_server urllib.urlopen poplib imaplib nntplib boto3 pycurl torch.distributed.rpc"),
     **_rules("network", "caution", "downloads files",
-             "torch.hub.load_state_dict_from_url torch.hub.download_url_to_file huggingface_hub datasets.load_dataset "
+             "torch.hub.load_state_dict_from_url torch.hub.download_url_to_file torch.utils.model_zoo huggingface_hub "
+             "datasets.load_dataset "
              "wandb torchvision.datasets gdown wget"),
-    **_rules("dynamic execution", "danger", "downloads and runs code", "torch.hub.load torch.hub"),
+    **_rules("dynamic execution", "danger", "downloads and runs code", "torch.hub.load torch.hub transformers.dynamic_module_utils"),
     **_rules("process", "danger", "starts or controls other processes",
              "os.system os.popen os.spawnl os.spawnle os.spawnlp os.spawnlpe os.spawnv os.spawnve os.spawnvp "
              "os.spawnvpe os.execl os.execle os.execlp os.execlpe os.execv os.execve os.execvp os.execvpe os.fork "
@@ -41,20 +42,24 @@ RULES: dict[str, tuple[str, Severity, str]] = {
              "types.CodeType timeit.timeit timeit.repeat cProfile.run profile.run pdb bdb codeop _ctypes "
              "importlib.util.spec_from_file_location importlib.util.spec_from_loader importlib.util.module_from_spec "
              "importlib.util.LazyLoader importlib.machinery importlib.reload importlib.abc importlib._bootstrap "
-             "pip ensurepip setuptools"),
+             "pip ensurepip setuptools distutils doctest numpy.f2py numpy.distutils numpy.testing.rundocs logging.config "
+             "pandas.eval sympy.sympify sympy.parse_expr sympy.parsing torch.fx.graph_module._exec_with_source "
+             "torch.fx.graph_module._forward_from_src"),
+    **_rules("dynamic execution", "danger", "watches or redirects what the interpreter does",
+             "sys.meta_path sys.path_hooks sys.settrace sys.setprofile sys.addaudithook threading.settrace "
+             "threading.setprofile"),
     **_rules("dynamic execution", "caution", "imports a module by name, or changes where modules come from",
-             "__import__ importlib.import_module importlib.__import__ sys.path sys.modules sys.meta_path "
-             "sys.path_hooks pkgutil zipimport site"),
+             "__import__ importlib.import_module importlib.__import__ sys.path sys.modules pkgutil zipimport site"),
     **_rules("dynamic execution", "caution", "asks which modules could be imported", "importlib.util"),
     **_rules("dynamic execution", "caution", "reaches into the interpreter",
-             "sys._getframe sys.settrace sys.setprofile gc.get_objects gc.get_referrers inspect.currentframe "
+             "sys._getframe gc.get_objects gc.get_referrers inspect.currentframe "
              "inspect.stack breakpoint input"),
     **_rules("pickle", "danger", "unpickles: a crafted file runs code",
              "pickle.load pickle.loads pickle.Unpickler _pickle.load _pickle.loads _pickle.Unpickler cPickle "
              "dill cloudpickle joblib.load marshal.load marshal.loads shelve pandas.read_pickle "
-             "numpy.lib.npyio.NpzFile torch.package jsonpickle"),
+             "numpy.lib.npyio.NpzFile torch.package jsonpickle torch.serialization._load torch.serialization._legacy_load"),
     **_rules("pickle", "caution", "reads a pickle file; safe only with weights_only=True (the default since torch 2.6)",
-             "torch.load torch.jit.load torch.export.load numpy.load yaml.load copyreg"),
+             "torch.load torch.serialization.load torch.jit.load torch.export.load numpy.load yaml.load copyreg"),
     **_rules("file", "danger", "deletes, moves or changes files",
              "os.remove os.unlink os.rmdir os.removedirs os.rename os.renames os.replace os.chmod os.chown os.link "
              "os.symlink os.truncate os.open os.mkfifo os.chroot shutil.rmtree shutil.move shutil.copy shutil.copy2 "
@@ -71,8 +76,9 @@ RULES: dict[str, tuple[str, Severity, str]] = {
 """Dotted name → (kind, severity, why)."""
 
 METHODS: dict[str, tuple[str, Severity, str]] = {
-    **_rules("file", "caution", "reads or writes files",
-             "write_text write_bytes read_text read_bytes unlink rmdir touch symlink_to hardlink_to extractall"),
+    **_rules("file", "danger", "writes, links or deletes files",
+             "write_text write_bytes unlink rmdir symlink_to hardlink_to extractall"),
+    **_rules("file", "caution", "reads or makes files", "read_text read_bytes touch"),
     **_rules("network", "caution", "downloads weights", "from_pretrained push_to_hub hf_hub_download"),
     **_rules("dynamic execution", "danger", "climbs from an object to the interpreter's own functions",
              "__subclasses__ __globals__ __builtins__ __code__ __closure__ __mro__ __bases__ __base__ gi_frame f_globals "

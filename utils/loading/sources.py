@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import logging
 import re
 import shutil
 import sys
+import tokenize
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from types import ModuleType
@@ -93,6 +95,7 @@ def parse_python(text: str, name: str) -> ast.Module:
     """
     import warnings
 
+    _refuse_other_encoding(text, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "invalid escape sequence": the author's style, not our caller's business
@@ -103,6 +106,25 @@ def parse_python(text: str, name: str) -> ast.Module:
         raise ModelLoadError(f"{name} is nested too deeply to be read.") from error
     except ValueError as error:  # a NUL character
         raise ModelLoadError(f"{name} is no Python source: {error}.") from error
+
+
+def _refuse_other_encoding(text: str, name: str) -> None:
+    """Refuse a declared encoding in which the bytes would mean another text than the one that is reviewed.
+
+    Python decodes a file as its first lines say (PEP 263): in UTF-7 a comment can hold a line break and code.
+    """
+    data = text.encode("utf-8", errors="surrogatepass")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        same = data.decode(encoding) == text
+    except (SyntaxError, LookupError, ValueError) as error:  # an unknown encoding, or bytes that it does not know
+        raise ModelLoadError(
+            f"{name} declares an encoding that its text is not in ({error}); save it as UTF-8."
+        ) from error
+    if not same:
+        raise ModelLoadError(
+            f"{name} declares the encoding {encoding!r}, in which it says something else; save it as UTF-8."
+        )
 
 
 def _syntax_message(error: SyntaxError, name: str, text: str) -> str:

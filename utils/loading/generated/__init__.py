@@ -50,7 +50,9 @@ class _Loader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+        return self.source_to_code(
+            self.get_data(path).decode("utf-8"), path
+        )  # as it was reviewed, whatever it declares
 
 
 class _Finder(MetaPathFinder):
