@@ -236,6 +236,21 @@ def test_cross_attention_beside_it_keeps_seeing_everything() -> None:
     assert before == [float(p.detach().abs().sum()) for p in causal.parameters()]
 
 
+def test_a_module_that_only_crosses_is_left_out() -> None:
+    class Both(s.Attention):
+        def make(self):
+            return nn.ModuleDict({"own": super().make(), "cross": super().make(), "memory": nn.Embedding(6, s.D)})
+
+        def mix(self, x):
+            x = self.mixer["own"](x, x, x)[0]
+            memory = self.mixer["memory"].weight.expand(len(x), -1, -1)
+            return self.mixer["cross"](x, memory, memory)[0]
+
+    causal = make_causal(s.adapted(Both))
+    assert sees_future(causal).made_causal == ("model.mixer.own",)
+    assert type(causal.model.mixer["cross"]) is nn.MultiheadAttention
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_transformers_equal_their_own_decoder(family: str, attention: str) -> None:

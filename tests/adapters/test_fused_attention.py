@@ -132,6 +132,16 @@ def test_eager_transformers_are_switched_to_sdpa() -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_a_setting_that_changes_nothing_is_not_called_switched_on() -> None:
+    model = s.hugging_face("falcon", "CausalLM", "eager")
+    wrapper = FlashAttentionWrapper(model.model)
+    report = wrapper.report()
+    assert wrapper.enabled == [] and not any(layer.fused for layer in report.layers)
+    assert (
+        "changes nothing, since the code attends by hand" in report.summary() and "switched on" not in report.summary()
+    )
+
+
 def test_what_changes_the_outputs_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: nn.Module, *args: torch.Tensor, **kwargs: object) -> tuple[torch.Tensor, None]:
         return args[0] * 2, None

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from utils.errors import ModelLoadError
 from utils.loading.code_review import review_files, review_source
@@ -210,6 +213,56 @@ def test_files_beside_that_hand_on_nothing_powerful_give_no_finding():
         "heads.py": "from layers import *\nimport layers\nlayers.nn.Linear(1, 1)",
     }
     assert review_files(files).findings == ()
+
+
+ORDINARY = [
+    "albert",
+    "bart",
+    "bert",
+    "bloom",
+    "codegen",
+    "deberta_v2",
+    "distilbert",
+    "electra",
+    "falcon",
+    "fnet",
+    "gemma",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "gptj",
+    "llama",
+    "mamba",
+    "mistral",
+    "mixtral",
+    "mpnet",
+    "mpt",
+    "opt",
+    "phi",
+    "qwen2",
+    "roberta",
+    "rwkv",
+    "swin",
+    "t5",
+    "vit",
+    "xlnet",
+]
+"""Thirty model files that people write like, as transformers carries them."""
+
+
+@pytest.mark.parametrize("family", ORDINARY)
+def test_an_ordinary_model_file_needs_no_trust(family):
+    transformers = pytest.importorskip("transformers")
+    file = Path(transformers.__file__).parent / "models" / family / f"modeling_{family}.py"
+    if not file.is_file():
+        pytest.skip(f"this transformers carries no {file.name}")
+    assert review_source(file.read_text("utf-8"), file.name).at_least("danger") == ()
+
+
+@pytest.mark.parametrize("name", ["transformer", "activation", "rnn", "conv", "normalization", "sparse", "adaptive"])
+def test_an_ordinary_layer_file_needs_no_trust(name):
+    file = Path(torch.nn.__file__).parent / "modules" / f"{name}.py"
+    assert review_source(file.read_text("utf-8"), file.name).at_least("danger") == ()
 
 
 def test_findings_carry_place_line_and_reason():

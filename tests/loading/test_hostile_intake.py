@@ -59,6 +59,11 @@ TABLE = {
     "dots in code": (files(model__py=SINGS + "x" + ".a" * 20_000), ModelLoadError, "nested too deeply"),
     "config: deep lists": (files(config__json='{"a": ' + "[" * 1000 + "]" * 1000 + "}"), ConfigError, "1001 levels deep; at most 64"),
     "config: never closed": (files(config__json="[" * 1_000_000), ConfigError, "levels deep"),
+    "code in a comment": (files(model__py="# coding: utf-7\n# +AAo-" + SINGS.replace("\n", "+AAo-") + "\n" + TINY_SOURCES["tensor"]["model.py"]), ModelLoadError, "says something else"),
+    "unknown encoding": (files(model__py="# coding: rot13\n" + MODEL), ModelLoadError, "declares an encoding"),
+    "more than a model": (files(model__py=SINGS + "def f(): return 1\n" * 60_000), ModelLoadError, "at most 200,000 are reviewed"),
+    "by way of a file beside": ({"model.py": "from helper import o\no.remove('x')\n" + TINY_SOURCES["tensor"]["model.py"], "helper.py": "import os as o\n"}, UntrustedCodeError, "os.remove "),
+    "config: gigantic": (files(config__json='{"vocab_size": 1e300}'), ConfigError, "at most 1,000,000,000"),
     "config: NaN": (files(config__json='{"vocab_size": NaN}'), ConfigError, "NaN is no JSON number"),
     "config: twice": (files(config__json='{"vocab_size": 1, "vocab_size": 2}'), ConfigError, "'vocab_size' stands twice"),
     "config: long number": (files(config__json='{"vocab_size": ' + "9" * 5000 + "}"), ConfigError, "cannot be read"),
@@ -74,6 +79,11 @@ REDIRECTS = {
     "redirects to a file": (Behaviour(redirect="file:///etc/passwd"), "unsafe address; nothing is fetched"),
     "redirects to this cloud": (Behaviour(redirect="http://169.254.169.254/latest"), "nothing is fetched"),
     "redirects to itself": (Behaviour(redirect=f"/gists/{GIST_ID}"), "in circles.*nothing is fetched"),
+    "redirects to no address": (Behaviour(redirect="http://[bad/x"), "no address: Invalid IPv6"),
+    "files at no address": (
+        Behaviour(truncated=("model.py",), raw_url="https://gist.githubusercontent.com:99999/x"),
+        "no address: Port",
+    ),
     "redirects its files": (
         Behaviour(truncated=("model.py",), raw_redirect="https://evil.example/x"),
         "evil.example.*nothing is fetched",

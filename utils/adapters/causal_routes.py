@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from utils.adapters.attention import CAUSAL_CLASSES, causal_twins, use_causal_twins
-from utils.adapters.attention_calls import runs_of
+from utils.adapters.attention_calls import AttentionCall, runs_of
 from utils.adapters.causal_calls import CausalRule, recomputes, rules_for, use_causal_calls
 from utils.adapters.model_adapter import AdaptedModel
 
@@ -44,8 +44,8 @@ class Route:
 def routes_of(adapted: AdaptedModel) -> list[Route]:
     """The ways that are open for this model, the least invasive first."""
     routes = [Route("its own switches", _flip)] if _switches(adapted) else []
-    twins = causal_twins(adapted)
     lengths, runs = runs_of(adapted)
+    twins = [name for name in causal_twins(adapted) if not _only_crosses(name, runs[0])]
     modules = dict(adapted.named_modules())
     seen: list[tuple[list[str], dict[str, tuple[CausalRule, ...]]]] = []
     for name, kinds, windows in (
@@ -80,6 +80,12 @@ def _exchange(twins: list[str], rules: dict[str, tuple[CausalRule, ...]]) -> Cal
         return [*twins, *rules]
 
     return apply
+
+
+def _only_crosses(path: str, calls: list[AttentionCall]) -> bool:
+    """Whether every attention that `path` was seen to compute has keys of another length than its queries."""
+    own = [call.lengths() for call in calls if call.path == path]
+    return bool(own) and all(queries != keys for queries, keys in own)
 
 
 def _has_twin(path: str, twins: list[str]) -> bool:
