@@ -19,6 +19,7 @@ AUTO = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
     "vision": "AutoModelForImageClassification",
+    "tags": "AutoModelForTokenClassification",
 }
 
 TEXT = {"vocab_size": ROWS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -129,6 +130,9 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "helium": {**LLAMA, "head_dim": 8},
     "glm": {**LLAMA, "head_dim": 8},
     "smollm3": LLAMA,
+    "olmo3": LLAMA,
+    "nanochat": LLAMA,
+    "seed_oss": {**LLAMA, "head_dim": 8},
     "exaone4": LLAMA,
     "mamba": {**TEXT, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "mamba2": {
@@ -186,6 +190,8 @@ MASKED: dict[str, dict[str, Any]] = {
     "roformer": BERT,
     "rembert": {**BERT, "input_embedding_size": 16, "output_embedding_size": 16},
     "longformer": {**BERT, "attention_window": 4},
+    "xlm-roberta": BERT,
+    "nystromformer": {**BERT, "num_landmarks": 4, "segment_means_seq_len": 4},
     "xlm": {**TEXT, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": PLACES},
 }
 """Encoders with a head for hidden tokens."""
@@ -206,6 +212,7 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "mbart": BART,
     "plbart": BART,
     "pegasus": BART,
+    "mvp": BART,
     "blenderbot": BART,
     "marian": {**BART, "decoder_vocab_size": ROWS},
     "m2m_100": BART,
@@ -228,6 +235,9 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
     "electra": MASKED["electra"],
 }
 """Text classifiers."""
+
+TAGGERS: dict[str, dict[str, Any]] = {"bert": BERT, "distilbert": MASKED["distilbert"], "qwen2": LLAMA}
+"""Classifiers of tokens."""
 
 VISION: dict[str, tuple[dict[str, Any], int]] = {
     "vit": (VIT, 16),
@@ -317,6 +327,15 @@ def _classifier(kind: str, settings: dict[str, Any]) -> Entry:
     return Entry(f"{kind} (classes)", "classification", build, _text_logits, batch, "Hugging Face")
 
 
+def _tagger(kind: str, settings: dict[str, Any]) -> Entry:
+    def batch() -> Batch:
+        made = padded_text(ROWS)()
+        return {**made, "labels": torch.where(made["labels"] < 0, -100, made["labels"] % LABELS)}
+
+    build = _builder(kind, "tags", settings, {"num_labels": LABELS})
+    return Entry(f"{kind} (tags)", "classification", build, _text_logits, batch, "Hugging Face")
+
+
 def _vision(kind: str, settings: dict[str, Any], size: int) -> Entry:
     build = _builder(kind, "vision", settings, {"num_labels": LABELS})
     batch = images(3, size, LABELS)
@@ -345,5 +364,6 @@ ENTRIES = [
     *(_masked(kind, settings) for kind, settings in MASKED.items()),
     *(_seq2seq(kind, settings) for kind, settings in SEQ2SEQ.items()),
     *(_classifier(kind, settings) for kind, settings in CLASSIFIERS.items()),
+    *(_tagger(kind, settings) for kind, settings in TAGGERS.items()),
     *(_vision(kind, settings, size) for kind, (settings, size) in VISION.items()),
 ]

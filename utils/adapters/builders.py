@@ -108,10 +108,9 @@ def embedding_of(model: nn.Module | None) -> nn.Module:
     Raises:
         CallContractError: the model has none, or several and no `get_input_embeddings`.
     """
-    if model is not None and callable(getattr(model, "get_input_embeddings", None)):
-        found = model.get_input_embeddings()
-        if isinstance(found, nn.Module):
-            return found
+    ask: Any = getattr(model, "get_input_embeddings", None)
+    if callable(ask) and isinstance(found := ask(), nn.Module):
+        return found
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)] if model is not None else []
     named = [t for t in tables if not re.search("pos|type|segment", _name_of(model, t))]
     if len(named) != 1:

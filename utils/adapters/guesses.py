@@ -250,9 +250,9 @@ class Guesses:
         return [width] if isinstance(width, int) and width > 1 else []
 
     def _looks_like_vision(self) -> bool:
-        if self.pixel_name is not None:
-            return True
         embeds = any(isinstance(m, nn.Embedding) for m in self.model.modules()) or self.config.vocab_size is not None
+        if self.pixel_name is not None:  # a model that takes both reads the text, and may look at a picture
+            return not (embeds and self.input_name != self.pixel_name and self.input_name in INPUT_NAMES)
         return not embeds
 
     def _image_guesses(self) -> Iterator[CallContract]:

@@ -116,7 +116,7 @@ class _Visit(Guesses):
             self.know(keys, packed=True)
             found = self._best(self.guesses())
             if found is None:
-                self.know(by_name[0].values(), by_name[1])
+                self.know(list(by_name[0].values()), by_name[1])
         for length in () if found is not None else other_lengths(self.model, self.config):
             self.length = length
             found = self._best(self.text_guesses())
@@ -243,7 +243,7 @@ class _Visit(Guesses):
                 guess, f"one-hot ids of {guess.vocab_size}", f"the answer is {tuple(shape)}, which scores no token"
             )
             return None
-        limit, why = self._length_limit(answer)
+        limit, why = self._length_limit(replace(answer, contract=replace(guess, logits=selector)))
         table_width = tables[0].shape[-1] if tables else 0
         labelled = not per_sequence and self._scores_labels(answer, selector, width, rows, table_width)
         return replace(
@@ -451,6 +451,8 @@ class _Visit(Guesses):
             verdict = self._tries_mask(told, ids, plain)
             if verdict == "hides":
                 return _because(told, "hides the token that it should")
+            if verdict == "ignored" and name == "attention_mask" and convention == next(candidates(name)):
+                fallback.append((0, _because(told, "accepted; it hides nothing")))
             if verdict == "acts":
                 reason = "hiding nothing changes nothing; a hidden token still leaks in part"
                 fallback.append((0, _because(told, reason)))
@@ -545,7 +547,10 @@ class _Visit(Guesses):
         return bool(torch.isfinite(before).all()) and float((after - before).abs().max()) > _TOLERANCE
 
     def _tries_mask(self, contract: CallContract, ids: torch.Tensor, plain: torch.Tensor) -> str:
-        """Return "hides", "acts" (hides in part), "runs" (accepted without effect on the probe) or "fails".
+        """Return how a convention fares.
+
+        "hides"; "acts" (hides in part); "ignored" (hides nothing); "runs" (nothing to be hidden: no token moves another); or
+        "fails".
 
         Args:
             contract: with the mask to try.
@@ -572,7 +577,7 @@ class _Visit(Guesses):
                 return "fails"
             masked = asked(ids, hidden)
             if not differ(full, masked):
-                return "fails" if differ(full, asked(other, whole)) else "runs"
+                return "ignored" if differ(full, asked(other, whole)) else "runs"
             if differ(full, masked, 1):
                 return "fails"
             return "acts" if differ(masked, asked(other, hidden)) else "hides"

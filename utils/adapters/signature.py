@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,8 @@ def _signature_of(model: nn.Module) -> inspect.Signature:
     """The signature of `forward`; a traced model has only a schema."""
     if not isinstance(model, torch.jit.ScriptModule):
         return inspect.signature(model.forward)
-    arguments = model.forward.schema.arguments[1:]  # the first is the module
+    method: Any = model.forward
+    arguments = method.schema.arguments[1:]  # the first is the module
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature(
         [

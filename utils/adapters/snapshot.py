@@ -76,7 +76,7 @@ def _module_undo(module: nn.Module, weights: bool) -> Undo:
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         if isinstance(table := vars(module).get(name), (dict, set))
     }
-    held = [*tables.get("_buffers", {}).values(), *(tables.get("_parameters", {}).values() if weights else ())]
+    held = [*module._buffers.values(), *(module._parameters.values() if weights else ())]
     steps = [_contents_undo([tensor for tensor in held if tensor is not None])]
     plain = _plain_attributes(module)
     steps += [_content_undo(value, _DEPTH) for value in plain.values()]
