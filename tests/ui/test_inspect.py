@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import utils.examples
+from utils.adapters.model_adapter import adapt
 from utils.errors import GraphCompletionError, ModelLoadError, UntrustedCodeError
 from utils.testing import TINY_SOURCES
-from utils.ui.inspect import Inspection, ParameterTable, inspect_source
+from utils.ui.inspect import Causality, Inspection, ParameterTable, inspect_source
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -91,6 +92,31 @@ def test_text_tells_all_four(broken_export: Inspection) -> None:
     assert "+        residual_0_output = embedding_0_x + mhsa_0_output" in text, "the diff is shown"
 
 
+class Leaky(nn.Module):
+    """Adds the mean over the sequence; `pooled` gives one row of scores."""
+
+    def __init__(self, pooled: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(30, 8), nn.Linear(8, 3 if pooled else 30)
+        self.pooled = pooled
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        return self.head(x.mean(1) if self.pooled else x + x.mean(1, keepdim=True))
+
+
+def test_what_follows_from_seeing_the_future_is_said(broken_export: Inspection) -> None:
+    assert broken_export.causality.causal is False
+    assert "Yes: changing the token" in broken_export.summary()
+    assert (
+        "Training uses a version made causal by a causal mask in its attention: model.mhsa_0" in broken_export.to_html()
+    )
+    refused = Causality.of(adapt(Leaky()))
+    assert refused.causal is False and "would only teach it to copy" in refused.words
+    assert Causality.of(adapt(nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 30)))).words.startswith("No: changing")
+    assert "Not asked:" in Causality.of(adapt(Leaky(pooled=True))).words
+
+
 class _Page(HTMLParser):
     """Tags that were opened and never closed, and every address in the page."""
 
@@ -137,6 +163,7 @@ def test_json_holds_plain_types(broken_export: Inspection, tmp_path: Path) -> No
     assert content["parameters"]["total"] == sum(row["count"] for row in content["parameters"]["rows"]) == 544_000
     assert content["source"]["class"] == "PostNormTransformer" and len(content["source"]["sha256"]["model.py"]) == 64
     assert content["review"]["findings"] == []
+    assert content["causality"]["causal"] is False
 
 
 def test_model_that_runs_as_it_came_has_no_diff(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class CodeReview:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if not any(name.endswith(".py") for name in self.sha256):
+            return "The source holds no code."
         files = f"{len(self.sha256)} file{'s' if len(self.sha256) != 1 else ''}"
         if not self.findings:
             return f"Read {files}: no risky calls."

@@ -29,6 +29,7 @@ from utils.loading.constructor import call_arguments
 from utils.loading.gist import Gist, download_gist, looks_like_gist, parse_gist_reference, store_gist
 from utils.loading.local import LocalFolder
 from utils.loading.model_config import ModelConfig
+from utils.loading.saved_model import SavedModel, is_saved_model, read_saved_model
 from utils.loading.sources import import_source, local_files, module_path
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class LoadedModel:
         return [
             ("model", type(self.model).__name__),
             ("parameters", f"{parameters:,}" + ("" if self.seed is None else f", fresh weights of seed {self.seed}")),
-            ("config", self.config.summary()),
+            ("config", self.config.summary() if self.config.raw else "none; what the model itself tells stands below"),
             ("origin", self.source.origin),
             ("review", self.review.verdict),
             *((f"SHA-256 {name}", digest) for name, digest in self.source.sha256.items()),
@@ -112,6 +113,7 @@ class _Intake:
     config_text: str | None
     hint: str | None = None
     gist: Gist | None = None
+    saved: SavedModel | None = None
 
 
 def load_model(
@@ -125,7 +127,7 @@ def load_model(
     seed: int | None = DEFAULT_SEED,
     **constructor_arguments: Any,
 ) -> LoadedModel:
-    """Load a model from its source code.
+    """Load a model from its source code, or from a folder that transformers wrote (`save_pretrained`).
 
     Its fresh weights are the same each time, also in another process, so that a run continues after a restart.
 
@@ -156,7 +158,9 @@ def load_model(
         >>> loaded.model(torch.zeros(1, 8, dtype=torch.long))
     """
     _refuse_seed(seed)
-    intake = _gather(source, revision, cache_dir)
+    intake = _gather(source, revision, cache_dir, class_name)
+    if intake.saved is not None:
+        return _load_saved(intake, intake.saved, config, constructor_arguments, seed)
     settings = _read_config(config, intake)
     code = {name: text for name, text in intake.source.files.items() if name.endswith(".py")}
     review = review_files(code)
@@ -178,7 +182,26 @@ def read_source(source: str | Path, *, revision: str | None = None, cache_dir: s
     return _gather(source, revision, cache_dir).source
 
 
-def _gather(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> _Intake:
+def _load_saved(
+    intake: _Intake, saved: SavedModel, config: object, arguments: Mapping[str, Any], seed: int | None
+) -> LoadedModel:
+    """A model of transformers, whose folder holds no code to be reviewed."""
+    if config is not None or arguments:
+        given = "config" if config is not None else next(iter(arguments))
+        raise ModelLoadError(
+            f"{given}= cannot change a saved model: its weights fit its own config.json in {saved.folder} only."
+        )
+    settings = _read_config(None, intake)
+    with _seeded(seed if saved.weights is None else None):
+        model = _run(saved.build, f"{saved.class_name} cannot be loaded", intake.source)
+    return LoadedModel(
+        model, settings, intake.source, CodeReview(sha256=saved.sha256()), seed if saved.weights is None else None
+    )
+
+
+def _gather(
+    source: str | Path, revision: str | None, cache_dir: str | Path | None, class_name: str | None = None
+) -> _Intake:
     """Read everything that takes part; write nothing, run nothing."""
     _refuse_no_source(source, revision)
     path = Path(source).expanduser()
@@ -192,7 +215,7 @@ def _gather(source: str | Path, revision: str | None, cache_dir: str | Path | No
         raise ModelLoadError(
             f"There is no file or folder {text!r} (looked in {Path.cwd()}), and it is no gist id or URL."
         )
-    return _gather_folder(path)
+    return _gather_folder(path, class_name)
 
 
 def _refuse_no_source(source: object, revision: object) -> None:
@@ -234,10 +257,26 @@ def _gather_gist(source: str, revision: str | None, cache_dir: str | Path | None
     return _intake(main, files, gist.files.get, f"gist {gist.gist_id}@{gist.revision}", gist.sha256, gist)
 
 
-def _gather_folder(path: Path) -> _Intake:
+def _gather_saved(path: Path, config_text: str, class_name: str | None) -> _Intake:
+    saved = read_saved_model(path, config_text, class_name)
+    source = ModelSource(
+        text=saved.class_text,
+        file_name=saved.class_file,
+        origin=str(path),
+        class_name=saved.class_name,
+        sha256=saved.sha256(),
+        files={"config.json": config_text},
+    )
+    return _Intake(source, config_text, saved=saved)
+
+
+def _gather_folder(path: Path, class_name: str | None = None) -> _Intake:
     folder = LocalFolder(path if path.is_dir() else path.parent)
     main = path.name
     if path.is_dir():
+        config_text = folder.read("config.json")
+        if config_text is not None and is_saved_model(path, config_text):
+            return _gather_saved(path, config_text, class_name)
         python = {"model.py": ""} if (path / "model.py").is_file() else folder.python_files()
         found = choose_main_file(python)
         if found is None:

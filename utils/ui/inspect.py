@@ -20,7 +20,9 @@ from torch.nn.parameter import is_lazy
 from utils._files import write_json, write_text
 from utils._pages import render
 from utils._tables import html_table, text_table
+from utils.adapters.causality import make_causal, sees_future
 from utils.adapters.model_adapter import AdaptedModel, adapt
+from utils.errors import CallContractError
 from utils.loading.model_loader import LoadedModel, load_model
 
 ASSETS = Path(__file__).parent / "assets"
@@ -136,6 +138,39 @@ def _distinct(model: nn.Module) -> dict[object, nn.Parameter]:
 
 
 @dataclass(frozen=True)
+class Causality:
+    """Whether a model sees the future.
+
+    Attributes:
+        causal: no later token moves an earlier score; None where the question has no meaning.
+        words: what was asked and seen, and what follows for training.
+    """
+
+    causal: bool | None
+    words: str
+
+    @classmethod
+    def of(cls, adapted: AdaptedModel) -> Causality:
+        """Ask the model; for a language model that sees the future, see whether it can be made causal."""
+        try:
+            report = sees_future(adapted)
+        except CallContractError as error:
+            return cls(None, f"Not asked: {error}")
+        if report.causal:
+            return cls(True, f"No: {report.evidence}.")
+        said = f"Yes: {report.evidence}."
+        if adapted.contract.task != "lm":
+            return cls(False, f"{said}\nThat is how a {adapted.contract.task} model is meant to work.")
+        try:
+            reason = make_causal(adapted).contract.reasons["causality"]
+        except CallContractError as error:
+            return cls(False, f"{said}\nNext-token training would only teach it to copy: {error}")
+        return cls(
+            False, f"{said}\nTraining uses a version {reason}; that version was asked too, and sees nothing ahead."
+        )
+
+
+@dataclass(frozen=True)
 class Inspection:
     """One model, read, completed and asked how it is called.
 
@@ -153,6 +188,11 @@ class Inspection:
         """The table of the completed model's parameters."""
         return ParameterTable.of(self.adapted.model)
 
+    @cached_property
+    def causality(self) -> Causality:
+        """Whether later tokens move earlier scores, and what can be done about it."""
+        return Causality.of(self.adapted)
+
     def sections(self) -> dict[str, str]:
         """Heading → text, in the order in which they are read."""
         completion = self.adapted.completion
@@ -161,6 +201,7 @@ class Inspection:
             "What reading its code found": self.loaded.review.summary(),
             "What it left out": "\n\n".join(filter(None, [completion.summary(), completion.diff])),
             "How it is called": self.adapted.contract.summary(),
+            "Whether it sees the future": self.causality.words,
             "What it holds": self.parameters.summary(),
         }
 
@@ -193,6 +234,7 @@ class Inspection:
                 "source": completion.source_after,
             },
             "contract": json.loads(self.adapted.contract.to_json()),
+            "causality": dataclasses.asdict(self.causality),
             "parameters": self.parameters.to_dict(),
         }
 
@@ -224,7 +266,7 @@ def inspect_source(source: str | Path, *, trust: bool = False, strict: bool = Fa
     """Load a model, complete it and find out how it is called.
 
     Args:
-        source: gist id, gist URL, folder or model.py.
+        source: gist id, gist URL, folder (of an export, or as `save_pretrained` writes it) or model.py.
         trust: run code in spite of risky calls that the review found.
         strict: refuse completions that rest on conventions.
 
