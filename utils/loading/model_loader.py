@@ -340,7 +340,7 @@ def _refuse_danger(review: CodeReview, source: ModelSource, trust: bool) -> None
         return
     raise UntrustedCodeError(
         f"{source.origin} was not run: reading its code found what a model does not need.\n{listed}\n"
-        f"If you have read it and trust its author: load_model(..., trust=True)."
+        f"If you have read it and trust its author: load_model(..., trust=True), or --trust on the command line."
     )
 
 

@@ -88,7 +88,7 @@ def read_saved_model(folder: Path, config_text: str, class_name: str | None = No
     raw: dict[str, Any] = parse_json(config_text, "config.json")
     name = class_name or next(iter(raw.get("architectures") or ()), None) or _base_class(raw)
     cls = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+    if not isinstance(name, str) or not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         remote = " Its config names code of its own (auto_map), which is never run." if "auto_map" in raw else ""
         raise ModelLoadError(
             f"transformers {transformers.__version__} has no model class {name!r}, which config.json of {folder} asks for."
