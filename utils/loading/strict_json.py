@@ -20,10 +20,11 @@ def parse_json(text: str, name: str, *, max_bytes: int = MAX_BYTES, max_depth: i
         ConfigError: too large, nested too deeply, no JSON (with line and column), a duplicate key, NaN or Infinity, or
             an integer of absurd length.
     """
-    size = len(text.encode("utf-8", errors="surrogatepass"))
+    size = len(text.encode("utf-8", errors="surrogatepass")) if 4 * len(text) > max_bytes else 0  # 4 bytes at most
     if size > max_bytes:
         raise ConfigError(f"{name} holds {size:,} bytes; at most {max_bytes:,} are read.")
-    depth = nesting_depth(text)
+    brackets = text.count("[") + text.count("{")
+    depth = nesting_depth(text) if brackets > max_depth else 0  # fewer brackets than levels: nothing to count
     if depth > max_depth:
         raise ConfigError(f"{name} is nested {depth} levels deep; at most {max_depth} are read.")
     try:
