@@ -87,9 +87,17 @@ def wrap_folder(folder: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         TokenizerError: a file cannot be read as what it should be.
     """
+    return wrap(read_backend(Path(folder) / "tokenizer.json"), read_config(folder))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What a folder says about special tokens and settings; tokenizer_config.json counts before special_tokens_map.json.
+
+    Raises:
+        TokenizerError: a file is no JSON object.
+    """
     root = Path(folder)
-    config = {**_read_json(root / "special_tokens_map.json"), **_read_json(root / "tokenizer_config.json")}
-    return wrap(read_backend(root / "tokenizer.json"), config)
+    return {**_read_json(root / "special_tokens_map.json"), **_read_json(root / "tokenizer_config.json")}
 
 
 def read_backend(path: str | Path) -> Tokenizer:
@@ -103,7 +111,7 @@ def read_backend(path: str | Path) -> Tokenizer:
     try:
         text = Path(path).read_text("utf-8")
         backend = Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises plain Exception
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise TokenizerError(f"{Path(path).name} cannot be read as a tokenizer: {error}.") from error
     backend.no_truncation()
     backend.no_padding()
