@@ -14,7 +14,7 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from utils.errors import DataError
@@ -221,20 +221,46 @@ def list_folder(root: Path, pattern: str = "*") -> Folder:
         DataError: no data, several kinds of it, too many files, or a folder that cannot be read.
     """
     found, skipped = _walk(root, pattern)
-    tables = [name for name in found if KINDS[Path(name).suffix.lower()] != "txt"]
-    if tables:
-        beside = [name for name in found if BESIDE_THE_DATA.fullmatch(Path(name).name)]
-        found = [name for name in found if name not in beside] or found
-        skipped += [f"left out, as they describe data: {_some(beside)}"] if beside else []
+    found, kind, beside = one_kind(found, str(root), f"matching {pattern!r}" if pattern != "*" else "", skipped)
+    groups, notes = by_part(found)
+    files = {part: [(root / name, name) for name in names] for part, names in groups.items()}
+    return Folder(files, kind, tuple(skipped + beside + notes))
+
+
+def one_kind(
+    names: Sequence[str], where: str, which: str = "", notes: Sequence[str] = ()
+) -> tuple[list[str], str, list[str]]:
+    """The files that are data: all of one kind. A README beside tables describes them and is none.
+
+    Args:
+        names: names of files of known kinds.
+        where: what holds them, for the message.
+        which: how they were chosen, for the message.
+        notes: on other files, for the message.
+
+    Returns:
+        The names, their kind, and notes on what was left out.
+
+    Raises:
+        DataError: none, or several kinds.
+    """
+    beside = [name for name in names if BESIDE_THE_DATA.fullmatch(Path(name).name)]
+    found = [name for name in names if name not in set(beside)]
+    if all(KINDS[Path(name).suffix.lower()] == "txt" for name in names) or not found:
+        found, beside = list(names), []
     kinds = Counter(KINDS[Path(name).suffix.lower()] for name in found)
     if not kinds:
-        what = f"matching {pattern!r} " if pattern != "*" else ""
-        raise DataError(f"{root} holds no file {what}that is read ({', '.join(KINDS)}). {' '.join(skipped)}".rstrip())
+        parts = [where, "holds no file", which, f"that is read ({', '.join(KINDS)})."]
+        raise DataError(" ".join([*filter(None, parts), *notes]))
     if len(kinds) > 1:
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
-        raise DataError(f"{root} holds several kinds of data ({listed}). Say which: pattern='*{_suffix_of(found)}'.")
-    files, notes = _by_part([(root / name, name) for name in found])
-    return Folder(files, next(iter(kinds)), tuple(skipped + notes))
+        raise DataError(f"{where} holds several kinds of data ({listed}). Say which: pattern='*{_suffix_of(found)}'.")
+    return found, next(iter(kinds)), [f"left out, as they describe data: {_some(beside)}"] if beside else []
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a path inside a folder, or its last part, fits a pattern."""
+    return fnmatch.fnmatch(PurePosixPath(name).name, pattern) or fnmatch.fnmatch(name, pattern)
 
 
 def _walk(root: Path, pattern: str) -> tuple[list[str], list[str]]:
@@ -249,8 +275,7 @@ def _walk(root: Path, pattern: str) -> tuple[list[str], list[str]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             relative = (here / name).relative_to(root).as_posix()
-            matches = fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(relative, pattern)
-            if name.startswith(".") or not matches:
+            if name.startswith(".") or not matches(relative, pattern):
                 continue
             (found if Path(name).suffix.lower() in KINDS else other).append(relative)
             if len(found) + len(other) > MAX_FILES:
@@ -263,17 +288,17 @@ def _walk(root: Path, pattern: str) -> tuple[list[str], list[str]]:
     return sorted(found), notes
 
 
-def _by_part(files: list[tuple[Path, str]]) -> tuple[dict[str, list[tuple[Path, str]]], list[str]]:
-    """Files by the part that their names speak of, where they speak of a training part and another one."""
-    parts: dict[str, list[tuple[Path, str]]] = {}
-    for path, name in files:
-        parts.setdefault(part_of(name) or "", []).append((path, name))
+def by_part(names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Names of files by the part that they speak of, and notes; one part "" where they do not speak of a training part."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(part_of(name) or "", []).append(name)
     if "train" not in parts or len(parts) == 1:
-        return {"": files}, []
+        return {"": list(names)}, []
     notes = [
         f"by their names, {len(group)} files are the part {part!r}"
         if part
-        else f"{len(group)} files name no part: left out"
+        else f"left out, as they name no part: {_some(group)}"
         for part, group in parts.items()
     ]
     return {part: group for part, group in parts.items() if part}, notes
