@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from utils.training.engine.data import EpochBatchSampler, PackedBlocks, Window
-from utils.training.engine.loop import MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
-from utils.training.engine.metrics import BitsPerByte
+from utils.tokenization.batch_order import EpochBatchSampler, Window
+from utils.tokenization.packing import PackedBlocks
+from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
 from utils.training.engine.resume import ResumableCheckpoint
 
 
@@ -21,7 +21,8 @@ class Plan:
 
     Attributes:
         train, validation: blocks; window: blocks per optimizer step; total_steps: optimizer steps of the whole run.
-        bits_per_byte: turns a validation loss into bits per byte; None without tokenizer or validation blocks.
+        bits: turns losses into bits per byte where a tokenizer is known.
+        scored_bytes: UTF-8 bytes over which those of the validation are taken; None where they are not.
     """
 
     train: PackedBlocks
@@ -29,7 +30,8 @@ class Plan:
     window: Window
     total_steps: int
     steps_per_epoch: int
-    bits_per_byte: BitsPerByte | None
+    bits: LossesPerByte
+    scored_bytes: int | None = None
 
     @property
     def tokens_per_step(self) -> int:

@@ -16,9 +16,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from utils.tokenization.batch_order import EpochBatchSampler
 from utils.training.engine import random_state
 from utils.training.engine.checkpoint import CheckpointStore
-from utils.training.engine.data import EpochBatchSampler
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
 from utils.training.training_config import TrainingConfig
 

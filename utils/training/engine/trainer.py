@@ -22,10 +22,15 @@ from transformers import PreTrainedTokenizerBase
 from utils.adapters.model_adapter import AdaptedModel, UniversalModelAdapter, adapt
 from utils.errors import DataError, TokenIdError, TokenizerError, TrainingError
 from utils.progress import ProgressCallback, ignore_progress
+from utils.tokenization.batch_order import fit_window
+from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
+from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.packing import PackedBlocks, pack_documents
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
-from utils.training.engine.data import DataLoaderFactory, PackedBlocks, fit_window, pack_documents
 from utils.training.engine.loop import (
+    NEVER,
+    LossesPerByte,
     MetricsFile,
     ProgressReporter,
     TrainingLoop,
@@ -34,7 +39,6 @@ from utils.training.engine.loop import (
     epoch_results,
     metric_row,
 )
-from utils.training.engine.metrics import BitsPerByte
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
@@ -134,6 +138,7 @@ class Trainer:
         facts = {
             "objective_reason": objective,
             "initialisation_reason": initialisation.reason,
+            "tokenizer_reason": _tokenizer_reason(self.tokenizer),
             "precision": precision,
             "precision_reason": why,
             "resumed_from_step": newest.step if newest is not None else 0,
@@ -150,11 +155,14 @@ class Trainer:
         window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
         if window.why:
             logger.warning("%s", window.why)
-        per_epoch = len(train) // (window.batch_size * window.accumulation)
+        per_epoch = window.steps(len(train))
         total = settings.max_steps if settings.max_steps is not None else settings.epochs * per_epoch
-        measured = validation is not None and self.tokenizer is not None
-        bits = BitsPerByte.of(validation.blocks, self.tokenizer) if measured else None  # type: ignore[union-attr, arg-type]
-        return Plan(train, validation, window, total, per_epoch, bits)
+        bits = LossesPerByte(self._bits(train), self._bits(validation))
+        scored = bits.validation.size if isinstance(bits.validation, BitsPerByte) else None
+        return Plan(train, validation, window, total, per_epoch, bits, scored)
+
+    def _bits(self, blocks: PackedBlocks | None) -> BitsPerByte | None:
+        return None if blocks is None or self.tokenizer is None else BitsPerByte.of(blocks, self.tokenizer)
 
     def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
         """The model to train and why next-token prediction is honest for it."""
@@ -225,12 +233,12 @@ class Trainer:
 
     def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
         """The callbacks of the run; the one that saves comes last."""
-        training, validation = TrainingLoop(plan.total_steps), ValidationLoop()
+        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(self.settings.val_every_n_steps)
         return Callbacks(
             training,
             validation,
-            ProgressReporter(self.progress, training, validation, plan.bits_per_byte, plan.tokens_per_step),
-            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits_per_byte),
+            ProgressReporter(self.progress, training, validation, plan.bits, plan.tokens_per_step),
+            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits),
             ResumableCheckpoint(
                 store, self.settings, loaders.sampler, training, validation, plan.validation is not None
             ),
@@ -253,7 +261,7 @@ class Trainer:
             accumulate_grad_batches=window.accumulation,
             gradient_clip_val=self.settings.gradient_clip_norm or None,
             check_val_every_n_epoch=None if every else 1,
-            val_check_interval=every * window.accumulation if every else 1.0,
+            val_check_interval=NEVER if every else 1.0,  # `ValidationLoop` says when
             callbacks=callbacks.in_order(),
             plugins=[VerifiedCheckpointIO(store)],
             logger=False,
@@ -352,17 +360,20 @@ class Trainer:
         training, validation = callbacks.training, callbacks.validation
         epochs = epoch_results(training, validation.history)
         newest, best = store.newest(), store.best()
-        bits = plan.bits_per_byte
+        bits = plan.bits
         values = {
             "loss_history": [item.train_loss for item in epochs],
             "step_loss_history": list(training.step_losses),
             "val_loss_history": [item.loss for item in validation.history],
             "val_steps": [item.step for item in validation.history],
-            "val_bits_per_byte_history": [] if bits is None else [bits(item.loss) for item in validation.history],
+            "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
+            "val_bits_per_byte_history": []
+            if bits.validation is None
+            else [bits.validation(item.loss) for item in validation.history],
             "bits_per_byte_untrained": None
-            if bits is None or validation.untrained is None
-            else bits(validation.untrained),
-            "scored_bytes": None if bits is None else bits.size,
+            if bits.validation is None or validation.untrained is None
+            else bits.validation(validation.untrained),
+            "scored_bytes": plan.scored_bytes,
             "block_length": plan.train.block_length,
             "best_epoch": best_epoch(epochs),
             "final_loss": epochs[-1].train_loss,
@@ -379,3 +390,9 @@ class Trainer:
         if not run.finished:
             run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
         return TrainingResult(self.adapted, self.tokenizer, self.settings, values)
+
+
+def _tokenizer_reason(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Why this tokenizer was chosen, where `AdaptiveTokenizer` chose it."""
+    choice = getattr(tokenizer, "choice", None)
+    return None if choice is None else f"{choice.strategy}: {choice.reason}"
