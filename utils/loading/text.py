@@ -176,7 +176,7 @@ def _hint_of_wide_text(file: BinaryIO) -> str:
     """What NUL bytes mean: in UTF-16 without a mark, text of Western letters has one in every second place."""
     file.seek(0)
     head = file.read(4096)
-    half = max(len(head) // 2, 1)
+    half = max(len(head) // 2, 4)  # fewer bytes prove nothing
     if head[1::2].count(0) > 0.4 * half and head[::2].count(0) < 0.1 * half:
         return "it looks like UTF-16 without a mark. Pass encoding='utf-16-le', or save it as UTF-8"
     if head[::2].count(0) > 0.4 * half and head[1::2].count(0) < 0.1 * half:

@@ -32,8 +32,8 @@ MAX_RECORD_CHARACTERS = 16 << 20
 MAX_JSON_BYTES = 128 << 20
 """A .json file is read as a whole and takes about ten times its size in memory; larger data belongs into JSON lines."""
 MAX_COLUMNS = 4096
-LONGEST_NAME = 64
-"""Characters; a longer name of a column is rather a value, in a csv file without header."""
+LONGEST_NAME = 40
+"""Characters; a longer name of a column, or a number, is rather a value, in a csv file without header."""
 MAX_GROUP_BYTES = 4 << 30
 """Decoded bytes that a row group of a Parquet file may claim; it is read in parts, but its pages are not bounded otherwise."""
 PARQUET_ROWS = CSV_RECORDS = 256
@@ -212,7 +212,7 @@ class CsvReader(RecordReader):
     """Rows of a csv or tsv file; the header names the columns.
 
     Quotes are read as RFC 4180 has them. Where they do not pair, the file is read once more with quotes as plain characters
-    (as in many tsv files), and taken only if every row then has as many fields as the header.
+    (as in many tsv files), and taken only if every row then has as many fields as the header and no field stands in quotes.
     """
 
     is_table = True
@@ -236,11 +236,21 @@ class CsvReader(RecordReader):
                 pass
             return csv.QUOTE_MINIMAL
         except QuoteError:
-            widths = {len(fields) for _, fields in self._records(csv.QUOTE_NONE)}
-            if len(widths) != 1:
+            if not self._is_plain():
                 raise
-        self.report.note(f"{self.file.name}: its quotes do not pair, so they were read as plain characters")
+        self.report.note(
+            f"{self.file.name}: its quotes do not pair, so they were read as plain characters", warning=True
+        )
         return csv.QUOTE_NONE
+
+    def _is_plain(self) -> bool:
+        """Whether quotes make sense as plain characters: all rows have one width, and no field stands in quotes."""
+        widths: set[int] = set()
+        for _, fields in self._records(csv.QUOTE_NONE):
+            widths.add(len(fields))
+            if len(widths) > 1 or any(len(f) > 1 and f.startswith('"') and f.endswith('"') for f in fields):
+                return False
+        return True
 
     @cached_property
     def _first_line(self) -> str:
@@ -272,22 +282,20 @@ class CsvReader(RecordReader):
             reader = csv.reader(lines, delimiter=self._delimiter, quoting=quoting, strict=quoting == csv.QUOTE_MINIMAL)
         except (TypeError, ValueError) as error:
             raise DataError(f"delimiter={self.options.delimiter!r} cannot separate fields: {error}.") from error
-        started = 1
         try:
             while batch := _read_records(reader):
-                for started, fields in batch:
+                for line, fields in batch:
                     if len(fields) > 1 or any(value.strip() for value in fields):
-                        yield started, fields
-                started = reader.line_num + 1
-        except csv.Error as error:
-            if "field larger" in str(error):
+                        yield line, fields
+        except _RecordError as error:
+            if "field larger" in error.reason:
                 raise DataError(
-                    f"{self.file.name}, line {started:,}: a field is longer than {MAX_RECORD_CHARACTERS:,} characters, or a quote "
-                    "that opens there is never closed."
+                    f"{self.file.name}, line {error.line:,}: a field is longer than {MAX_RECORD_CHARACTERS:,} characters, or a "
+                    "quote that opens there is never closed."
                 ) from error
             raise QuoteError(
-                f"{self.file.name}, record at line {started:,}: its quotes do not pair ({error}). Double the quotes inside a quoted "
-                "field, and close the last one."
+                f"{self.file.name}, record at line {error.line:,}: its quotes do not pair ({error.reason}). Double the quotes inside a "
+                "quoted field, and close the last one."
             ) from error
 
     def _names(self, records: Iterator[tuple[int, list[str]]]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -304,7 +312,7 @@ class CsvReader(RecordReader):
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise DataError(f"{self.file.name} has two columns called {twice!r} (line {line}); rename one of them.")
-        if any(len(name) > LONGEST_NAME for name in names):
+        if any(len(name) > LONGEST_NAME or re.fullmatch(r"[-+.\d]+", name) for name in names):
             self.report.note(
                 f"{self.file.name}: the first row was taken for the names of the columns, and looks like data; if it is, pass "
                 "has_header=False",
@@ -547,6 +555,14 @@ def _named(names: Any, most: int = 12) -> str:
     return ", ".join(shown[:most]) + (" …" if len(shown) > most else "")
 
 
+class _RecordError(Exception):
+    """What csv says of a record, and the line at which that begins."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line, self.reason = line, reason
+
+
 def _read_records(reader: Any) -> list[tuple[int, list[str]]]:
     """The next records of a csv reader, each with the line at which it begins.
 
@@ -558,7 +574,10 @@ def _read_records(reader: Any) -> list[tuple[int, list[str]]]:
         try:
             while len(batch) < CSV_RECORDS:
                 line = reader.line_num + 1
-                fields = next(reader, None)
+                try:
+                    fields = next(reader, None)
+                except csv.Error as error:
+                    raise _RecordError(line, str(error)) from error
                 if fields is None:
                     break
                 batch.append((line, fields))
