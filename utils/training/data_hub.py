@@ -15,10 +15,11 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from utils._extras import require
 from utils._files import write_json
@@ -36,8 +37,13 @@ from utils.training.loaded_dataset import LoadedDataset, ReadOptions, ReadReport
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ANSWER_SECONDS = 5.0
 """How long the Hub may take to list a data set; whoever is offline waits no longer than this."""
+STALL_SECONDS = 20.0
+"""How long a download may bring nothing."""
+POLL_SECONDS = 0.2
 GROWTH = 3
 """Room that data needs, as a multiple of its download: the file itself, and its text, which Parquet compresses."""
 CONVERTED = "refs/convert/parquet"
@@ -159,20 +165,22 @@ def download(listing: Listing, file: str, progress: ProgressCallback = ignore_pr
     """
     from huggingface_hub import hf_hub_download
 
-    size = listing.files.get(file, 0)
-    progress(0, size or None, f"downloading {file}")
-    with _quiet(), _hub_faults(listing.name):
-        path = hf_hub_download(
-            listing.name,
-            file,
-            repo_type="dataset",
-            revision=listing.commit,
-            endpoint=_endpoint(),
-            cache_dir=os.environ.get("HF_HUB_CACHE"),
-            etag_timeout=ANSWER_SECONDS,
-            local_files_only=is_offline(),
-        )
-    return Path(path)
+    def fetch() -> Path:
+        with _hub_faults(listing.name):
+            path = hf_hub_download(
+                listing.name,
+                file,
+                repo_type="dataset",
+                revision=listing.commit,
+                endpoint=_endpoint(),
+                cache_dir=os.environ.get("HF_HUB_CACHE"),
+                etag_timeout=ANSWER_SECONDS,
+                local_files_only=is_offline(),
+            )
+        return Path(path)
+
+    with _quiet():
+        return _while_it_moves(fetch, listing, file, progress)
 
 
 class _UnreachableError(DataError):
@@ -203,7 +211,7 @@ def _hub_faults(name: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        meaning = _refusal(error, name, revision) or _no_answer(error)
+        meaning = _refusal(error, name, revision) or _no_answer(error, name)
         if meaning is None:
             raise
         raise meaning from error
@@ -228,14 +236,14 @@ def _refusal(error: Exception, name: str, revision: str | None) -> DataError | N
     return None
 
 
-def _no_answer(error: Exception) -> _UnreachableError | None:
+def _no_answer(error: Exception, name: str) -> _UnreachableError | None:
     """A connection that failed or an answer that is none; None for what is our own fault."""
     from huggingface_hub import errors
 
     host = _endpoint().split("//")[-1]
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _UnreachableError(
-            f"a file is not in the local cache, and {host} cannot be reached ({_first_line(error)})"
+            f"a file of {name} is not in the local cache, and {host} cannot be reached ({_first_line(error)})"
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _UnreachableError(f"{host} answered with HTTP {getattr(error.response, 'status_code', '?')}")
@@ -252,25 +260,71 @@ def _gated(name: str) -> str:
     )
 
 
-def _within_deadline(action: Callable[[], Listing], seconds: float = 2 * ANSWER_SECONDS) -> Listing:
+def _within_deadline(action: Callable[[], Listing], seconds: float | None = None) -> Listing:
     """Run in a thread of its own, since looking up a name, or a server that sends a byte now and then, cannot be interrupted."""
-    results: list[Listing] = []
-    errors: list[BaseException] = []
+    allowed = 2 * ANSWER_SECONDS if seconds is None else seconds
+    work = _Work(action)
+    work.thread.join(allowed)
+    if not work.ended:
+        raise _UnreachableError(f"{_host()} did not answer within {allowed:g} s")
+    return work.result()
 
-    def work() -> None:
+
+def _while_it_moves(fetch: Callable[[], Path], listing: Listing, file: str, progress: ProgressCallback) -> Path:
+    """Run a download as long as its file grows: `huggingface_hub` itself tries a silent server for minutes."""
+    size = listing.files.get(file) or None
+    before = grown = _cached_bytes(listing.name)
+    work, moved = _Work(fetch), time.monotonic()
+    while not work.ended:
+        work.thread.join(POLL_SECONDS)
+        now = _cached_bytes(listing.name)
+        if now != grown:
+            grown, moved = now, time.monotonic()
+            progress(min(max(grown - before, 0), size or grown), size, f"downloading {file}")
+        if not work.ended and time.monotonic() - moved > STALL_SECONDS:
+            raise _UnreachableError(
+                f"{file} of {listing.name} stopped arriving from {_host()}; nothing came for {STALL_SECONDS:g} s"
+            )
+    return work.result()
+
+
+def _cached_bytes(name: str) -> int:
+    """Bytes that the Hub's cache holds of a repository, unfinished downloads included."""
+    from huggingface_hub import constants
+
+    root = Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
+    total = 0
+    for path in (root / f"datasets--{name.replace('/', '--')}" / "blobs").glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a finished download is renamed
+            total += path.stat().st_size
+    return total
+
+
+class _Work(Generic[T]):
+    """An action in a thread of its own, and what came of it."""
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        self._action = action
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="hub", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
         try:
-            results.append(action())
+            self._results.append(self._action())
         except BaseException as error:  # noqa: BLE001 - carried over to the waiting thread, which raises it
-            errors.append(error)
+            self._error = error
 
-    thread = threading.Thread(target=work, name="hub-listing", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise _UnreachableError(f"{_endpoint().split('//')[-1]} did not answer within {seconds:g} s")
-    return results[0]
+    @property
+    def ended(self) -> bool:
+        return not self.thread.is_alive()
+
+    def result(self) -> T:
+        """What the action returned; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
 
 
 def _recorded(path: Path) -> Listing | None:
@@ -410,6 +464,10 @@ def _has_token() -> bool:
 
 def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/")
+
+
+def _host() -> str:
+    return _endpoint().split("//")[-1]
 
 
 def _first_line(error: BaseException) -> str:
