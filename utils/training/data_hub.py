@@ -407,7 +407,8 @@ def _declared(config: Mapping[str, Any], listing: Listing) -> dict[str, list[str
     for item in given if isinstance(given, list) else ():
         if not isinstance(item, dict):
             continue
-        paths = item.get("path") if isinstance(item.get("path"), list) else [item.get("path")]
+        path = item.get("path")
+        paths = path if isinstance(path, list) else [path]
         patterns = [_as_regex(below + path.removeprefix("./")) for path in paths if isinstance(path, str)]
         files = [file for pattern in patterns for file in sorted(listing.files) if pattern.fullmatch(file)]
         parts.setdefault(str(item.get("split", "train")), []).extend(dict.fromkeys(files))
@@ -477,7 +478,7 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the Hub's own progress bars: there is one display, ours."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before = are_progress_bars_disabled()
     disable_progress_bars()

@@ -56,7 +56,7 @@ class ListRows:
                     f"Item {number - 1} of the list is of type {type(item).__name__}, not {'a row' if mappings else 'text'}. "
                     f"{self.what_works}."
                 )
-            yield number, {str(key): value for key, value in item.items()} if mappings else {"text": item}
+            yield number, {str(key): value for key, value in dict(item).items()} if mappings else {"text": item}
 
 
 class FrameRows:
@@ -110,6 +110,6 @@ def _plain(value: Any) -> Any:
     """A cell in plain types: missing values are None, numpy scalars are numbers."""
     if value is None or isinstance(value, (str, dict, list)):
         return value
-    if value != value or type(value).__name__ in ("NAType", "NaTType"):
+    if type(value).__name__ in ("NAType", "NaTType") or value != value:  # NaN is unequal to itself
         return None
     return value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value

@@ -164,4 +164,4 @@ def _content(item: Any) -> bytes | None:
     if _is_content(item):
         return bytes(item)
     inner = item.get("content") if isinstance(item, Mapping) else None
-    return bytes(inner) if _is_content(inner) else None
+    return None if inner is None or not _is_content(inner) else bytes(inner)
