@@ -68,7 +68,7 @@ def test_shares_make_a_step_the_mean_over_all_labels_of_its_window():
         window = batches[begin : begin + 3]
         shares = sampler.shares(batches)[begin : begin + 3]
         micro = [np.average(means[b], weights=weights[b]) * share / 3 for b, share in zip(window, shares)]
-        everything = sum(window, [])
+        everything = [index for batch in window for index in batch]
         assert sum(micro) == pytest.approx(np.average(means[everything], weights=weights[everything]))
 
 

@@ -8,7 +8,7 @@ labels of its window whatever their number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,8 @@ class BatchIndices(list[int]):
 class EpochBatchSampler(Sampler[list[int]]):
     """Batches of sample numbers whose order is a pure function of seed and epoch; every sample once an epoch.
 
-    `start` skips batches that an interrupted run has already seen; `len()` stays that of the full epoch.
+    `start` skips batches that an interrupted run has already seen; `len()` stays that of the full epoch. Where `now` is set,
+    it says which epoch begins, whatever was announced before.
 
     Args:
         length: number of samples.
@@ -63,6 +64,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         self.accumulation, self.shuffle = accumulation, shuffle
         self.loss_tokens, self.lengths = loss_tokens, lengths
         self.epoch, self.start = 0, 0
+        self.now: Callable[[], int] | None = None
         self.sampler = self  # Lightning announces epochs to `batch_sampler.sampler`
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,6 +101,8 @@ class EpochBatchSampler(Sampler[list[int]]):
         return found
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.now is not None:
+            self.set_epoch(self.now())
         batches = self.batches(self.epoch)
         made = [BatchIndices(batch, self.epoch, share) for batch, share in zip(batches, self.shares(batches))]
         return iter(made[self.start :])

@@ -103,8 +103,8 @@ def write_stream(
             with contextlib.suppress(OSError):  # a file system without locks: then only its age protects the file
                 lock_file(file)
             begun = True
-            for written in _written(file, chunks, dtype, key):
-                pass
+            for count in _written(file, chunks, dtype, key):
+                written = count
     except OSError as error:
         if begun and error.errno not in _FULL:
             raise  # it came from where the text is read
@@ -176,7 +176,7 @@ def _problem_of(path: Path, key: str) -> str | None:
         return f"it has format version {header['format']}, this package reads {FORMAT}"
     if header["key"] != key:
         return "it was made from other text or by another tokenizer"
-    begin, size = _place_of_ends(header)
+    _, size = _place_of_ends(header)
     if path.stat().st_size != size:
         return f"it has {path.stat().st_size} bytes instead of {size}"
     digest = hashlib.sha256()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,27 +32,58 @@ _PLACES = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of a text besides its own tokens.
+
+    Attributes:
+        end: whether end-of-text follows, unless the ids end with it already or were cut.
+        marks: whether the tokenizer's own frame is put around, such as [CLS] and [SEP].
+        limit: tokens after which a text is cut, the frame included; None cuts none.
+    """
+
+    end: bool = False
+    marks: bool = False
+    limit: int | None = None
+
+
 class Encoder:
     """Encodes texts with one tokenizer.
 
     Attributes:
         dtype: uint16 where every id fits, else int32.
+        end: id of end-of-text where the recipe asks for it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, recipe: Recipe = Recipe()) -> None:
+        self.recipe = recipe
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
+        self.end = tokenizer.eos_token_id if recipe.end else None
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            self._encode = _slow(tokenizer)
+            self._encode = _slow(tokenizer, recipe)
         else:
             own = copy.deepcopy(backend)
             own.encode_special_tokens = True
-            own.no_truncation()
             own.no_padding()
-            self._encode = _fast(own)
+            if recipe.limit is None:
+                own.no_truncation()
+            else:
+                own.enable_truncation(recipe.limit)
+            self._encode = _fast(own, recipe.marks)
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids (T,) of each text."""
+        if self.recipe.marks or self.recipe.limit is not None:  # such texts are not cut into pieces
+            return [self._ended(np.array(ids, dtype=self.dtype)) for ids in self._encode(texts)]
+        return [self._ended(ids) for ids in self._plain(texts)]
+
+    def _ended(self, ids: np.ndarray) -> np.ndarray:
+        full = self.recipe.limit is not None and len(ids) >= self.recipe.limit
+        framed = self.recipe.marks and len(ids) > 0 and ids[-1] == self.end
+        return ids if self.end is None or full or framed else np.append(ids, self.dtype.type(self.end))
+
+    def _plain(self, texts: Sequence[str]) -> list[np.ndarray]:
         pieces = [self._pieces(text) if len(text) > PIECE_CHARACTERS else [text] for text in texts]
         encoded = iter(self._encode([piece for parts in pieces for piece in parts]))
         return [self._joined([next(encoded) for _ in parts]) for parts in pieces]
@@ -97,12 +129,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _fast(backend: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+def _fast(backend: Tokenizer, marks: bool) -> Callable[[Sequence[str]], list[list[int]]]:
     """A tokenizer of the `tokenizers` library, which works on the texts of one call in parallel."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         try:
-            return [item.ids for item in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [item.ids for item in backend.encode_batch_fast(list(texts), add_special_tokens=marks)]
         except TypeError as error:
             raise DataError(_surrogate_problem(texts) or f"A document is no text: {error}.") from error
 
@@ -123,7 +155,7 @@ def _surrogate_problem(texts: Sequence[str]) -> str | None:
     return None
 
 
-def _slow(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[list[int]]]:
+def _slow(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Callable[[Sequence[str]], list[list[int]]]:
     """A tokenizer that is written in Python."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -131,7 +163,9 @@ def _slow(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[
             return []
         return tokenizer(
             list(texts),
-            add_special_tokens=False,
+            add_special_tokens=recipe.marks,
+            truncation=recipe.limit is not None,
+            max_length=recipe.limit,
             return_attention_mask=False,
             split_special_tokens=True,
             verbose=False,

@@ -6,6 +6,7 @@ attend to each other across an end-of-text mark. The order in which blocks are s
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from utils.errors import DataError
 from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.block_cache import TokenStream, in_memory, read_stream, write_stream
 from utils.tokenization.documents import Documents, as_documents, slices, text_fingerprint
-from utils.tokenization.encoding import Encoder, tokenizer_fingerprint
+from utils.tokenization.encoding import Encoder, Recipe, tokenizer_fingerprint
 from utils.tokenization.samples import Samples
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2
 """Raise when the same text would give another stream: it is part of the cache key. 2: the incomplete last block stays."""
+
+ENDED = Recipe(end=True)
+"""What packing makes of a document: its tokens and end-of-text."""
 
 RELEASE_BYTES = 1 << 26
 """Bytes of a memory-mapped file that are read before its pages are let go, so that an epoch does not fill the memory."""
@@ -192,10 +196,14 @@ def pack_documents(
         progress: called with (documents done, documents, note) while tokenising.
 
     Raises:
-        DataError: there are fewer than two tokens, or the disk is full. TokenizerError: no end-of-text token.
+        DataError: there are fewer than two tokens, the tokenizer has no end-of-text token, or the disk is full.
     """
     if block_length < 2:
         raise DataError(f"A block needs 2 tokens or more (one and the next); got block_length={block_length}.")
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            "The tokenizer has no end-of-text token (eos_token), which packed text needs between documents."
+        )
     stream = token_stream(as_documents(documents), tokenizer, cache_dir, progress)
     if len(stream) < 2:
         raise DataError(
@@ -214,31 +222,34 @@ def token_stream(
     tokenizer: PreTrainedTokenizerBase,
     cache_dir: str | Path | None = None,
     progress: ProgressCallback = ignore_progress,
+    recipe: Recipe = ENDED,
 ) -> TokenStream:
-    """The ids of all documents, each ended by end-of-text: from the cache where they lie there, else made and kept.
+    """The ids of all documents, by default each ended by end-of-text: from the cache where they lie there, else made and kept.
 
     Raises:
-        DataError: the tokenizer has no end-of-text token, or the disk is full.
+        DataError: half a surrogate pair in the text, or the disk is full.
     """
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            "The tokenizer has no end-of-text token (eos_token), which packed text needs between documents."
-        )
-    key = stream_fingerprint(documents, tokenizer)
+    key = stream_fingerprint(documents, tokenizer, recipe)
     path = None if cache_dir is None else Path(cache_dir) / f"tokens-{key[:32]}.bin"
     found = None if path is None else read_stream(path, key)
     if found is not None:
         return found
-    encoder = Encoder(tokenizer)
-    chunks = _chunks(documents, encoder, int(tokenizer.eos_token_id), progress)
+    encoder = Encoder(tokenizer, recipe)
+    chunks = _chunks(documents, encoder, progress)
     if path is None:
         return in_memory(chunks, encoder.dtype, key)
     return write_stream(path, chunks, encoder.dtype, key)
 
 
-def stream_fingerprint(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over texts and tokenizer."""
-    parts = [CACHE_FORMAT, text_fingerprint(documents), tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id]
+def stream_fingerprint(documents: Documents, tokenizer: PreTrainedTokenizerBase, recipe: Recipe = ENDED) -> str:
+    """SHA-256 over texts, tokenizer and recipe."""
+    parts = [
+        CACHE_FORMAT,
+        text_fingerprint(documents),
+        tokenizer_fingerprint(tokenizer),
+        tokenizer.eos_token_id,
+        dataclasses.astuple(recipe),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -254,16 +265,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _chunks(
-    documents: Documents, encoder: Encoder, end: int, progress: ProgressCallback
+    documents: Documents, encoder: Encoder, progress: ProgressCallback
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """(ids, length of each document) of one slice of documents after another."""
     done, total = 0, len(documents)
-    mark = np.array([end], dtype=encoder.dtype)
     for texts in slices(documents):
         encoded = encoder(texts)
-        yield (
-            np.concatenate([part for ids in encoded for part in (ids, mark)]),
-            [len(ids) + 1 for ids in encoded],
-        )
+        yield np.concatenate(encoded), [len(ids) for ids in encoded]
         done += len(texts)
         progress(done, total, "tokenising")

@@ -38,6 +38,11 @@ class Samples(Dataset[Batch]):
         return np.ones(len(self), dtype=np.int64)
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all samples, without padding."""
+        return int(self.loss_tokens.sum())
+
+    @property
     def lengths(self) -> np.ndarray | None:
         """Tokens of each sample, (N,), where it pays to put samples of similar length together; None where it does not."""
         return None
