@@ -127,7 +127,8 @@ def showing(progress: bool | ProgressCallback, title: str, unit: str = "") -> It
 
     Args:
         progress: True opens a `Progress` and closes it at the end, False shows nothing, a callable is taken as it is.
-        title: what is being done; unit: plural name of a unit. Both are for the display that True opens.
+        title: what is being done, for the display that True opens.
+        unit: plural name of a unit, for the same.
 
     Raises:
         ConfigError: neither of these.

@@ -20,7 +20,6 @@ from utils.tokenization import hub_access
 from utils.tokenization.bpe_trainer import BYTE_SYMBOLS, checked_specials, train_on_sample
 from utils.tokenization.character_tokenizer import build, by_frequency, count_characters, cover
 from utils.tokenization.choice import Choice, Strategy
-from utils.tokenization.documents import as_documents
 from utils.tokenization.hub_access import HUB_LIMITS, HubLimits
 from utils.tokenization.known_tokenizers import KnownTokenizer, tokenizers_for
 from utils.tokenization.own_tokenizer import complete_specials, load_own
@@ -74,7 +73,7 @@ class AdaptiveTokenizer:
         """
         if dataset is None:
             return _choose(vocab_size, 0, "no text")
-        return _choose_for(vocab_size, take_sample(_texts(dataset)))
+        return _choose_for(vocab_size, take_sample(dataset))
 
     @classmethod
     def load_or_create(
@@ -114,7 +113,7 @@ class AdaptiveTokenizer:
             return _from_own(own, vocab_size, Path(cache_dir), hub_limits)
         specials = checked_specials(special_tokens)
         with showing(progress, "Preparing a tokenizer", "texts") as report:
-            sample = None if dataset is None else take_sample(_texts(dataset), progress=report)
+            sample = None if dataset is None else take_sample(dataset, progress=report)
             choice = _choose(vocab_size, 0, "no text") if sample is None else _choose_for(vocab_size, sample)
             choice = choice if strategy is None else replace(choice, strategy=strategy, reason="it was asked for")
             return _Maker(vocab_size, sample, Path(cache_dir), specials, report, hub_limits).make(choice, strategy)
@@ -300,18 +299,6 @@ def choice_of(tokenizer: PreTrainedTokenizerBase) -> Choice | None:
     """The choice that `AdaptiveTokenizer` fastened to a tokenizer; None for one that came another way."""
     found = getattr(tokenizer, "choice", None)
     return found if isinstance(found, Choice) else None
-
-
-def _texts(dataset: Any) -> str | Iterable[str]:
-    """Texts of whatever holds them; generators stay what they are, since one pass is enough."""
-    held = getattr(dataset, "documents", dataset)
-    if hasattr(held, "column_names"):
-        return as_documents(held)
-    if isinstance(held, str) or (isinstance(held, Iterable) and not isinstance(held, (bytes, bytearray))):
-        return held
-    raise TokenizerError(
-        f"dataset= takes texts: one text, an iterable of texts, or a datasets.Dataset; got {type(dataset).__name__}."
-    )
 
 
 def _nothing_works(rows: int, choice: Choice) -> str:

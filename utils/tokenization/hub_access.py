@@ -154,10 +154,16 @@ class _Download:
                 self.answered.set()
                 raise _refusal(error, self.repository, name) from error
         except (OSError, http.client.HTTPException) as error:
-            raise HubError(f"{self.host} cannot be reached ({_words(error)}).", "unreachable") from error
+            raise HubError(self._silence(error), "unreachable") from error
         with response:
             self.answered.set()
             self._write(response, self.into / name)
+
+    def _silence(self, error: BaseException) -> str:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):
+            return _late(self)
+        return f"{self.host} cannot be reached ({str(reason) or type(reason).__name__})."
 
     def _open(self, address: str) -> http.client.HTTPResponse:
         request = urllib.request.Request(address, headers={"User-Agent": "transformer-builder-colab"})
@@ -195,7 +201,9 @@ class _Download:
         try:
             return response.read1(_CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise HubError(f"{self.host} broke off while sending {name} ({_words(error)}).", "unreachable") from error
+            raise HubError(
+                f"{self.host} broke off while sending {name} ({str(error) or type(error).__name__}).", "unreachable"
+            ) from error
 
     def _too_large(self, name: str) -> str:
         return f"{name} of {self.repository} is larger than {self.limits.max_bytes:,} bytes; no tokenizer is."
@@ -206,7 +214,7 @@ def _within_deadlines(download: _Download, clock: Callable[[], float] = time.mon
     threading.Thread(target=download.work, name="hub-download", daemon=True).start()
     if not download.answered.wait(download.limits.first_answer):
         download.given_up.set()
-        raise HubError(f"{download.host} did not answer within {download.limits.first_answer:g} s.", "unreachable")
+        raise HubError(_late(download), "unreachable")
     if not download.ended.wait(max(end - clock(), 0)):
         download.given_up.set()
         raise HubError(
@@ -259,6 +267,5 @@ def _token() -> str | None:
     return None
 
 
-def _words(error: BaseException) -> str:
-    reason = getattr(error, "reason", None) or error
-    return str(reason) or type(error).__name__
+def _late(download: _Download) -> str:
+    return f"{download.host} did not answer within {download.limits.first_answer:g} s."
