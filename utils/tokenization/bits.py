@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.errors import DataError
+from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.packing import PackedBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tokens = np.ndarray | PackedBlocks | PaddedDocuments
+"""Ids of which all are predicted but the first of each row: arrays (N, T), packed blocks, or single documents."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class BitsPerByte:
         return nats_per_token * self.tokens / math.log(2) / self.size
 
     @classmethod
-    def of(cls, blocks: np.ndarray | PackedBlocks, tokenizer: PreTrainedTokenizerBase) -> BitsPerByte:
+    def of(cls, blocks: Tokens, tokenizer: PreTrainedTokenizerBase) -> BitsPerByte:
         """Count the tokens that blocks (N, T) predict, and their bytes.
 
         Where an id has no fixed bytes (a tokenizer that joins words by rules), the bytes come from decoding; of more than
@@ -62,12 +66,12 @@ DECODED_BLOCKS = 2048
 """Blocks that are decoded to count bytes: about ten seconds for blocks of 512 tokens."""
 
 
-def _parts(blocks: np.ndarray | PackedBlocks) -> Iterable[np.ndarray]:
+def _parts(blocks: Tokens) -> Iterable[np.ndarray]:
     """The blocks without padding, as arrays (n, T)."""
-    return blocks.parts() if isinstance(blocks, PackedBlocks) else [np.asarray(blocks)]
+    return [blocks] if isinstance(blocks, np.ndarray) else blocks.parts()
 
 
-def _decoded_size(blocks: np.ndarray | PackedBlocks, tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:
+def _decoded_size(blocks: Tokens, tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:
     count = sum(len(part) for part in _parts(blocks))
     step = -(-count // DECODED_BLOCKS)
     size = seen = place = 0
@@ -87,7 +91,7 @@ class Segment:
     scored: bytes
 
 
-def scored_bytes(blocks: np.ndarray | PackedBlocks, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+def scored_bytes(blocks: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
     """The bytes over which `BitsPerByte` of these blocks (N, T) is taken, so that other predictors are held to the same."""
     rows = [row for part in _parts(blocks) for row in part.tolist()]
     table = _token_bytes(tokenizer)

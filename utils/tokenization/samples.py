@@ -40,7 +40,8 @@ class Samples(Dataset[Batch]):
     @property
     def tokens(self) -> int:
         """Tokens of all samples, without padding."""
-        return int(self.loss_tokens.sum())
+        lengths = self.lengths
+        return int((self.loss_tokens if lengths is None else lengths).sum())
 
     @property
     def lengths(self) -> np.ndarray | None:

@@ -55,8 +55,8 @@ def split_documents(documents: Documents, validation_fraction: float = 0.1, seed
         )
     how = f"{int((side.validation & side.kept).sum()):,} of {int(side.kept.sum()):,} documents, drawn by seed {seed}"
     return Split(
-        Selection(documents, side.kept & ~side.validation),
-        Selection(documents, side.kept & side.validation),
+        _kept(documents, side.kept & ~side.validation),
+        _kept(documents, side.kept & side.validation),
         side.copies,
         side.empty,
         how,
@@ -126,6 +126,12 @@ def split_text(text: str, validation_fraction: float = 0.1) -> tuple[str, str]:
     if cut <= 0:
         raise DataError(f"The text has {len(text)} characters: too few to split into training and validation text.")
     return text[:cut], text[cut:]
+
+
+def _kept(documents: Documents, kept: np.ndarray) -> Documents:
+    """Some of the documents: a tuple of those that lie in memory, else a view that reads them."""
+    chosen = Selection(documents, kept)
+    return tuple(chosen) if isinstance(documents, (list, tuple)) else chosen
 
 
 def _check_fraction(validation_fraction: float) -> None:

@@ -7,6 +7,7 @@ Decides what the given thing is; reading lies in `data_readers`, columns in `dat
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError, DataError
 from utils.progress import Progress, ProgressCallback, showing
-from utils.tokenization.documents import TEXT_COLUMNS, text_fingerprint
+from utils.tokenization.documents import TEXT_COLUMNS, Documents, text_fingerprint
 from utils.tokenization.hub_access import is_repository
+from utils.tokenization.split import split_documents, split_text
 from utils.training.data_objects import DatasetRows, FrameRows, ListRows
 from utils.training.data_readers import READERS
 from utils.training.data_rows import load_parts, load_rows
@@ -62,17 +64,19 @@ class TextData:
 
     Attributes:
         name: where the text came from, for people.
-        train, validation: documents of the two parts; they share no text.
+        train, validation: documents of the two parts; they share no text, unless the data brings its own validation.
+        how: how they were split, in words.
     """
 
     name: str
-    train: Sequence[str]
-    validation: Sequence[str]
+    train: Documents
+    validation: Documents
+    how: str = "validation comes with the data"
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over both parts: equal only for equal documents in equal order."""
-        return text_fingerprint([*self.train, "\0", *self.validation])
+        return text_fingerprint(itertools.chain(self.train, ["\0"], self.validation))
 
     @property
     def train_bytes(self) -> bytes:
@@ -99,51 +103,11 @@ BUNDLED: dict[str, Callable[[], str]] = {"python-docs": python_docs}
 """Examples that need no download."""
 
 
-def split_text(text: str, validation_fraction: float = 0.1) -> tuple[str, str]:
-    """Cut a text into a training and a validation part.
-
-    Rule: the validation part is the last `validation_fraction` of the characters, begun at the start of the next line
-    (so that no line lies in both), or at the character itself where no line begins in the last part.
-
-    Returns:
-        Training and validation text; joined they are the text.
-
-    Raises:
-        DataError: the fraction is not between 0 and 1, or a part would be empty.
-    """
-    if not 0 < validation_fraction < 1:
-        raise DataError(f"validation_fraction must lie between 0 and 1; got {validation_fraction!r}.")
-    cut = len(text) - max(int(len(text) * validation_fraction), 1)
-    line = text.find("\n", cut - 1) + 1 if cut > 0 else 0
-    cut = line if 0 < line < len(text) else cut
-    if cut <= 0:
-        raise DataError(f"The text has {len(text)} characters: too few to split into training and validation text.")
-    return text[:cut], text[cut:]
-
-
-def split_documents(
-    documents: Sequence[str], validation_fraction: float = 0.1
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split a list: one document by `split_text`, several by keeping the last share of the documents for validation.
-
-    Documents that occur twice are kept once, so that none lies in both parts.
-    """
-    unique = list(dict.fromkeys(text for text in documents if text.strip()))
-    if not unique:
-        raise DataError(f"There is no text in the {len(documents)} documents: all of them are empty or blank.")
-    if len(unique) == 1:
-        train, validation = split_text(unique[0], validation_fraction)
-        return (train,), (validation,)
-    if not 0 < validation_fraction < 1:
-        raise DataError(f"validation_fraction must lie between 0 and 1; got {validation_fraction!r}.")
-    count = min(max(round(len(unique) * validation_fraction), 1), len(unique) - 1)
-    return tuple(unique[:-count]), tuple(unique[-count:])
-
-
 def resolve_data(data: Any, validation_fraction: float = 0.1, **options: Any) -> TextData:
     """Turn what was passed as `data=` into documents for training and validation.
 
-    A validation part that the data itself sets aside is kept; otherwise `split_documents` makes one.
+    A validation part that the data itself sets aside is kept; otherwise `tokenization.split.split_documents` makes one, the
+    same in every run.
 
     Args:
         data: as in `DatasetLoader.from_anything`, or a `TextData`, which is given back.
@@ -158,8 +122,12 @@ def resolve_data(data: Any, validation_fraction: float = 0.1, **options: Any) ->
     loaded = DatasetLoader.from_anything(data, **{"progress": False, **options})
     if loaded.validation is not None:
         return TextData(loaded.name, loaded.documents, loaded.validation.documents)
-    train, validation = split_documents(loaded.documents, validation_fraction)
-    return TextData(loaded.name, train, validation)
+    split = split_documents(loaded.documents, validation_fraction)
+    if split.copies or split.empty:
+        logger.info(
+            "%d copies stay on one side of the split, %d empty documents are left out", split.copies, split.empty
+        )
+    return TextData(loaded.name, split.train, split.validation, split.how)
 
 
 class DatasetLoader:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from utils.tokenization import batch_order, encoding, loaders, packing
+from utils.tokenization import batch_order, data_module, encoding, loaders, packing
 from utils.training.engine import data, metrics
 
 
 @pytest.mark.parametrize("name", data.__all__)
 def test_names_are_handed_on_from_their_home(name):
-    homes = [home for home in (batch_order, encoding, loaders, packing) if hasattr(home, name)]
+    homes = [home for home in (batch_order, data_module, encoding, loaders, packing) if hasattr(home, name)]
     assert any(getattr(home, name) is getattr(data, name) for home in homes)
 
 
