@@ -16,6 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +162,8 @@ def examine_data(
     seen = _read(texts, progress)
     if seen.characters == 0:
         raise DataError(f"There is no text in the {len(texts):,} documents: all of them are empty.")
-    sample = take_sample(texts, SAMPLE_BYTES)
+    stride = max(1, seen.bytes // (2 * SAMPLE_BYTES))
+    sample = take_sample(islice(texts, 0, None, stride), SAMPLE_BYTES)
     characters = count_characters(sample.texts)
     rate = None if tokenizer is None else _token_rate(tokenizer, sample)
     tokens = None if rate is None else round(seen.bytes * rate.tokens_per_byte)
@@ -174,7 +176,7 @@ def examine_data(
         _short(lengths, unit),
         _duplicates(seen),
         _overlap(seen, sample, held_out),
-        _scripts(characters, sample),
+        _scripts(characters, sample, stride),
         _language(sample),
         _damage(characters),
         _controls(characters),
@@ -385,10 +387,11 @@ def _overlap(seen: _Seen, sample: TextSample, validation: Documents | None) -> C
     )
 
 
-def _scripts(characters: Characters, sample: TextSample) -> CheckResult:
+def _scripts(characters: Characters, sample: TextSample, stride: int) -> CheckResult:
+    rule = sample.rule if stride == 1 else f"every {stride}th document, of these {sample.rule}"
     shown = [f"{name} {share:.1%}" for name, share in list(characters.scripts.items())[:5]]
     kinds = ", ".join(f"{name} {share:.0%}" for name, share in characters.kinds.items() if share >= 0.005)
-    finding = f"letters: {', '.join(shown) or 'none'}; {kinds}; {characters.distinct:,} different characters. Sample: {sample.rule}"
+    finding = f"letters: {', '.join(shown) or 'none'}; {kinds}; {characters.distinct:,} different characters. Sample: {rule}"
     rows = [{"script": name, "share of letters": share} for name, share in characters.scripts.items()]
     if characters.kinds.get("letters", 0) >= 0.3:
         return CheckResult("scripts and characters", "passed", finding, details={TABLE: rows})
