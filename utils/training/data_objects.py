@@ -56,7 +56,7 @@ class ListRows:
                     f"Item {number - 1} of the list is of type {type(item).__name__}, not {'a row' if mappings else 'text'}. "
                     f"{self.what_works}."
                 )
-            yield number, {str(key): value for key, value in dict(item).items()} if mappings else {"text": item}
+            yield number, _row(item)
 
 
 class FrameRows:
@@ -104,6 +104,10 @@ class DatasetRows:
             for values in zip(*(batch[name] for name in names), strict=True):
                 number += 1
                 yield number, dict(zip(names, values, strict=True))
+
+
+def _row(item: str | Mapping[Any, Any]) -> Row:
+    return {"text": item} if isinstance(item, str) else {str(key): value for key, value in item.items()}
 
 
 def _plain(value: Any) -> Any:
