@@ -31,12 +31,25 @@ def parquet(table: pa.Table | None = None, **options: object) -> bytes:
     return sink.getvalue()
 
 
-def arrow(writer: Callable[..., object], **columns: list[object]) -> bytes:
+def arrow(writer: Callable[..., object], **columns: object) -> bytes:
     table = pa.table(columns or {"text": ["a", "b"]})
     sink = io.BytesIO()
     with writer(sink, table.schema) as out:  # type: ignore[attr-defined]
         out.write_table(table)
     return sink.getvalue()
+
+
+def invalid_text() -> pa.Array:
+    """A column that claims to be text and is not."""
+    ends = struct.pack("<2i", 0, 1)
+    return pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(ends), pa.py_buffer(b"\xff")])
+
+
+def outside() -> bytes:
+    """An Arrow file whose text ends far behind the end of its buffer."""
+    content = arrow(pa.ipc.new_file, text=["x" * 77])
+    assert content.count(struct.pack("<2i", 0, 77)) == 1
+    return content.replace(struct.pack("<2i", 0, 77), struct.pack("<2i", 0, 1 << 30))
 
 
 def zipped() -> bytes:
@@ -265,6 +278,9 @@ REFUSED = {
         {},
         "two columns of one name",
     ),
+    "no-utf-8.parquet": (parquet(pa.table({"text": invalid_text()})), {}, "is damaged"),
+    "no-utf-8.arrow": (arrow(pa.ipc.new_file, text=invalid_text()), {}, "is damaged"),
+    "offsets-outside.arrow": (outside(), {}, "is damaged"),
     "cut.arrow": (arrow(pa.ipc.new_file)[:-30], {}, "is damaged"),
     "cut-stream.arrow": (arrow(pa.ipc.new_stream)[:200], {}, "is damaged|no text"),
     "text-called.arrow": (b"just some text that is long enough", {}, "is damaged"),
