@@ -291,7 +291,7 @@ def _finished(tokenizer: PreTrainedTokenizerBase, choice: Choice) -> PreTrainedT
     )
     full = replace(choice, size=size, notes=(*choice.notes, *unused))
     logger.info("tokenizer: %s, %d of %d rows (%s)", full.strategy, size, full.rows, full.reason)
-    tokenizer.choice = full  # type: ignore[attr-defined]  # travels with it in memory; files hold the tokenizer alone
+    tokenizer.choice = full  # travels with it in memory; files hold the tokenizer alone
     return tokenizer
 
 

@@ -66,9 +66,7 @@ class TextSample:
         return digest.hexdigest()
 
 
-def take_sample(
-    documents: Any, budget: int = SAMPLE_BYTES, progress: ProgressCallback = ignore_progress
-) -> TextSample:
+def take_sample(documents: Any, budget: int = SAMPLE_BYTES, progress: ProgressCallback = ignore_progress) -> TextSample:
     """Read documents once and keep every k-th piece, where k is the smallest power of two that fits the budget.
 
     Memory is bounded by the budget however long the text is. Lists, generators and files of the same documents give the
@@ -145,11 +143,23 @@ def _pieces(text: str, number: int) -> Iterator[str]:
 
 def _without_long_runs(piece: str) -> Iterator[str]:
     start = 0
+    if not _may_hold_long_run(piece):
+        yield piece
+        return
     for run in _LONG_RUN.finditer(piece):
         for end in range(run.start() + RUN_CHARACTERS, run.end(), RUN_CHARACTERS):
             yield piece[start:end]
             start = end
     yield piece[start:]
+
+
+def _may_hold_long_run(piece: str) -> bool:
+    """A quick look, since nearly all text may pass: a long run covers a whole half-length block without blank."""
+    half = RUN_CHARACTERS // 2
+    return any(
+        piece.find(" ", start, start + half) < 0 and piece.find("\n", start, start + half) < 0
+        for start in range(0, len(piece) - half + 1, half)
+    )
 
 
 def _cut(text: str, start: int) -> int:

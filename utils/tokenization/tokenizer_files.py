@@ -28,7 +28,7 @@ MANIFEST = "tokenizer_manifest.json"
 """Names and SHA-256 of the other files; a folder without it was never finished."""
 
 _NAMED_SPECIALS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_KEPT_SETTINGS = {
+_KEPT_SETTINGS: dict[str, type | tuple[type, ...]] = {
     "model_max_length": (int, float),
     "padding_side": str,
     "truncation_side": str,
