@@ -47,9 +47,10 @@ def invalid_text() -> pa.Array:
 
 def outside() -> bytes:
     """An Arrow file whose text ends far behind the end of its buffer."""
-    content = arrow(pa.ipc.new_file, text=["x" * 77])
-    assert content.count(struct.pack("<2i", 0, 77)) == 1
-    return content.replace(struct.pack("<2i", 0, 77), struct.pack("<2i", 0, 1 << 30))
+    content = arrow(pa.ipc.new_file, text=["x" * 77, "y" * 73])
+    offsets = struct.pack("<3i", 0, 77, 150)
+    assert content.count(offsets) == 1
+    return content.replace(offsets, struct.pack("<3i", 0, 77, 1 << 30))
 
 
 def zipped() -> bytes:
