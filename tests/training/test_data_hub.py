@@ -12,7 +12,7 @@ from utils.errors import DataError
 from utils.training import data_hub
 from utils.training.dataset_utilities import DatasetLoader
 
-pa, pq, hub_library = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet", "huggingface_hub"))
+pa, pq, constants = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet", "huggingface_hub.constants"))
 
 
 def parquet(word: str) -> bytes:
@@ -43,7 +43,7 @@ REPOSITORIES = {
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub_library.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("TRANSFORMER_BUILDER_CACHE", str(tmp_path / "cache"))
@@ -92,7 +92,7 @@ def test_the_parquet_branch_of_a_script_is_read(hub):
 def test_a_second_run_needs_no_network(hub, monkeypatch):
     first = DatasetLoader.from_huggingface("me/plain")
     hub.requests.clear()
-    monkeypatch.setattr(hub_library.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     again = DatasetLoader.from_huggingface("me/plain")
     assert list(again) == list(first) and not hub.requests

@@ -49,9 +49,8 @@ class ListRows:
     def rows(self, reject: Reject, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
         """See `RowSource.rows`; an item of another type than the first is an error, as lists are written by programs."""
         mappings = bool(self.items) and isinstance(self.items[0], Mapping)
-        expected: type = Mapping if mappings else str
         for number, item in enumerate(self.items, 1):
-            if not isinstance(item, expected):
+            if not isinstance(item, Mapping if mappings else str):
                 raise DataError(
                     f"Item {number - 1} of the list is of type {type(item).__name__}, not {'a row' if mappings else 'text'}. "
                     f"{self.what_works}."

@@ -391,7 +391,9 @@ def _scripts(characters: Characters, sample: TextSample, stride: int) -> CheckRe
     rule = sample.rule if stride == 1 else f"every {stride}th document, of these {sample.rule}"
     shown = [f"{name} {share:.1%}" for name, share in list(characters.scripts.items())[:5]]
     kinds = ", ".join(f"{name} {share:.0%}" for name, share in characters.kinds.items() if share >= 0.005)
-    finding = f"letters: {', '.join(shown) or 'none'}; {kinds}; {characters.distinct:,} different characters. Sample: {rule}"
+    finding = (
+        f"letters: {', '.join(shown) or 'none'}; {kinds}; {characters.distinct:,} different characters. Sample: {rule}"
+    )
     rows = [{"script": name, "share of letters": share} for name, share in characters.scripts.items()]
     if characters.kinds.get("letters", 0) >= 0.3:
         return CheckResult("scripts and characters", "passed", finding, details={TABLE: rows})
