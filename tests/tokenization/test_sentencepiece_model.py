@@ -78,6 +78,12 @@ def test_a_model_written_by_hand_encodes(tmp_path, kind):
     assert 1 not in tokenizer("ab</s>", split_special_tokens=True)["input_ids"]
 
 
+def test_the_best_score_merges_first_whatever_the_order_of_pieces(tmp_path):
+    pieces = [("<unk>", 0.0, 2), ("ab", -2.0, 1), ("a", -9.0, 1), ("b", -9.0, 1), ("c", -9.0, 1), ("bc", -1.0, 1)]
+    tokenizer = wrap(build_backend(read(tmp_path, model_bytes(pieces, 2))), {})
+    assert tokenizer.tokenize("abc") == ["a", "bc"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -83,8 +83,8 @@ def test_truncation_and_padding_in_the_file_have_no_effect(tokenizer, tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     again = wrap_folder(tmp_path)
     text = TEXTS[0]
+    assert len(again.backend_tokenizer.encode(text).ids) > 50  # before any call, which would switch both off
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert len(again.backend_tokenizer.encode(text).ids) > 50
 
 
 def test_wrapping_adds_no_ids(tokenizer):
