@@ -52,7 +52,7 @@ class TextSample:
         if self.stride == 1:
             return f"all {self.kept_bytes:,} bytes of the text"
         return (
-            f"{self.kept_bytes:,} of the text's {self.read_bytes:,} bytes: every {self.stride}th document, or piece of "
+            f"{self.kept_bytes:,} of the text's {self.read_bytes:,} bytes: one document in {self.stride}, or piece of "
             f"{PIECE_CHARACTERS:,} characters of a longer one"
         )
 
