@@ -12,6 +12,9 @@ $(shell rm -f $(DONE))
 endif
 endif
 
+# Tests run on every core; a core that is done takes work from the others.
+CORES := -n auto --dist worksteal
+
 # The choice of torch, for .ci/environment.py: make TORCH_INDEX_URL=… demo
 export TORCH_INDEX_URL
 
@@ -25,13 +28,13 @@ demo: $(DONE) ## load, complete, check, train, sample and export the bundled bro
 	$(RUN) -m utils demo
 
 test: $(DONE) ## the tests that need no accelerator and no browser, each under a minute
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(CORES)
 
 test-slow: $(DONE) ## the long tests
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest $(CORES) -m slow
 
 test-all: $(DONE) ## both, without those that need a GPU or a browser
-	$(RUN) -m pytest -m "not gpu and not browser"
+	$(RUN) -m pytest $(CORES) -m "not gpu and not browser"
 
 check: $(DONE) ## lint, formatting and types
 	$(RUN) -m ruff check

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads of several would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _DROPPED = ("GIST_ID", "GITHUB_TOKEN", "GITHUB_API_URL", "COLAB_NOTEBOOK_ID", "COLAB_RELEASE_TAG", "HF_TOKEN")
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
 

@@ -51,11 +51,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
-    "tokenizers and data sets": """utils: AdaptiveTokenizer CharacterLevelTokenizer AdaptiveTokenizerDataModule
-        utils: DatasetLoader DatasetUploader
-        utils.tokenization.data_module: UniversalDataModule AdaptiveTokenizerDataModule
-        utils.training.engine.data: UniversalDataModule
-        utils.training.dataset_utilities: DatasetLoader DatasetUploader""",
     "training control": """utils: CheckpointManager TrainingCoordinator
         utils.training.engine.trainer: TrainingHooks DefaultHooks
         utils.training.engine.checkpoint: CheckpointManager
@@ -78,8 +73,7 @@ LATER = {  # feature → what it will bring, "module: names" in each line
         utils.ui.setup_wizard: SetupWizard""",
 }
 LATER_SETTINGS = {  # feature → settings of the documented TrainingConfig(…) call that it will bring
-    "tokenizers and data sets": {"vocab_size": 50257},
-    "training control": {"wandb_project": "transformer-training", "compile_mode": "default"},
+    "training control": {"vocab_size": 50257, "wandb_project": "transformer-training", "compile_mode": "default"},
     "more export formats": {"export_bundle": True},
 }
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it

@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from utils.progress import Progress, format_seconds
+from utils.errors import ConfigError
+from utils.progress import Progress, format_seconds, showing
 
 
 class Clock:
@@ -137,3 +138,22 @@ def test_a_notebook_gets_one_output_with_escaped_text(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75, "1:15"), (3661, "1:01:01"), (-1, "0:00")])
 def test_seconds_are_written_as_a_clock(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_what_was_asked_for_is_shown(progress, capsys):
+    with showing(progress, "Reading", "texts") as report:
+        report(3, 4, "half")
+    assert ("Reading:  75% · 3/4 texts · half" in capsys.readouterr().err) is progress
+
+
+def test_a_callable_is_told_as_it_is():
+    told = []
+    with showing(lambda *state: told.append(state), "Reading") as report:
+        report(1, None, "note")
+    assert told == [(1, None, "note")]
+
+
+def test_anything_else_is_refused():
+    with pytest.raises(ConfigError, match=r"True, False or a callable.*got str"), showing("yes", "Reading"):
+        pass

@@ -19,7 +19,12 @@ _HOMES = {
     "train": "utils.training.training_core",
     "generate": "utils.training.generation",
     # classes
+    "AdaptiveTokenizer": "utils.tokenization.adaptive_tokenizer",
+    "AdaptiveTokenizerDataModule": "utils.tokenization.data_module",
+    "CharacterLevelTokenizer": "utils.tokenization.character_tokenizer",
     "ComputationalGraphExecutor": "utils.adapters.model_adapter",
+    "DatasetLoader": "utils.training.dataset_utilities",
+    "DatasetUploader": "utils.training.dataset_utilities",
     "ModelSignatureInspector": "utils.adapters.model_adapter",
     "FastBPETrainer": "utils.tokenization.bpe_trainer",
     "ONNXExporter": "utils.export.onnx",
@@ -39,14 +44,23 @@ if TYPE_CHECKING:
     from utils.export.onnx import ONNXExporter
     from utils.loading.model_loader import load_model
     from utils.tier1_critical_validation import validate
+    from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
     from utils.tokenization.bpe_trainer import FastBPETrainer
+    from utils.tokenization.character_tokenizer import CharacterLevelTokenizer
+    from utils.tokenization.data_module import AdaptiveTokenizerDataModule
     from utils.tokenization.validator import TokenizerValidator
+    from utils.training.dataset_utilities import DatasetLoader, DatasetUploader
     from utils.training.generation import generate
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import train
 
 __all__ = [
+    "AdaptiveTokenizer",
+    "AdaptiveTokenizerDataModule",
+    "CharacterLevelTokenizer",
     "ComputationalGraphExecutor",
+    "DatasetLoader",
+    "DatasetUploader",
     "FastBPETrainer",
     "ModelSignatureInspector",
     "ONNXExporter",

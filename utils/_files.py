@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -44,6 +44,25 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock_file(file: IO[bytes]) -> None:
+    """Lock an open file until it is closed or the process ends in whatever way, without waiting.
+
+    `fcntl.flock` on Linux and macOS, `msvcrt.locking` on Windows.
+
+    Raises:
+        OSError: somebody else holds the lock, or the file system knows none.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_text(path: str | Path, text: str) -> Path:

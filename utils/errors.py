@@ -85,6 +85,19 @@ class TokenizerError(TransformerBuilderError, ValueError):
     """A tokenizer cannot be built, or does not fit the model's vocabulary rows."""
 
 
+class HubError(TransformerBuilderError, ConnectionError):
+    """A Hugging Face repository cannot be had; the message says why, in one sentence.
+
+    Attributes:
+        kind: "offline" (offline mode is set), "unreachable" (no answer, a torn one, or a server error), "gated" (access
+            must be granted first), "missing" (no such repository or file) or "refused" (larger than the cap, or broken).
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class DataError(TransformerBuilderError, ValueError):
     """Data is empty, unreadable, too short, or of a kind that the task cannot use."""
 

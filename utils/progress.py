@@ -6,13 +6,16 @@ Knows counts, a clock and a stream; leaves what is counted to the caller. Librar
 
 from __future__ import annotations
 
+import contextlib
 import html
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
+
+from utils.errors import ConfigError
 
 ProgressCallback = Callable[[int, "int | None", str], None]
 """What library code calls: units done, units in total (None: unknown), and a short note."""
@@ -116,6 +119,31 @@ class Progress:
         if not self._closed and self.total and gained > 0 and self.done < self.total:
             text += f", {format_seconds(elapsed / gained * (self.total - self.done))} left"
         return text
+
+
+@contextlib.contextmanager
+def showing(progress: bool | ProgressCallback, title: str, unit: str = "") -> Iterator[ProgressCallback]:
+    """What library code reports to, from what a person passed as `progress=`.
+
+    Args:
+        progress: True opens a `Progress` and closes it at the end, False shows nothing, a callable is taken as it is.
+        title: what is being done, for the display that True opens.
+        unit: plural name of a unit, for the same.
+
+    Raises:
+        ConfigError: neither of these.
+    """
+    if progress is True:
+        with Progress(title, unit=unit) as display:
+            yield display
+    elif progress is False:
+        yield ignore_progress
+    elif callable(progress):
+        yield progress
+    else:
+        raise ConfigError(
+            f"progress= takes True, False or a callable (done, total, note); got {type(progress).__name__}."
+        )
 
 
 class _View:

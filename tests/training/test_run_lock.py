@@ -47,6 +47,6 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     def refuse(file):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(run_lock, "_lock", refuse)
+    monkeypatch.setattr(run_lock, "lock_file", refuse)
     assert FolderLock.acquire(tmp_path) is not None
     assert "cannot be locked" in caplog.text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,10 @@ from tests.training.tiny import TEXT, TinyTransformer, make_tiny
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ConfigError, DataError, MissingPackageError, TokenizerError, TrainingError
 from utils.progress import Progress
+from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.bpe_trainer import FastBPETrainer
+from utils.tokenization.data_module import UniversalDataModule
+from utils.training.dataset_utilities import resolve_data
 from utils.training.generation import generate
 from utils.training.objective import choose_objective
 from utils.training.run_lock import FolderLock
@@ -78,16 +82,76 @@ def test_the_manifest_holds_hash_and_size_of_every_file(tmp_path):
         assert entry == {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
 
 
-def test_the_tokenizer_never_sees_validation_text(tmp_path, monkeypatch):
-    seen = []
-    original = FastBPETrainer.train_on_dataset.__func__
-    monkeypatch.setattr(
-        FastBPETrainer,
-        "train_on_dataset",
-        classmethod(lambda cls, texts, *rest: seen.extend(texts) or original(cls, texts, *rest)),
+@pytest.mark.parametrize("data", [(TEXT,), tuple(TEXT.splitlines())])
+def test_the_tokenizer_never_sees_validation_text(tmp_path, monkeypatch, data):
+    seen, original = [], AdaptiveTokenizer.load_or_create.__func__
+
+    def spy(cls, rows, dataset, *rest, **options):
+        seen.extend(dataset)
+        return original(cls, rows, dataset, *rest, **options)
+
+    monkeypatch.setattr(AdaptiveTokenizer, "load_or_create", classmethod(spy))
+    run(tmp_path, data=data)
+    text = resolve_data(list(data))
+    assert seen == list(text.train) and not set(seen) & set(text.validation)
+    assert sum(map(len, [*text.train, *text.validation])) == sum(map(len, data))
+
+
+def test_the_tokenizer_is_chosen_by_rows_and_text_and_the_reason_told(tmp_path):
+    result = run(tmp_path)
+    manifest = json.loads((result.run_folder / "manifest.json").read_text())
+    assert result["tokenizer_reason"] == manifest["tokenizer_reason"]
+    assert result["tokenizer_reason"].startswith("train_bpe: ") and "train_bpe" in result.summary()
+    own = train(
+        make_tiny(),
+        [TEXT],
+        SETTINGS,
+        tokenizer=FastBPETrainer.train_on_dataset([TEXT], 280),
+        workspace=tmp_path / "own",
+        progress=False,
     )
-    run(tmp_path)
-    assert "".join(seen) == TEXT[: len("".join(seen))] and len("".join(seen)) < len(TEXT)
+    assert own["tokenizer_reason"] is None and len(own.tokenizer) == 280
+
+
+def test_bits_per_byte_stand_beside_every_loss(tmp_path):
+    notes = []
+    with mock.patch("utils.training.engine.loop.TERMINAL_INTERVAL", 0.0):
+        result = train(
+            make_tiny(),
+            [TEXT],
+            {**SETTINGS, "max_steps": None, "epochs": 2},
+            workspace=tmp_path,
+            progress=lambda *report: notes.append(report[2]),
+        )
+    assert notes[-1].count("bits/byte") == 2
+    assert len(result["bits_per_byte_history"]) == len(result["val_bits_per_byte_history"]) == 2
+    table = result["metrics_summary"]
+    for part, losses in (("train", result["loss_history"]), ("val", result["val_loss_history"])):
+        per_nat = table[f"{part}/bits_per_byte"] / losses
+        assert table[f"{part}/loss"].tolist() == losses and per_nat.max() == pytest.approx(per_nat.min())
+    with (result.run_folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["train/bits_per_byte"] for row in rows) and rows[-1]["val/bits_per_byte"]
+    assert float(rows[0]["train/bits_per_byte"]) / float(rows[0]["train/loss"]) == pytest.approx(
+        float(table["train/bits_per_byte"][0] / table["train/loss"][0])
+    )
+    assert result.summary().count("bits per byte") == 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_data_module_is_trained_on(tmp_path, packed):
+    tokenizer = FastBPETrainer.train_on_dataset([TEXT], 300)
+    module = UniversalDataModule(TEXT.splitlines(), tokenizer, max_length=16, packed=packed)
+    result = run(tmp_path, data=module)
+    assert result.tokenizer is tokenizer and len(result["step_loss_history"]) == 6
+    assert result["val_bits_per_byte_history"][-1] < result["bits_per_byte_untrained"]
+    assert run(tmp_path, data=module)["resumed_from_step"] == 6  # the same data: the finished run
+
+
+def test_a_data_module_of_another_task_is_refused(tmp_path):
+    tokenizer = FastBPETrainer.train_on_dataset([TEXT], 300)
+    with pytest.raises(TrainingError, match=r"for the task 'masked'.*UniversalModelAdapter\(model\), module\)"):
+        run(tmp_path, data=UniversalDataModule([TEXT], tokenizer, "masked", max_length=16))
 
 
 def test_a_plain_module_is_adapted(tmp_path):
@@ -300,7 +364,8 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"data": "python-doc"}, DataError, "Did you mean 'python-docs'"),
-        ({"data": ["too short\nreally"]}, DataError, "too few for one block"),
+        ({"data": ["x"]}, DataError, "too few to split"),
+        ({"data": ["", " "]}, DataError, "empty|no text|blank"),
         ({"config": {"batchsize": 3}}, ConfigError, "did you mean 'batch_size'"),
         ({"config": TrainingConfig(epochs=0)}, ConfigError, "epochs=0"),
         ({"config": 3}, ConfigError, "got int"),
@@ -319,9 +384,15 @@ def test_a_tokenizer_beyond_the_rows_is_refused(tmp_path):
         train(make_tiny(), [TEXT], tokenizer=large, workspace=tmp_path, progress=False)
 
 
-def test_a_vocabulary_below_the_bytes_is_refused(tmp_path):
-    with pytest.raises(TokenizerError, match=r"at least 260 entries.*offers 100"):
-        run(tmp_path, make_tiny(vocab_size=100))
+def test_a_vocabulary_below_the_bytes_is_met_by_characters(tmp_path):
+    result = run(tmp_path, make_tiny(vocab_size=100))
+    assert result["tokenizer_reason"].startswith("character: ") and len(result.tokenizer) <= 100
+    assert result["val_bits_per_byte_history"][-1] < result["bits_per_byte_untrained"]
+
+
+def test_a_text_shorter_than_a_block_is_trained_on_and_said_so(tmp_path, caplog):
+    result = run(tmp_path, data=("short, all",), max_steps=1, validation_fraction=0.4)
+    assert result["block_length"] == len("short,") + 1 and "less than one block of 16" in caplog.text
 
 
 def test_without_lightning_the_install_command_is_told(tmp_path, monkeypatch):

@@ -24,11 +24,14 @@ FINAL_RATE = 0.1
 
 
 class UniversalModelAdapter(pl.LightningModule):
-    """Any model as a LightningModule for next-token training.
+    """Any model as a LightningModule.
 
-    A batch is a mapping with `input_ids` (B, T) int64, optional `labels` (B, T), unshifted with -100 where no loss counts
-    (the ids themselves where absent), and optional `attention_mask` (B, T). The defaults are those of a fine-tuning by
-    hand; `train()` passes the values of `TrainingConfig`, which has defaults of its own for training from scratch.
+    A batch is a mapping with `input_ids` (B, T) int64 or `pixel_values` (B, C, H, W), optional `labels` with -100 where no
+    loss counts (for a language model unshifted, and the ids themselves where absent; else as `AdaptedModel` takes them),
+    optional `attention_mask` (B, T), and optional `loss_share`: what the micro-batch weighs in its accumulation window, so
+    that the step is the mean over all labels of the window (`UniversalDataModule` gives it). The defaults are those of a
+    fine-tuning by hand; `train()` passes the values of `TrainingConfig`, which has defaults of its own for training from
+    scratch.
 
     Example:
         >>> lit = UniversalModelAdapter(model, config, tokenizer, learning_rate=5e-5)
@@ -74,18 +77,31 @@ class UniversalModelAdapter(pl.LightningModule):
         """Logits (B, T, V) and, where labels are given, the loss in nats."""
         return self.adapted(input_ids, attention_mask, labels)
 
+    def _loss(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        inputs = batch["input_ids"] if "input_ids" in batch else batch["pixel_values"]
+        loss = self(inputs, batch.get("attention_mask"), labels).loss
+        assert loss is not None  # labels were given
+        return loss
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
-        """Loss of one micro-batch, nats per predicted token.
+        """Loss of one micro-batch, nats per label, times its share where the batch brings one.
 
         Raises:
-            DataError: under gradient accumulation the micro-batches of one step predict different numbers of tokens. The
-                mean of their means, which Lightning takes, would weight tokens of short micro-batches more.
+            DataError: under gradient accumulation the micro-batches of one step carry different numbers of labels and no
+                shares. The mean of their means, which Lightning takes, would weight labels of small micro-batches more.
         """
-        labels = batch.get("labels", batch["input_ids"])
+        labels = _labels(batch)
+        if "loss_share" in batch:
+            return self._loss(batch, labels) * batch["loss_share"]
         accumulation = self._trainer.accumulate_grad_batches if self._trainer is not None else 1
         if accumulation > 1:  # counting makes a GPU wait, so only here
-            self._check_window(_predicted(labels), batch_index % accumulation)
-        return self(batch["input_ids"], batch.get("attention_mask"), labels).loss
+            self._check_window(self._counted(labels), batch_index % accumulation)
+        return self._loss(batch, labels)
+
+    def _counted(self, labels: torch.Tensor) -> int:
+        """Labels that carry loss."""
+        scored = labels[:, 1:] if self.adapted.contract.shift else labels
+        return int((scored != IGNORED_LABEL).sum())
 
     def _check_window(self, tokens: int, place: int) -> None:
         if place == 0:
@@ -93,15 +109,15 @@ class UniversalModelAdapter(pl.LightningModule):
         elif tokens != self._window_tokens:
             raise DataError(
                 f"Micro-batch {place + 1} of an accumulation window predicts {tokens} tokens, the first one "
-                f"{self._window_tokens}: their mean would weight tokens unequally. Pack the text into full blocks, as train() "
-                "does, or set accumulate_grad_batches=1."
+                f"{self._window_tokens}: their mean would weight tokens unequally. Take a UniversalDataModule, whose batches "
+                "say what they weigh, or set accumulate_grad_batches=1."
             )
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
-        """Loss of one validation batch; the epoch's mean weights every predicted token alike."""
-        labels = batch.get("labels", batch["input_ids"])
-        loss = self(batch["input_ids"], batch.get("attention_mask"), labels).loss
-        self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=_predicted(labels), sync_dist=True)
+        """Loss of one validation batch; the epoch's mean weights every label alike."""
+        labels = _labels(batch)
+        loss = self._loss(batch, labels)
+        self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=self._counted(labels), sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -134,5 +150,5 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _predicted(labels: torch.Tensor) -> int:
-    return max(1, int((labels[:, 1:] != IGNORED_LABEL).sum()))
+def _labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch["labels"] if "labels" in batch else batch["input_ids"]

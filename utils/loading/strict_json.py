@@ -20,14 +20,15 @@ def parse_json(text: str, name: str, *, max_bytes: int = MAX_BYTES, max_depth: i
         ConfigError: too large, nested too deeply, no JSON (with line and column), a duplicate key, NaN or Infinity, or
             an integer of absurd length.
     """
-    size = len(text.encode("utf-8", errors="surrogatepass"))
+    size = len(text.encode("utf-8", errors="surrogatepass")) if 4 * len(text) > max_bytes else 0  # 4 bytes at most
     if size > max_bytes:
         raise ConfigError(f"{name} holds {size:,} bytes; at most {max_bytes:,} are read.")
-    depth = nesting_depth(text)
+    brackets = text.count("[") + text.count("{")
+    depth = nesting_depth(text) if brackets > max_depth else 0  # fewer brackets than levels: nothing to count
     if depth > max_depth:
         raise ConfigError(f"{name} is nested {depth} levels deep; at most {max_depth} are read.")
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{name} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}.\n{_caret(text, error)}"
@@ -75,3 +76,7 @@ def _caret(text: str, error: json.JSONDecodeError) -> str:
     line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
     start = max(0, error.colno - 41)
     return f"    {line[start : start + 80]}\n    {' ' * (error.colno - 1 - start)}^"
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite)
+"""Made once: JSON lines are parsed by the million."""

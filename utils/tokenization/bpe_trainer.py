@@ -1,5 +1,5 @@
-"""Byte-level BPE from a person's own text. Leaves the choice between kinds of tokenizers to a later room, and the proof
-that a tokenizer fits a model to `validator`.
+"""Byte-level BPE from a person's own text. Leaves the choice between kinds of tokenizers to `adaptive_tokenizer`, and the
+proof that a tokenizer fits a model to `validator`.
 """
 
 from __future__ import annotations
@@ -7,19 +7,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import TokenizerError
+from utils.progress import ProgressCallback, ignore_progress, showing
+from utils.tokenization.text_sample import SAMPLE_BYTES, TextSample, take_sample
+from utils.tokenization.tokenizer_files import load_saved, save_tokenizer, wrap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["MINIMUM_VOCABULARY", "SPECIAL_TOKENS", "FastBPETrainer", "save_tokenizer"]
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 """Padding, unknown, begin of text and end of text; they take the first ids, in this order."""
@@ -29,11 +31,14 @@ BYTE_SYMBOLS = 256
 
 MINIMUM_VOCABULARY = BYTE_SYMBOLS + len(SPECIAL_TOKENS)
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise when the same texts would give another tokenizer: it is part of the cache key."""
 
 _MINIMUM_FREQUENCY = 2
 """A pair that occurs once is no regularity; its merge would only be noise."""
+
+_CHUNK = 256
+"""Texts that are handed to the trainer at once; fewer would cost a call each."""
 
 
 class FastBPETrainer:
@@ -46,95 +51,79 @@ class FastBPETrainer:
         vocab_size: int,
         special_tokens: Sequence[str] | None = None,
         cache_dir: str | Path | None = None,
+        *,
+        sample_bytes: int = SAMPLE_BYTES,
+        progress: bool | ProgressCallback = True,
     ) -> PreTrainedTokenizerFast:
         """Train a byte-level BPE tokenizer of at most `vocab_size` entries.
 
         Every Unicode text survives encoding and decoding unchanged, since all 256 bytes are in the vocabulary. The same
-        texts, size and special tokens always give the same tokenizer.
+        texts, size and special tokens always give the same tokenizer. Text that spells out a special token, such as
+        "</s>", stays text; `tokenizer(text, split_special_tokens=False)` reads it as the token.
 
         Args:
-            texts: documents; a single string is one document.
+            texts: documents, as any iterable, generators included; a single string is one document. They are read once.
             vocab_size: most entries, special tokens included: the model's embedding rows. Where the texts hold fewer
                 repeated pairs the tokenizer is smaller, and a log line says by how much.
             special_tokens: at least the four of `SPECIAL_TOKENS`; further ones take the next ids. None means those four.
             cache_dir: folder in which finished tokenizers are kept under a hash of texts and settings.
+            sample_bytes: most bytes of text to train on. Of a larger text every k-th document is taken (of documents
+                beyond 100,000 characters every k-th piece), k being the smallest power of two that fits.
+            progress: True shows a display, False none; or a callable (documents done, in total, note).
 
         Raises:
-            TokenizerError: the vocabulary cannot hold all bytes and the special tokens, special tokens are missing or
-                double, or there is no text.
+            TokenizerError: the vocabulary cannot hold all bytes and the special tokens, special tokens are missing,
+                double or parts of ordinary text, or there is no text.
         """
-        documents = [texts] if isinstance(texts, str) else list(texts)
-        specials = _checked_specials(special_tokens)
+        specials = checked_specials(special_tokens)
         _check_size(vocab_size, specials)
-        _check_documents(documents)
-        folder = None if cache_dir is None else Path(cache_dir) / _cache_key(documents, vocab_size, specials)
-        if folder is not None and (folder / "tokenizer.json").is_file():
-            logger.info("tokenizer taken from %s", folder)
-            return _load(folder)
-        tokenizer = _train(documents, vocab_size, specials)
-        _report_size(len(tokenizer), vocab_size)
-        if folder is not None:
-            save_tokenizer(tokenizer, folder)
-        return tokenizer
+        with showing(progress, "Training a tokenizer", "texts") as report:
+            sample = take_sample(texts, sample_bytes, report)
+            return train_on_sample(sample, vocab_size, specials, cache_dir, report)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
-    """Write a tokenizer's files so that `folder` appears complete or not at all; a finished folder is left as it is."""
-    target = Path(folder)
-    if (target / "tokenizer.json").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        tokenizer.save_pretrained(str(temporary))
-        os.replace(temporary, target)
-    except OSError:
-        if not (target / "tokenizer.json").is_file():  # another process may have finished the same folder first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+def train_on_sample(
+    sample: TextSample,
+    vocab_size: int,
+    specials: Sequence[str],
+    cache_dir: str | Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> PreTrainedTokenizerFast:
+    """As `FastBPETrainer.train_on_dataset`, for text that is already sampled and specials that are already checked."""
+    _check_size(vocab_size, specials)
+    folder = None if cache_dir is None else Path(cache_dir) / _cache_key(sample, vocab_size, specials)
+    kept = None if folder is None else load_saved(folder)
+    if kept is not None:
+        logger.info("tokenizer taken from %s", folder)
+        return kept
+    logger.info("training byte-level BPE on %s", sample.rule)
+    tokenizer = _train(sample, vocab_size, specials, progress)
+    _report_size(len(tokenizer), vocab_size)
+    if folder is not None:
+        save_tokenizer(tokenizer, folder)
+    return tokenizer
 
 
-def _train(documents: list[str], vocab_size: int, specials: list[str]) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=_MINIMUM_FREQUENCY,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(documents, trainer=trainer, length=len(documents))
-    return _wrap(backend, specials)
-
-
-def _wrap(backend: object, specials: list[str]) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
+def special_config(specials: Sequence[str]) -> dict[str, object]:
+    """Special tokens in the words of a tokenizer_config.json; text that spells them out stays text."""
     pad, unknown, begin, end = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=pad,
-        unk_token=unknown,
-        bos_token=begin,
-        eos_token=end,
-        additional_special_tokens=[token for token in specials if token not in SPECIAL_TOKENS],
-        clean_up_tokenization_spaces=False,  # the default of older releases drops spaces before punctuation
-    )
+    return {
+        "pad_token": pad,
+        "unk_token": unknown,
+        "bos_token": begin,
+        "eos_token": end,
+        "additional_special_tokens": [token for token in specials if token not in SPECIAL_TOKENS],
+        "split_special_tokens": True,
+    }
 
 
-def _load(folder: Path) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
+def checked_specials(special_tokens: Sequence[str] | None) -> list[str]:
+    """The special tokens in the order of their ids: the four of `SPECIAL_TOKENS`, then the others.
 
-    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-
-
-def _checked_specials(special_tokens: Sequence[str] | None) -> list[str]:
+    Raises:
+        TokenizerError: one of the four is missing, one is there twice or empty, or one could also be a piece of ordinary
+            text, which would then turn into the special token.
+    """
     specials = list(SPECIAL_TOKENS if special_tokens is None else special_tokens)
     missing = [token for token in SPECIAL_TOKENS if token not in specials]
     double = sorted({token for token in specials if specials.count(token) > 1})
@@ -145,45 +134,80 @@ def _checked_specials(special_tokens: Sequence[str] | None) -> list[str]:
             + (f" (double: {', '.join(double)})" if double else "")
             + "."
         )
+    ordinary = [token for token in specials if token not in SPECIAL_TOKENS and _could_be_text(token)]
+    if ordinary:
+        raise TokenizerError(
+            f"The special tokens {', '.join(map(repr, ordinary))} could also be pieces of ordinary text, which would then "
+            f"turn into special tokens. Write them so that words and signs mix, e.g. {'<|' + ordinary[0] + '|>'!r}."
+        )
     return [*SPECIAL_TOKENS, *(token for token in specials if token not in SPECIAL_TOKENS)]
 
 
-def _check_size(vocab_size: int, specials: list[str]) -> None:
+def _could_be_text(token: str) -> bool:
+    """Whether byte-level BPE could merge text into this very entry: all in byte symbols, and one word before merging.
+
+    Each symbol of the alphabet stands for a byte. Entries are written in these symbols, so that "Ġa" means " a".
+    """
+    from tokenizers import decoders, pre_tokenizers
+
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if len(token) == 1:
+        return True  # a single character is an entry of character tokenizers, and may be a byte symbol
+    if not set(token) <= alphabet:
+        return False
+    text = decoders.ByteLevel().decode([token])
+    return len(pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)) == 1
+
+
+def _train(
+    sample: TextSample, vocab_size: int, specials: Sequence[str], progress: ProgressCallback
+) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fixed = BYTE_SYMBOLS + len(specials)
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(vocab_size, fixed + sample.kept_bytes),  # each merge needs a byte; the trainer reserves the rest
+        min_frequency=_MINIMUM_FREQUENCY,
+        special_tokens=list(specials),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_fed(sample.texts, progress), trainer=trainer)
+    progress(len(sample.texts), len(sample.texts), f"{backend.get_vocab_size():,} entries")
+    return wrap(backend, special_config(specials))
+
+
+def _fed(texts: list[str], progress: ProgressCallback) -> Iterator[list[str]]:
+    for start in range(0, len(texts), _CHUNK):
+        progress(start, len(texts), "counting words")
+        yield texts[start : start + _CHUNK]
+    progress(len(texts), len(texts), "merging pairs")
+
+
+def _check_size(vocab_size: int, specials: Sequence[str]) -> None:
     needed = BYTE_SYMBOLS + len(specials)
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < needed:
         raise TokenizerError(
             f"A byte-level tokenizer needs at least {needed} entries ({BYTE_SYMBOLS} bytes and {len(specials)} special "
-            f"tokens); the model offers {vocab_size!r}. Export the model with a vocabulary of {needed} or more, or pass "
-            "your own tokenizer with tokenizer=."
-        )
-
-
-def _check_documents(documents: list[str]) -> None:
-    wrong = next((item for item in documents if not isinstance(item, str)), None)
-    if wrong is not None:
-        raise TokenizerError(
-            f"A tokenizer is trained on texts; one of the documents is of type {type(wrong).__name__}."
-        )
-    if not any(documents):
-        raise TokenizerError(
-            "A tokenizer is trained on text, and there is none: pass at least one document that is not empty."
+            f"tokens); the model offers {vocab_size!r}. Use CharacterLevelTokenizer, export the model with a vocabulary of "
+            f"{needed} or more, or pass your own tokenizer with tokenizer=."
         )
 
 
 def _report_size(size: int, asked: int) -> None:
     if size < asked:
-        logger.warning(
+        logger.info(
             "the text fills %d of %d vocabulary entries: it has no more pairs that occur twice. Nothing breaks; the last "
             "%d embedding rows of the model stay unused. More text fills more.",
             size, asked, asked - size,
         )  # fmt: skip
 
 
-def _cache_key(documents: list[str], vocab_size: int, specials: list[str]) -> str:
+def _cache_key(sample: TextSample, vocab_size: int, specials: Sequence[str]) -> str:
     import tokenizers
 
-    digest = hashlib.sha256(json.dumps([_FORMAT, tokenizers.__version__, vocab_size, specials]).encode())
-    for text in documents:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return f"bpe-{vocab_size}-{digest.hexdigest()[:16]}"
+    settings = json.dumps([_FORMAT, tokenizers.__version__, vocab_size, list(specials), sample.digest])
+    return f"bpe-{vocab_size}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"

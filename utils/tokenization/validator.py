@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from utils._tables import html_table, text_table
 from utils.errors import TokenizerError
+from utils.tokenization.character_tokenizer import alphabet, count_characters, cover, is_character_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +23,11 @@ TORTURE_TEXT = (
 )
 """Scripts, combining marks, emoji sequences, control characters and runs of blanks: what normalisers like to change."""
 
+SLOW = 50_000
+"""Characters per second below which a note says what that means. Tokenizers of the `tokenizers` library do a million."""
+
+_SPEED_REPEATS = 20
+
 
 @dataclass
 class TokenizerReport:
@@ -29,12 +37,16 @@ class TokenizerReport:
         problems: everything that makes the tokenizer unusable with the model; empty where it fits.
         notes: what is worth knowing and breaks nothing.
         size: number of entries; rows: what the model offers.
+        lossless: whether the test text survived, apart from characters that a character tokenizer does not hold.
+        characters_per_second: how fast the test text was encoded; None where that failed.
     """
 
     size: int
     rows: int
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lossless: bool = False
+    characters_per_second: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -70,20 +82,31 @@ class TokenizerValidator:
     """Holds a tokenizer against a model's embedding rows."""
 
     @classmethod
-    def validate(cls, tokenizer: PreTrainedTokenizerBase, expected_vocab_size: int) -> TokenizerReport:
-        """Check ids, special tokens, round trip and decoding.
+    def validate(
+        cls, tokenizer: PreTrainedTokenizerBase, expected_vocab_size: int, *, lossless: bool = True
+    ) -> TokenizerReport:
+        """Check ids, special tokens, round trip, decoding and speed.
 
         A tokenizer that is smaller than the rows is fine (the rest of the rows stays unused); one that is larger is not.
+        A character tokenizer is judged by the characters that it holds, and the report says how much of the test text
+        that is.
 
         Args:
             tokenizer: any Hugging Face tokenizer.
             expected_vocab_size: embedding rows of the model.
+            lossless: False turns text that does not survive from a problem into a note, for tokenizers that are meant to
+                normalise it.
         """
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         report = TokenizerReport(size=len(vocabulary), rows=expected_vocab_size)
         _check_rows(report, vocabulary)
         _check_specials(report, tokenizer)
-        _check_round_trip(report, tokenizer)
+        try:
+            _check_round_trip(report, tokenizer, report.problems if lossless else report.notes)
+            _check_marks(report, tokenizer)
+            _check_speed(report, tokenizer)
+        except Exception as error:  # noqa: BLE001 - whatever a foreign tokenizer raises is a finding like any other
+            report.problems.append(f"Encoding and decoding a test text fails with {type(error).__name__}: {error}.")
         _check_decoding(report, tokenizer, vocabulary)
         return report
 
@@ -125,17 +148,59 @@ def _check_specials(report: TokenizerReport, tokenizer: PreTrainedTokenizerBase)
         report.notes.append("Special tokens share ids: " + ", ".join(shared) + ".")
 
 
-def _check_round_trip(report: TokenizerReport, tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = tokenizer(TORTURE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+def _check_round_trip(report: TokenizerReport, tokenizer: PreTrainedTokenizerBase, found: list[str]) -> None:
+    ids = _encoded(tokenizer, TORTURE_TEXT)
     beyond = sorted({index for index in ids if not 0 <= index < report.rows})
     if beyond:
         report.problems.append(f"Encoding a test text gives ids outside the model's {report.rows} rows: {beyond[:5]}.")
-    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if back != TORTURE_TEXT:
-        at = next((i for i, (a, b) in enumerate(zip(TORTURE_TEXT, back)) if a != b), min(len(TORTURE_TEXT), len(back)))
-        report.problems.append(
-            f"Text does not survive encoding and decoding: at character {at}, {TORTURE_TEXT[at : at + 12]!r} becomes "
+    text, back = TORTURE_TEXT, _decoded(tokenizer, ids)
+    if back != text and is_character_tokenizer(tokenizer):
+        report.notes.append(f"Of the test text, {cover(count_characters([text]), tokenizer)}.")
+        text = _held_text(tokenizer)
+        back = _decoded(tokenizer, _encoded(tokenizer, text))
+    report.lossless = back == text
+    if not report.lossless:
+        at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
+        found.append(
+            f"Text does not survive encoding and decoding: at character {at}, {text[at : at + 12]!r} becomes "
             f"{back[at : at + 12]!r}."
+        )
+
+
+def _held_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Every character of a character tokenizer, in two orders, and what it holds of the test text."""
+    held = sorted(alphabet(tokenizer))
+    known = set(held)
+    return "".join([*held, *held[::-1], *(character for character in TORTURE_TEXT if character in known)])
+
+
+def _check_marks(report: TokenizerReport, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether text that spells out a special token can be kept text."""
+    special = set(tokenizer.all_special_ids)
+    marks = {
+        text
+        for text in tokenizer.all_special_tokens
+        if special.intersection(_encoded(tokenizer, text)) - {tokenizer.unk_token_id}
+    }
+    if marks:
+        report.notes.append(
+            f"Text that spells out {', '.join(sorted(marks)[:5])} turns into special tokens, even with "
+            "split_special_tokens=True: texts from strangers could end a document."
+        )
+
+
+def _check_speed(
+    report: TokenizerReport, tokenizer: PreTrainedTokenizerBase, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    texts = [TORTURE_TEXT] * _SPEED_REPEATS
+    begun = clock()
+    tokenizer(texts, add_special_tokens=False, verbose=False)
+    speed = len(TORTURE_TEXT) * _SPEED_REPEATS / max(clock() - begun, 1e-9)
+    report.characters_per_second = speed
+    if speed < SLOW:
+        report.notes.append(
+            f"It encodes {speed:,.0f} characters a second: a megabyte of text takes {1e6 / speed:,.0f} s. A tokenizer with "
+            "a tokenizer.json is a hundred times as fast."
         )
 
 
@@ -153,3 +218,13 @@ def _check_decoding(report: TokenizerReport, tokenizer: PreTrainedTokenizerBase,
         report.problems.append(
             f"{len(wrong)} ids do not decode to their entry, the first is {index}: {token!r} instead of {taken[index]!r}."
         )
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text as text: marks that it spells out are not read as special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,6 +1,6 @@
 """What a model must beat: a byte trigram counted on the same training text.
 
-Counts bytes; which of them a model is scored on is for `engine.metrics` to say.
+Counts bytes; which of them a model is scored on is for `tokenization.bits` to say.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.errors import DataError
-from utils.training.engine.metrics import scored_bytes
+from utils.tokenization.bits import scored_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
+
+    from utils.tokenization.packing import PackedBlocks
 
 BYTES = 256
 
@@ -73,20 +75,19 @@ def byte_trigram_bits_per_byte(train: bytes, validation: bytes) -> float:
 def byte_trigram_on_blocks(train: bytes, blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
     """Bits per byte of the same trigram on exactly the bytes that a model is scored on in packed blocks.
 
-    As for the model, the first token of each block is known and free, nothing before the block is seen, and the tail of the
-    text that fills no block is left out. The model also pays for end-of-text marks, which stand for no byte; the trigram
+    As for the model, the first token of each block is known and free, and nothing before the block is seen. The model also pays for end-of-text marks, which stand for no byte; the trigram
     does not.
 
     Args:
         train: training text as UTF-8.
-        blocks: (N, T) token ids of the validation text, as `pack_documents` makes them.
+        blocks: the validation text as `pack_documents` makes it, or (N, T) token ids.
         tokenizer: the one that made the blocks.
 
     Raises:
         DataError: no training text, or blocks that stand for no byte.
 
     Example:
-        >>> blocks = pack_documents(text.validation, result.tokenizer, result["block_length"]).blocks
+        >>> blocks = pack_documents(text.validation, result.tokenizer, result["block_length"])
         >>> byte_trigram_on_blocks(text.train_bytes, blocks, result.tokenizer)
     """
     segments = scored_bytes(blocks, tokenizer)

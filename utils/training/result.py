@@ -24,6 +24,7 @@ METRIC_COLUMNS = (
     "val/bits_per_byte",
     "learning_rate",
     "seconds",
+    "train/bits_per_byte",
 )
 """Columns of `metrics_summary`, one row per epoch."""
 
@@ -33,10 +34,10 @@ class TrainingResult(Mapping[str, Any]):
 
     As a mapping it offers `loss_history` (mean training loss per epoch, nats per token), `step_loss_history` (one per
     optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at `val_steps`),
-    `bits_per_byte_untrained` (before the first step of this run; a model that comes trained begins lower), `scored_bytes`
+    `bits_per_byte_history` (of the training loss, one per epoch), `bits_per_byte_untrained` (of validation, before the first step of this run; a model that comes trained begins lower), `scored_bytes`
     (UTF-8 bytes over which bits per byte are taken), `block_length` (tokens), `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,
     `checkpoint_path`, `training_time` (seconds), `run_name`, `workspace_root`, `run_folder`, `objective_reason`,
-    `initialisation_reason`, `precision`, `precision_reason` and `resumed_from_step` (0: from the beginning).
+    `initialisation_reason`, `tokenizer_reason`, `precision`, `precision_reason` and `resumed_from_step` (0: from the beginning).
 
     Attributes:
         model: the trained model, in eval mode.
@@ -84,10 +85,12 @@ class TrainingResult(Mapping[str, Any]):
         ]
         if values["resumed_from_step"]:
             rows.append(("continued", f"continued from step {values['resumed_from_step']:,} of an earlier run"))
+        history = values["bits_per_byte_history"]
+        per_byte = f" ({history[-1]:.3f} bits per byte)" if history else ""
         rows.append(
             (
                 "training loss",
-                f"{values['final_loss']:.3f} nats per token after {len(values['step_loss_history']):,} steps",
+                f"{values['final_loss']:.3f} nats per token{per_byte} after {len(values['step_loss_history']):,} steps",
             )
         )
         if values["val_bits_per_byte_history"]:
@@ -100,6 +103,7 @@ class TrainingResult(Mapping[str, Any]):
             ("time", f"{values['training_time']:.0f} s, {values['precision']} ({values['precision_reason']})"),
             ("objective", values["objective_reason"]),
             ("initialisation", values["initialisation_reason"]),
+            *([("tokenizer", values["tokenizer_reason"])] if values["tokenizer_reason"] else []),
             ("checkpoint", str(values["checkpoint_path"])),
         ]
         return rows

@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import IO
 
+from utils._files import lock_file
+
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
@@ -19,8 +21,8 @@ _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 class FolderLock:
     """A lock on a folder, held until `release` or until the process ends in whatever way, `kill -9` included.
 
-    `fcntl.flock` on Linux and macOS, `msvcrt.locking` on Windows. A file system without locks (some network mounts) is used
-    unlocked, with a warning: there, two trainings in one folder are not kept apart.
+    A file system without locks (some network mounts) is used unlocked, with a warning: there, two trainings in one folder
+    are not kept apart.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -31,7 +33,7 @@ class FolderLock:
         """The lock of an existing folder; None where another training holds it."""
         file = (folder / LOCK_FILE).open("ab")
         try:
-            _lock(file)
+            lock_file(file)
         except OSError as error:
             if error.errno in _HELD:
                 file.close()
@@ -43,16 +45,3 @@ class FolderLock:
         """Let others use the folder; a second call does nothing."""
         with contextlib.suppress(OSError):  # closing ends the lock; a file of a vanished mount has none left
             self._file.close()
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock without waiting; raises `OSError` where that fails."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ from utils._extras import require
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ConfigError, TokenizerError
 from utils.progress import Progress, ProgressCallback, ignore_progress
-from utils.tokenization.bpe_trainer import FastBPETrainer
+from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import TextData, resolve_data
 from utils.training.objective import check_task
@@ -48,9 +48,13 @@ def train(
 
     Args:
         model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
-        data: "python-docs" (bundled), the path of a .txt or .md file, a list of texts, or a `datasets.Dataset`.
+        data: "python-docs" (bundled), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
+            upload, a list of texts, a `datasets.Dataset`), or a `UniversalDataModule` of the task "lm". A part of the
+            documents that depends on their content alone is kept for validation (see `tokenization.split`); the data's own
+            validation part is taken where it has one.
         config: settings, as `TrainingConfig` or mapping; None takes the defaults.
-        tokenizer: None trains byte-level BPE on the training text, as large as the model's embedding rows.
+        tokenizer: None lets `AdaptiveTokenizer` choose one for the model's embedding rows and the training text; the result
+            says which and why (`tokenizer_reason`).
         workspace: folder of the runs; None takes `config.checkpoint_dir`.
         progress: True shows a display, False none; or a callable (steps done, steps in total, note).
         resume: "auto" continues an interrupted run of the same model (code, contract, weights), data and settings;
@@ -71,18 +75,23 @@ def train(
         >>> result["val_bits_per_byte_history"][-1]
     """
     require("pytorch_lightning", extra="training", feature="Training")
+    from utils.tokenization.data_module import UniversalDataModule
     from utils.training.engine.trainer import Trainer
 
     settings = _settings(config)
-    text = resolve_data(data, settings.validation_fraction)
     adapted = adapt(model)
     check_task(adapted)
-    fitting = _fitting_tokenizer(adapted, tokenizer, text)
-    with _Display(progress) as report:
+    root = Path(workspace if workspace is not None else settings.checkpoint_dir).expanduser()
+    with _Display(progress) as display:
+        if isinstance(data, UniversalDataModule):
+            text, fitting = None, _proven(adapted, tokenizer if tokenizer is not None else data.tokenizer)
+        else:
+            text = resolve_data(data, settings.validation_fraction, progress=display.prepare)
+            fitting = _fitting_tokenizer(adapted, tokenizer, text, root / ".cache" / "tokenizers", display.prepare)
         trainer = Trainer(
-            adapted, None, settings, tokenizer=fitting, workspace=workspace, progress=report, resume=resume
+            adapted, None, settings, tokenizer=fitting, workspace=root, progress=display.report, resume=resume
         )
-        return trainer.train(text.train, text.validation)
+        return trainer.train(data) if text is None else trainer.train(text.train, text.validation)
 
 
 def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
@@ -97,31 +106,57 @@ def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConf
 
 
 def _fitting_tokenizer(
-    adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None, text: TextData
+    adapted: AdaptedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text: TextData,
+    cache_dir: Path,
+    progress: bool | ProgressCallback,
 ) -> PreTrainedTokenizerBase:
     """The given tokenizer or a new one, proven to fit the model's rows. It never sees validation text."""
+    if tokenizer is None:
+        tokenizer = AdaptiveTokenizer.load_or_create(_rows(adapted), text.train, cache_dir, progress=progress)
+        logger.info("tokenizer: %s", tokenizer.choice.reason)  # type: ignore[attr-defined]  # `AdaptiveTokenizer` adds it
+    return _proven(adapted, tokenizer)
+
+
+def _proven(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer, where it fits the model's rows."""
+    if tokenizer is None:
+        raise TokenizerError("The data module has no tokenizer: pass tokenizer=.")
+    TokenizerValidator.validate(tokenizer, _rows(adapted)).raise_for_problems()
+    return tokenizer
+
+
+def _rows(adapted: AdaptedModel) -> int:
     rows = adapted.contract.vocab_size
     if rows is None:
         raise TokenizerError(
             f"How many token ids {adapted.name} takes is unknown: it has no embedding, and its config names no vocab_size. "
             "Pass adapt(model, config={'vocab_size': ...})."
         )
-    chosen = tokenizer if tokenizer is not None else FastBPETrainer.train_on_dataset(text.train, rows)
-    TokenizerValidator.validate(chosen, rows).raise_for_problems()
-    return chosen
+    return rows
 
 
 class _Display:
-    """Opens a `Progress` for True, and lends a callable or nothing otherwise."""
+    """Opens one `Progress` for True, and lends a callable or nothing otherwise.
+
+    Attributes:
+        report: for the training.
+        prepare: for what comes before it; only the own display shows that, since a callable is promised steps.
+    """
 
     def __init__(self, progress: bool | ProgressCallback) -> None:
-        self._given = progress
-        self._own = Progress("Training", unit="steps") if progress is True else None
+        own = Progress("Training", unit="steps") if progress is True else None
+        self._own = own
+        self.report: ProgressCallback = ignore_progress
+        self.prepare: bool | ProgressCallback = False
+        if own is not None:
+            self.report, self.prepare = own, lambda done, total, note="": own(0, None, note)
+        elif not isinstance(progress, bool):
+            self.report = _checked(progress)
 
-    def __enter__(self) -> ProgressCallback:
-        if self._own is not None:
-            return self._own
-        return ignore_progress if isinstance(self._given, bool) else _checked(self._given)
+    def __enter__(self) -> _Display:
+        return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._own is not None:

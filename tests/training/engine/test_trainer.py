@@ -13,6 +13,7 @@ import torch
 
 from tests.training.tiny import TEXT, make_tiny
 from utils.errors import ConfigError, DataError, TokenIdError, TokenizerError, TrainingError
+from utils.tokenization.packing import PackedBlocks
 from utils.training.dataset_utilities import split_text
 from utils.training.engine.precision import pick_precision
 from utils.training.engine.trainer import Trainer
@@ -104,6 +105,48 @@ def test_losses_equal_a_hand_written_loop(tmp_path):
             schedule.step()
             expected.append(sum(loss.item() for loss in losses) / 2)
     assert got == pytest.approx(expected, abs=1e-6)  # sums of a mean are rounded in another order
+
+
+def test_the_last_step_of_an_epoch_is_the_mean_over_its_tokens(tmp_path):
+    """Windows of 2 × 2 over 5 full blocks and one of 7 tokens: the second step has two micro-batches of unequal weight."""
+
+    class Plain(Trainer):
+        def _setup_optimizer(self, adapted):
+            return torch.optim.SGD(adapted.parameters(), lr=0.1)
+
+    data = PackedBlocks(BLOCKS[:5], tail=BLOCKS[5, :7])
+    settings = {"batch_size": 2, "gradient_accumulation_steps": 2, "gradient_clip_norm": 0, "initialisation": "keep"}
+    run = trainer(tmp_path, Plain, make_tiny(dropout=0.0), **settings)
+    batches = run._setup_loaders(run._setup_data(data, None)).sampler.batches(0)
+    result = run.train(data)
+
+    model = make_tiny(dropout=0.0).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    for window in (batches[:2], batches[2:]):
+        optimizer.zero_grad()
+        rows = [BLOCKS[i] if i < 5 else BLOCKS[5, :7] for batch in window for i in batch]
+        losses = [
+            torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+            for ids in map(torch.from_numpy, rows)
+        ]
+        loss = sum(losses) / sum(len(row) - 1 for row in rows)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert result["step_loss_history"] == pytest.approx(expected, abs=1e-5)  # one forward per row rounds differently
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "every", "validated"), [(5, 2, [2, 4, 6, 8]), (5, 3, [3, 6, 8]), (3, 1, list(range(1, 9)))]
+)
+def test_validations_follow_whole_steps_across_uneven_epochs(tmp_path, accumulation, every, validated):
+    """12 batches an epoch make windows of 5, 5 and 2: counting batches would validate inside of them."""
+    settings = {"max_steps": 8, "batch_size": 1, "gradient_accumulation_steps": accumulation}
+    result = trainer(tmp_path, **settings, val_every_n_steps=every).train(BLOCKS, BLOCKS[:3])
+    assert result["val_steps"] == validated
 
 
 def test_validation_loss_weights_every_predicted_token_alike(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,12 +153,40 @@ class TrainingLoop(pl.Callback):
         self._mark, self._epoch_mark = self._clock(), float(state_dict["epoch_mark"])
 
 
-class ValidationLoop(pl.Callback):
-    """Keeps every validation loss; the one before the first step is kept apart."""
+NEVER = sys.maxsize
+"""As Lightning's number of batches between validations: after none of them."""
 
-    def __init__(self) -> None:
+
+class ValidationLoop(pl.Callback):
+    """Keeps every validation loss, and says when to validate; the loss before the first step is kept apart.
+
+    Lightning counts batches between validations, and the last accumulation window of an epoch may have fewer of them than
+    the others. So this callback, which knows whole steps, tells Lightning batch by batch.
+
+    Args:
+        every: optimizer steps between validations; None leaves it to Lightning, at the end of epochs.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        self.every = every
         self.untrained: float | None = None
         self.history: list[Validation] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.every is not None:  # where a run goes on after a validation, Lightning asks once more
+            self._tell(trainer, trainer.global_step > 0 and trainer.global_step % self.every == 0)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every is not None:
+            place = batch_idx + 1
+            steps = place % trainer.accumulate_grad_batches == 0 or place == trainer.num_training_batches
+            self._tell(trainer, steps and (trainer.global_step + 1) % self.every == 0)
+
+    @staticmethod
+    def _tell(trainer: pl.Trainer, validate: bool) -> None:
+        trainer.val_check_batch = 1 if validate else NEVER
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val_loss"])
@@ -184,6 +213,14 @@ class ValidationLoop(pl.Callback):
         self.history = [Validation(int(step), int(epoch), float(loss)) for step, epoch, loss in state_dict["history"]]
 
 
+@dataclass(frozen=True)
+class LossesPerByte:
+    """What turns losses in nats per token into bits per byte, for both parts; None where no tokenizer is known."""
+
+    train: Callable[[float], float] | None = None
+    validation: Callable[[float], float] | None = None
+
+
 class ProgressReporter(pl.Callback):
     """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second."""
 
@@ -192,12 +229,12 @@ class ProgressReporter(pl.Callback):
         progress: ProgressCallback,
         training: TrainingLoop,
         validation: ValidationLoop,
-        bits_per_byte: Callable[[float], float] | None,
+        bits: LossesPerByte,
         tokens_per_step: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress, self._training, self._validation = progress, training, validation
-        self._bits_per_byte, self._tokens_per_step, self._clock = bits_per_byte, tokens_per_step, clock
+        self._bits, self._tokens_per_step, self._clock = bits, tokens_per_step, clock
         self._last, self._began, self._first = -math.inf, 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -216,20 +253,23 @@ class ProgressReporter(pl.Callback):
 
     def _report(self, step: int) -> None:
         self._training.read_losses()
-        parts = [f"loss {self._training.step_losses[-1]:.3f}"] if self._training.step_losses else []
-        newest = self._validation.newest
-        if newest is not None and self._bits_per_byte is not None:
-            parts.append(f"validation {self._bits_per_byte(newest.loss):.3f} bits/byte")
-        elif newest is not None:
-            parts.append(f"validation loss {newest.loss:.3f}")
+        losses, newest = self._training.step_losses, self._validation.newest
+        parts = [f"loss {_with_bits(losses[-1], self._bits.train)}"] if losses else []
+        if newest is not None:
+            parts.append(f"validation loss {_with_bits(newest.loss, self._bits.validation)}")
         seconds = self._clock() - self._began
         if step > self._first and seconds > 0:
             parts.append(f"{(step - self._first) * self._tokens_per_step / seconds:,.0f} tokens/s")
         self._progress(step, self._training.total_steps, " · ".join(parts))
 
 
-STEP_COLUMNS = ("step", "train/loss", "learning_rate", "val/loss", "val/bits_per_byte")
-"""Columns of metrics.csv: one row per optimizer step, losses in nats per token, empty cells between validations."""
+def _with_bits(loss: float, bits: Callable[[float], float] | None) -> str:
+    return f"{loss:.3f}" if bits is None else f"{loss:.3f} ({bits(loss):.3f} bits/byte)"
+
+
+STEP_COLUMNS = ("step", "train/loss", "learning_rate", "val/loss", "val/bits_per_byte", "train/bits_per_byte")
+"""Columns of metrics.csv: one row per optimizer step, losses in nats per token, empty cells between validations. Bits per
+byte of training take the bytes per token of the whole training text."""
 
 
 class MetricsFile(pl.Callback):
@@ -240,9 +280,9 @@ class MetricsFile(pl.Callback):
         path: Path,
         training: TrainingLoop,
         validation: ValidationLoop,
-        bits_per_byte: Callable[[float], float] | None,
+        bits: LossesPerByte,
     ) -> None:
-        self._path, self._training, self._validation, self._bits_per_byte = path, training, validation, bits_per_byte
+        self._path, self._training, self._validation, self._bits = path, training, validation, bits
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -259,8 +299,8 @@ class MetricsFile(pl.Callback):
         rows = []
         for step, (loss, rate) in enumerate(pairs, start=1):
             val = validated.get(step)
-            per_byte = None if val is None or self._bits_per_byte is None else self._bits_per_byte(val)
-            rows.append((step, loss, rate, val, per_byte))
+            per_byte = (_per_byte(val, self._bits.validation), _per_byte(loss, self._bits.train))
+            rows.append((step, loss, rate, val, *per_byte))
         write_csv(self._path, STEP_COLUMNS, rows)
 
 
@@ -293,9 +333,14 @@ def best_epoch(epochs: Sequence[EpochResult]) -> int:
     return min(epochs, key=lambda item: item.train_loss).epoch
 
 
-def metric_row(item: EpochResult, bits: Callable[[float], float] | None) -> tuple[Any, ...]:
+def metric_row(item: EpochResult, bits: LossesPerByte) -> tuple[Any, ...]:
     """One row of `TrainingResult.metrics_summary`: see `METRIC_COLUMNS`."""
     loss = item.val_loss
     perplexity = None if loss is None else math.exp(min(loss, 700.0))  # a float holds e ** 709 at most
-    per_byte = None if loss is None or bits is None else bits(loss)
-    return (item.epoch, item.step, item.train_loss, loss, perplexity, per_byte, item.learning_rate, item.seconds)
+    per_byte = _per_byte(loss, bits.validation)
+    train = _per_byte(item.train_loss, bits.train)
+    return (item.epoch, item.step, item.train_loss, loss, perplexity, per_byte, item.learning_rate, item.seconds, train)
+
+
+def _per_byte(loss: float | None, bits: Callable[[float], float] | None) -> float | None:
+    return None if loss is None or bits is None else bits(loss)

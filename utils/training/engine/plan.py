@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from utils.training.engine.data import EpochBatchSampler, PackedBlocks, Window
-from utils.training.engine.loop import MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
-from utils.training.engine.metrics import BitsPerByte
+from utils.tokenization.batch_order import EpochBatchSampler, Window
+from utils.tokenization.samples import Samples
+from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
 from utils.training.engine.resume import ResumableCheckpoint
 
 
@@ -20,21 +20,23 @@ class Plan:
     """What one training will do, settled before its first step.
 
     Attributes:
-        train, validation: blocks; window: blocks per optimizer step; total_steps: optimizer steps of the whole run.
-        bits_per_byte: turns a validation loss into bits per byte; None without tokenizer or validation blocks.
+        train, validation: samples; window: samples per optimizer step; total_steps: optimizer steps of the whole run.
+        bits: turns losses into bits per byte where a tokenizer is known.
+        scored_bytes: UTF-8 bytes over which those of the validation are taken; None where they are not.
     """
 
-    train: PackedBlocks
-    validation: PackedBlocks | None
+    train: Samples
+    validation: Samples | None
     window: Window
     total_steps: int
     steps_per_epoch: int
-    bits_per_byte: BitsPerByte | None
+    bits: LossesPerByte
+    scored_bytes: int | None = None
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.window.batch_size * self.window.accumulation * self.train.block_length
+        """Tokens of one optimizer step, without padding; the mean where samples differ."""
+        return round(self.window.batch_size * self.window.accumulation * self.train.tokens / len(self.train))
 
     @property
     def fingerprint(self) -> str:

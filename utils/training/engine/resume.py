@@ -16,9 +16,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from utils.tokenization.batch_order import EpochBatchSampler
+from utils.tokenization.data_module import data_position
 from utils.training.engine import random_state
 from utils.training.engine.checkpoint import CheckpointStore
-from utils.training.engine.data import EpochBatchSampler
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
 from utils.training.training_config import TrainingConfig
 
@@ -116,11 +117,8 @@ class ResumableCheckpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        epochs: Any = trainer.fit_loop.epoch_progress.current  # counts that are started, processed, …
-        batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if epochs.processed == epochs.started:
-            batch = 0  # the epoch has ended: the next one begins at its first batch
-        position = {"epoch": int(epochs.processed), "batch": int(batch)}
+        epoch, batch = data_position(trainer)
+        position = {"epoch": epoch, "batch": batch}
         checkpoint[STATE_KEY] = {"random": random_state.capture(), "position": position}
         checkpoint.pop("hyper_parameters", None)  # the run folder keeps settings; objects of other kinds would not load
         checkpoint.pop("hparams_name", None)

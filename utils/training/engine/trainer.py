@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,21 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from utils.adapters.model_adapter import AdaptedModel, UniversalModelAdapter, adapt
-from utils.errors import DataError, TokenIdError, TokenizerError, TrainingError
+from utils.errors import DataError, TokenizerError, TrainingError
 from utils.progress import ProgressCallback, ignore_progress
+from utils.tokenization.batch_order import fit_window
+from utils.tokenization.batches import PaddedDocuments
+from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
+from utils.tokenization.data_module import UniversalDataModule, check_fits
+from utils.tokenization.documents import Documents
+from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.packing import PackedBlocks, pack_documents
+from utils.tokenization.samples import Samples
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
-from utils.training.engine.data import DataLoaderFactory, PackedBlocks, fit_window, pack_documents
 from utils.training.engine.loop import (
+    NEVER,
+    LossesPerByte,
     MetricsFile,
     ProgressReporter,
     TrainingLoop,
@@ -34,7 +43,6 @@ from utils.training.engine.loop import (
     epoch_results,
     metric_row,
 )
-from utils.training.engine.metrics import BitsPerByte
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
@@ -100,7 +108,8 @@ class Trainer:
         """Train, or continue an interrupted training, to its end.
 
         Args:
-            train_data: texts (with a tokenizer), `PackedBlocks`, or whole numbers of shape (N, T).
+            train_data: texts (with a tokenizer), `PackedBlocks`, whole numbers of shape (N, T), or a `UniversalDataModule`
+                of the task "lm", which brings both parts; batch size and order are those of the settings.
             val_data: the same, or None for a run without validation.
 
         Raises:
@@ -134,6 +143,7 @@ class Trainer:
         facts = {
             "objective_reason": objective,
             "initialisation_reason": initialisation.reason,
+            "tokenizer_reason": _tokenizer_reason(self.tokenizer),
             "precision": precision,
             "precision_reason": why,
             "resumed_from_step": newest.step if newest is not None else 0,
@@ -143,6 +153,8 @@ class Trainer:
     # ---- steps, each of which a subclass can override ----------------------------------------------------------------
     def _setup_data(self, train_data: Any, val_data: Any) -> Plan:
         """Blocks of both parts, and how many steps they make."""
+        if isinstance(train_data, UniversalDataModule):
+            train_data, val_data = _parts_of(train_data)
         length = self._block_length()
         train = self._blocks(train_data, length, "training")
         validation = None if val_data is None else self._blocks(val_data, length, "validation")
@@ -150,11 +162,15 @@ class Trainer:
         window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
         if window.why:
             logger.warning("%s", window.why)
-        per_epoch = len(train) // (window.batch_size * window.accumulation)
+        per_epoch = window.steps(len(train))
         total = settings.max_steps if settings.max_steps is not None else settings.epochs * per_epoch
-        measured = validation is not None and self.tokenizer is not None
-        bits = BitsPerByte.of(validation.blocks, self.tokenizer) if measured else None  # type: ignore[union-attr, arg-type]
-        return Plan(train, validation, window, total, per_epoch, bits)
+        bits = LossesPerByte(self._bits(train), self._bits(validation))
+        scored = bits.validation.size if isinstance(bits.validation, BitsPerByte) else None
+        return Plan(train, validation, window, total, per_epoch, bits, scored)
+
+    def _bits(self, samples: Samples | None) -> BitsPerByte | None:
+        known = isinstance(samples, (PackedBlocks, PaddedDocuments)) and self.tokenizer is not None
+        return BitsPerByte.of(samples, self.tokenizer) if known else None  # type: ignore[arg-type]
 
     def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
         """The model to train and why next-token prediction is honest for it."""
@@ -225,12 +241,12 @@ class Trainer:
 
     def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
         """The callbacks of the run; the one that saves comes last."""
-        training, validation = TrainingLoop(plan.total_steps), ValidationLoop()
+        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(self.settings.val_every_n_steps)
         return Callbacks(
             training,
             validation,
-            ProgressReporter(self.progress, training, validation, plan.bits_per_byte, plan.tokens_per_step),
-            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits_per_byte),
+            ProgressReporter(self.progress, training, validation, plan.bits, plan.tokens_per_step),
+            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits),
             ResumableCheckpoint(
                 store, self.settings, loaders.sampler, training, validation, plan.validation is not None
             ),
@@ -253,7 +269,7 @@ class Trainer:
             accumulate_grad_batches=window.accumulation,
             gradient_clip_val=self.settings.gradient_clip_norm or None,
             check_val_every_n_epoch=None if every else 1,
-            val_check_interval=every * window.accumulation if every else 1.0,
+            val_check_interval=NEVER if every else 1.0,  # `ValidationLoop` says when
             callbacks=callbacks.in_order(),
             plugins=[VerifiedCheckpointIO(store)],
             logger=False,
@@ -300,37 +316,28 @@ class Trainer:
             return DEFAULT_BLOCK_LENGTH
         return min(value for value in (limit, asked) if value is not None)
 
-    def _blocks(self, data: Any, length: int, what: str) -> PackedBlocks:
-        blocks = self._as_blocks(data, length, what)
-        rows, limit = self.adapted.contract.vocab_size, self.adapted.contract.max_length
-        if rows is not None and blocks.largest_id >= rows:
-            raise TokenIdError(
-                f"The {what} data holds token id {blocks.largest_id}; the model has {rows} embedding rows (0 to {rows - 1}). "
-                f"Use a tokenizer with at most {rows} entries."
-            )
-        if limit is not None and blocks.block_length > limit:
-            raise TokenIdError(
-                f"The {what} blocks are {blocks.block_length} tokens long, the model takes at most {limit}."
-            )
+    def _blocks(self, data: Any, length: int, what: str) -> Samples:
+        blocks = self._as_samples(data, length, what)
+        check_fits(blocks, self.adapted.contract.vocab_size, self.adapted.contract.max_length, what)
         return blocks
 
-    def _as_blocks(self, data: Any, length: int, what: str) -> PackedBlocks:
-        if isinstance(data, PackedBlocks):
+    def _as_samples(self, data: Any, length: int, what: str) -> Samples:
+        if isinstance(data, Samples):
             return data
         if isinstance(data, torch.Tensor):
             data = data.cpu().numpy()
         if isinstance(data, np.ndarray):
             return PackedBlocks(data)
-        texts = [data] if isinstance(data, str) else data
-        if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        if not isinstance(data, (str, Documents)) or not len(data):
             raise DataError(
-                f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got {type(data).__name__}."
+                f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
+                f"{'an empty ' if isinstance(data, Documents) else ''}{type(data).__name__}."
             )
         if self.tokenizer is None:
             raise TokenizerError(
                 f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
             )
-        return pack_documents(texts, self.tokenizer, length, self.workspace / ".cache", what)
+        return pack_documents(data, self.tokenizer, length, self.workspace / ".cache", what)
 
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
         if newest is not None:
@@ -352,18 +359,21 @@ class Trainer:
         training, validation = callbacks.training, callbacks.validation
         epochs = epoch_results(training, validation.history)
         newest, best = store.newest(), store.best()
-        bits = plan.bits_per_byte
+        bits = plan.bits
         values = {
             "loss_history": [item.train_loss for item in epochs],
             "step_loss_history": list(training.step_losses),
             "val_loss_history": [item.loss for item in validation.history],
             "val_steps": [item.step for item in validation.history],
-            "val_bits_per_byte_history": [] if bits is None else [bits(item.loss) for item in validation.history],
+            "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
+            "val_bits_per_byte_history": []
+            if bits.validation is None
+            else [bits.validation(item.loss) for item in validation.history],
             "bits_per_byte_untrained": None
-            if bits is None or validation.untrained is None
-            else bits(validation.untrained),
-            "scored_bytes": None if bits is None else bits.size,
-            "block_length": plan.train.block_length,
+            if bits.validation is None or validation.untrained is None
+            else bits.validation(validation.untrained),
+            "scored_bytes": plan.scored_bytes,
+            "block_length": plan.train.longest,
             "best_epoch": best_epoch(epochs),
             "final_loss": epochs[-1].train_loss,
             "epoch_results": epochs,
@@ -379,3 +389,19 @@ class Trainer:
         if not run.finished:
             run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
         return TrainingResult(self.adapted, self.tokenizer, self.settings, values)
+
+
+def _parts_of(module: UniversalDataModule) -> tuple[Samples, Samples | None]:
+    """Both parts of a data module, where they are for next-token training."""
+    if module.task != "lm":
+        raise TrainingError(
+            f"The data module is for the task {module.task!r}, and this trainer trains next-token prediction. Give the module "
+            "to a pytorch_lightning.Trainer: trainer.fit(UniversalModelAdapter(model), module)."
+        )
+    return module.train_samples, module.validation_samples
+
+
+def _tokenizer_reason(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Why this tokenizer was chosen, where `AdaptiveTokenizer` chose it."""
+    choice = getattr(tokenizer, "choice", None)
+    return None if choice is None else f"{choice.strategy}: {choice.reason}"

@@ -1,0 +1,79 @@
+"""Loaders over samples that draw nothing from the global random state, so that a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.tokenization.batch_order import BatchIndices, EpochBatchSampler, Window
+from utils.tokenization.samples import Samples
+
+SHARE = "loss_share"
+"""Key of a batch that says what it weighs in its accumulation window, as a scalar; absent where nothing is accumulated."""
+
+
+class DataLoaderFactory:
+    """Builds loaders.
+
+    Blocks of text are copied out of a memory-mapped file, in less time than a worker process needs to hand them over: no
+    workers is right for them. Images that are decoded and scaled on the way are worth workers.
+
+    Args:
+        seed: of the order.
+        pin_memory: put batches where a GPU reads them without the CPU; pays only with one.
+        workers: processes that make batches ahead; 0 makes them when they are asked for.
+    """
+
+    def __init__(self, seed: int = 0, pin_memory: bool = False, workers: int = 0) -> None:
+        self.seed, self.pin_memory, self.workers = seed, pin_memory, workers
+
+    def train(self, samples: Samples, window: Window) -> DataLoader[Any]:
+        """Every sample once an epoch, shuffled; the order is a function of seed and epoch."""
+        sampler = EpochBatchSampler(
+            len(samples),
+            window.batch_size,
+            self.seed,
+            window.accumulation,
+            loss_tokens=samples.loss_tokens if window.accumulation > 1 else None,
+            lengths=samples.lengths,
+        )
+        return self._loader(samples, sampler)
+
+    def validation(self, samples: Samples, batch_size: int) -> DataLoader[Any]:
+        """Every sample once, in order."""
+        return self._loader(samples, EpochBatchSampler(len(samples), batch_size, shuffle=False))
+
+    def _loader(self, samples: Samples, sampler: EpochBatchSampler) -> DataLoader[Any]:
+        return DataLoader(
+            _Weighed(samples),
+            batch_sampler=sampler,
+            collate_fn=_same,  # `__getitems__` already returns a batch
+            pin_memory=self.pin_memory,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # else each new iterator draws from the global one
+        )
+
+
+class _Weighed(Dataset[Any]):
+    """Adds to each batch what it weighs."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.samples[index]
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = self.samples.__getitems__(indices)
+        share = indices.share if isinstance(indices, BatchIndices) else None
+        return batch if share is None else {**batch, SHARE: torch.tensor(share, dtype=torch.float32)}
+
+
+def _same(batch: Any) -> Any:
+    return batch
