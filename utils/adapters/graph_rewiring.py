@@ -80,8 +80,8 @@ def _widen_norms(forward: ForwardCompleter) -> None:
         if forward.missing is not None and node.name not in forward.missing:
             continue
         read, nested, _ = _nodes_read(forward, node)
-        (branch, *others) = [*read.values()] or [None]
-        if branch is not None and not others and not nested and branch.role not in ("residual", "add_norm"):
+        branches = [one for one in read.values() if one.role not in ("residual", "add_norm")]
+        if len(read) == len(branches) == 1 and not nested:
             _write_anew(forward, node)
 
 

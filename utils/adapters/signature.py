@@ -60,7 +60,9 @@ def _signature_of(model: nn.Module) -> inspect.Signature:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature(
         [
-            inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else inspect.Parameter.empty)
+            inspect.Parameter(
+                a.name, kind, default=a.default_value if a.has_default_value() else inspect.Parameter.empty
+            )
             for a in arguments
         ]
     )

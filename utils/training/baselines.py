@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from utils.tokenization.packing import PackedBlocks
 
 BYTES = 256
 
