@@ -262,6 +262,16 @@ class AssertedLimit(Plain):
         return self.scores(idx)
 
 
+class TwoPlaces(Decoder):
+    """Two tokens at most: too short for most questions."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.scores(input_ids)
+
+
 class Tied(Decoder):
     """Head and embedding share their weight."""
 
@@ -357,6 +367,7 @@ ENTRIES = [
     _lm("positions in a buffer", BufferPositions, shows="limit from a buffer", limit=LIMIT),
     _lm("causal buffer", CausalBuffer, shows="limit from a mask", limit=LIMIT),
     _lm("asserted limit", AssertedLimit, shows="limit from table and assertion", limit=LIMIT),
+    _lm("two places", TwoPlaces, shows="a limit below the probe's length", batch=text(length=2), limit=2),
     _lm("tied weights", Tied, shows="shared weight stays shared", limit=LIMIT),
     _lm("64 scores for 61 rows", WiderThanVocabulary, shows="head wider than the embedding", limit=LIMIT),
 ]

@@ -417,7 +417,7 @@ class _Visit(Guesses):
     def _is_causal_at_any_length(self, contract: CallContract, ids: torch.Tensor) -> bool | None:
         """As `_is_causal`; where no token moves any other, asked again of a longer text: attention by blocks may need one."""
         causal = self._is_causal(contract, ids)
-        if not causal or self._reads_earlier(contract, ids):
+        if not causal or ids.shape[1] <= HIDDEN + 1 or self._reads_earlier(contract, ids):
             return causal
         length = min(contract.max_length or _LONGER, _LONGER)
         try:
