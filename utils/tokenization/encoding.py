@@ -119,13 +119,14 @@ class Encoder:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over all that decides how a tokenizer encodes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        state.pop("truncation", None)  # set and unset by calls; packing uses neither
-        state.pop("padding", None)
-        text = json.dumps(state, sort_keys=True)
-    else:
+    if backend is None:
         text = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    else:
+        if backend.truncation is not None or backend.padding is not None:
+            backend = copy.deepcopy(backend)
+            backend.no_truncation()  # both are set by calls, and have no effect here
+            backend.no_padding()
+        text = backend.to_str()
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
