@@ -57,7 +57,8 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, recipe: Recipe = Recipe()) -> None:
         self.recipe = recipe
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
+        largest = max(tokenizer.get_vocab().values(), default=0)  # ids may leave gaps
+        self.dtype = np.dtype(np.uint16 if largest < 2**16 else np.int32)
         self.end = tokenizer.eos_token_id if recipe.end else None
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
