@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tokenization.hub_server import HubServer
 from tests.tokenization.test_sentencepiece_model import PIECES, model_bytes
-from utils.errors import TokenizerError
+from utils.errors import ConfigError, TokenizerError
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer, choice_of
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.tokenization.character_tokenizer import alphabet
@@ -126,6 +126,29 @@ def test_the_strategy_follows_rows_and_text(rows, documents, strategy):
 def test_rows_are_a_number(rows):
     with pytest.raises(TokenizerError, match="1 or more; got"):
         AdaptiveTokenizer.detect_strategy(rows, 10)
+
+
+@pytest.mark.parametrize("documents", [-1, "10", 1.5, True])
+def test_documents_are_a_number(documents):
+    with pytest.raises(TokenizerError, match="number of documents"):
+        AdaptiveTokenizer.detect_strategy(300, documents)
+
+
+def test_an_unknown_strategy_is_never_taken_for_another(tmp_path):
+    with pytest.raises(ConfigError, match="strategy='train_bpee' is unknown; did you mean 'train_bpe'"):
+        AdaptiveTokenizer.load_or_create(300, ["text"], tmp_path, strategy="train_bpee")
+
+
+def test_what_was_chosen_is_no_alternative_to_itself(tmp_path):
+    choice = AdaptiveTokenizer.load_or_create(300, ["text"], tmp_path, strategy="character").choice
+    assert not any("strategy='character'" in text for text in choice.alternatives)
+    assert any("strategy='train_bpe'" in text for text in choice.alternatives)
+
+
+def test_a_cache_that_cannot_be_written_to_says_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TokenizerError, match="Choose a folder that can be written to"):
+        AdaptiveTokenizer.load_or_create(300, ["text"], tmp_path / "file")
 
 
 def test_advice_gives_reason_and_alternatives_without_network_or_training(no_socket):

@@ -319,12 +319,46 @@ def test_what_the_model_cannot_take_is_refused_before_the_first_batch(options, m
             DataError,
             "classes that training does not have: z",
         ),
-        ({"task": "vision", "data": [np.zeros((4, 4))]}, DataError, "all of one text|no label"),
+        ({"task": "vision", "data": [np.zeros((4, 4))]}, DataError, "Image 0 has no label"),
+        ({"task": "vision", "data": [np.zeros((4, 4))] * 3, "labels": [0, 1]}, DataError, "3 images and 2 labels"),
+        ({"task": "vision", "data": []}, DataError, "no images"),
+        ({"task": "classification", "data": []}, DataError, "no examples"),
+        ({"task": "classification", "data": [("a", 0), ("b", None)]}, DataError, "Example 1 has no label"),
+        ({"task": "classification", "data": [("a", "x"), ("b", float("nan"))]}, DataError, "Example 1 has no label"),
+        ({"data": "notes.txt"}, DataError, "no name or path"),
+        ({"validation": "notes.txt"}, DataError, "no name or path"),
+        ({"data": {"a", "b"}}, DataError, "no list of documents"),
     ],
 )
 def test_what_cannot_be_used_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         UniversalDataModule(**{"data": LINES, "tokenizer": TOKENIZER, **arguments}).setup()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [(7, "does not have: 7"), (-1, "have: -1"), (1.5, "have: 1.5"), (None, "0 has no label")]
+)
+def test_a_class_of_validation_is_one_of_training(label, message):
+    data = {"train": [("a", 0), ("b", 1)], "validation": [("c", label)]}
+    with pytest.raises(DataError, match=message):
+        UniversalDataModule(data, TOKENIZER, "classification").setup()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_that_occurs_once_may_fall_on_either_side(seed):
+    pairs = [*zip(LINES[:28], ["a", "b"] * 14), ("rare words", "c"), ("rarer words", "d")]
+    module = UniversalDataModule(pairs, TOKENIZER, "classification", validation_fraction=0.5, seed=seed)
+    module.setup()
+    assert module.class_names == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("named", [None, "label"])
+def test_an_example_that_a_dataset_marks_as_unlabelled_is_never_given_a_class(named):
+    datasets = pytest.importorskip("datasets")
+    columns = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=columns)
+    with pytest.raises(DataError, match="Example 2 has no label"):
+        UniversalDataModule(data, TOKENIZER, "classification", label_column=named).setup()
 
 
 def test_workers_pay_for_images_only():

@@ -76,8 +76,8 @@ def test_a_tokenizer_written_in_python_is_asked_itself():
     class Slow:
         backend_tokenizer = None
 
-        def __len__(self):
-            return 300
+        def get_vocab(self):
+            return {f"w{number}": number for number in range(300)}
 
         def __call__(self, texts, **options):
             assert options["split_special_tokens"] and not options["add_special_tokens"]
@@ -95,3 +95,9 @@ def test_the_fingerprint_ignores_what_calls_leave_behind():
     finally:
         BPE.backend_tokenizer.no_truncation()
     assert tokenizer_fingerprint(FastBPETrainer.train_on_dataset([TEXT], 280)) != before
+
+
+def test_ids_that_leave_gaps_keep_their_values():
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "far": 70_000}, unk_token="<unk>"))
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>"))
+    assert encoder(["far"])[0].tolist() == [70_000]

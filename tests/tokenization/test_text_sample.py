@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import types
 
+import pandas
 import pytest
 
 from utils.errors import TokenizerError
@@ -110,3 +111,17 @@ def test_loaded_data_and_columns_are_read_by_their_texts():
 def test_what_holds_no_texts_is_refused(thing):
     with pytest.raises(TokenizerError, match=f"Texts are wanted.*got {type(thing).__name__}"):
         take_sample(thing)
+
+
+@pytest.mark.parametrize("thing", [{"text": ["one"]}, pandas.DataFrame({"text": ["one"]})], ids=["mapping", "frame"])
+def test_the_names_of_columns_are_never_taken_for_texts(thing):
+    with pytest.raises(TokenizerError, match="no list of texts"):
+        take_sample(thing)
+
+
+def test_the_path_of_a_file_is_never_taken_for_text(tmp_path):
+    path = tmp_path / "notes.txt"
+    assert take_sample(str(path)).texts == [str(path)]  # nothing lies there: it is text
+    path.write_text("text")
+    with pytest.raises(TokenizerError, match="is the path of a file here"):
+        take_sample(str(path))

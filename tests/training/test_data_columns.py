@@ -14,6 +14,7 @@ TABLE = {  # rows → text column, words of the reason
     "running text": ([{"id": "a1", "url": "http://x", "review": LONG}], "review", "running text: 51 characters"),
     "numbers as text": ([{"id": "17", "review": "nice"}], "review", "only column"),
     "nested": ([{"doc": {"body": "x"}, "n": 1}], "doc.body", "only column"),
+    "a stray number": ([{"text": "a", "x": "b"}, {"text": "c"}, {"text": 5}], "text", "called 'text'"),
     "gaps": ([{"a": None, "b": "x"}, {"a": None, "b": None}], "b", "only column"),
 }
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import datasets
+import numpy as np
+import pandas
 import pytest
 
 from utils.errors import ConfigError, DataError
@@ -189,6 +192,12 @@ class TestFolder:
         loaded = DatasetLoader.from_folder(tmp_path)
         assert (list(loaded), list(loaded.validation)) == (["train"], ["valid"])
 
+    def test_parts_of_plain_text_are_kept_apart(self, tmp_path):
+        for part in ("train", "validation"):
+            (tmp_path / f"{part}.txt").write_text(f"the {part} text\n")
+        loaded = DatasetLoader.from_folder(tmp_path)
+        assert (list(loaded), list(loaded.validation)) == (["the train text\n"], ["the validation text\n"])
+
     def test_several_kinds_and_none_are_refused(self, tmp_path):
         with pytest.raises(DataError, match="holds no file that is read"):
             DatasetLoader.from_anything(tmp_path)
@@ -221,11 +230,25 @@ class TestFolder:
         (42, "type int is not text"),
         (None, "type NoneType is not text"),
         (b"bytes", "type bytes is not text"),
+        (datasets.DatasetDict(), "DatasetDict is empty"),
+        (np.zeros((2, 2)), "type ndarray is not text"),
     ],
 )
 def test_other_data_is_refused_with_what_works(data, message):
     with pytest.raises(DataError, match=message):
         resolve_data(data)
+
+
+@pytest.mark.parametrize("holder", [pandas.Series, np.array])
+def test_a_column_of_texts_is_a_list_of_texts(holder):
+    assert list(DatasetLoader.from_anything(holder(["one", "two"]))) == ["one", "two"]
+
+
+def test_names_of_files_are_never_taken_for_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(DataError, match="holds the names of files"):
+        resolve_data([str(tmp_path / "a.txt")] * 2)
+    assert len(DatasetLoader.from_anything([str(tmp_path / "gone.txt"), "text"])) == 2
 
 
 def test_a_mistyped_file_is_answered_with_its_neighbour(tmp_path):

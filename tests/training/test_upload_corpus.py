@@ -120,6 +120,12 @@ TAKEN = {
     "formulas.csv": (b"text,n\n=1+1,1\n", {}, ["=1+1"], ""),
     "old-mac.csv": (b"text,n\ra,1\rb,2\r", {}, ["a", "b"], ""),
     "no-header.csv": (b"a b c,1\nd e f,2\n", {"has_header": False}, ["a b c", "d e f"], ""),
+    "sentences.csv": (
+        b"first sentence\nsecond one\n",
+        {},
+        ["second one"],
+        "looks like data; if it is, pass has_header=False",
+    ),
     "header-is-data.csv": (
         b"It was a dark and stormy night; the rain fell in torrents, except at times,1\nb,2,3\n",
         {"has_header": True, "delimiter": ","},

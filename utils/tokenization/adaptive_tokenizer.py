@@ -6,15 +6,16 @@ own. A tier that is not to be had is passed over at once, and the choice says wh
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from utils.errors import HubError, TokenizerError
+from utils.errors import ConfigError, HubError, TokenizerError
 from utils.progress import ProgressCallback, showing
 from utils.tokenization import hub_access
 from utils.tokenization.bpe_trainer import BYTE_SYMBOLS, checked_specials, train_on_sample
@@ -61,6 +62,8 @@ class AdaptiveTokenizer:
             >>> AdaptiveTokenizer.detect_strategy(50257, 1_000), AdaptiveTokenizer.detect_strategy(5000, 1_000)
             ('pretrained', 'train_bpe')
         """
+        if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or dataset_size < 0:
+            raise TokenizerError(f"dataset_size is a number of documents, 0 or more; got {dataset_size!r}.")
         return _choose(vocab_size, dataset_size * DOCUMENT_BYTES, f"about {dataset_size:,} kB of text").strategy
 
     @classmethod
@@ -104,18 +107,23 @@ class AdaptiveTokenizer:
 
         Raises:
             TokenizerError: nothing works; the message says what was tried and what to do.
+            ConfigError: an unknown strategy.
 
         Example:
             >>> tokenizer = AdaptiveTokenizer.load_or_create(5000, ["some text", "more text"])
             >>> print(tokenizer.choice)
         """
+        if strategy is not None and strategy not in get_args(Strategy):
+            near = difflib.get_close_matches(str(strategy), get_args(Strategy), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ConfigError(f"strategy={strategy!r} is unknown{hint} Known: {', '.join(get_args(Strategy))}.")
         if own is not None or strategy == "custom":
             return _from_own(own, vocab_size, Path(cache_dir), hub_limits)
         specials = checked_specials(special_tokens)
         with showing(progress, "Preparing a tokenizer", "texts") as report:
             sample = None if dataset is None else take_sample(dataset, progress=report)
             choice = _choose(vocab_size, 0, "no text") if sample is None else _choose_for(vocab_size, sample)
-            choice = choice if strategy is None else replace(choice, strategy=strategy, reason="it was asked for")
+            choice = choice if strategy is None else _instead(choice, strategy, "it was asked for")
             return _Maker(vocab_size, sample, Path(cache_dir), specials, report, hub_limits).make(choice, strategy)
 
 
@@ -168,9 +176,8 @@ class _Maker:
             raise TokenizerError(f"A pretrained tokenizer for {self.rows:,} rows is not to be had: {reason}")
         logger.info("no pretrained tokenizer: %s", reason)
         note = f"A pretrained tokenizer was wanted first ({choice.reason}) and is not to be had: {reason}"
-        return None, replace(
-            choice, strategy="train_bpe", reason="byte-level BPE keeps every text", notes=(*choice.notes, note)
-        )
+        choice = _instead(choice, "train_bpe", "byte-level BPE keeps every text")
+        return None, replace(choice, notes=(*choice.notes, note))
 
     def _trained(self, choice: Choice, sample: TextSample) -> PreTrainedTokenizerBase:
         tokenizer = train_on_sample(sample, self.rows, self.specials, self.cache_dir, self.progress)
@@ -193,7 +200,7 @@ def _choose(rows: int, text_bytes: int, text: str) -> Choice:
     """The one rule that `detect_strategy`, `advise` and `load_or_create` share."""
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise TokenizerError(f"vocab_size is the number of the model's embedding rows, 1 or more; got {rows!r}.")
-    bytes_fit = rows >= BYTE_SYMBOLS + len(checked_specials(None))
+    bytes_fit = _bytes_fit(rows)
     entries = int(ENTRIES_PER_ROOT_BYTE * math.sqrt(text_bytes))
     known = [tokenizer for tokenizer in tokenizers_for(rows) if tokenizer.is_lossless]
     strategy: Strategy
@@ -213,16 +220,26 @@ def _choose(rows: int, text_bytes: int, text: str) -> Choice:
         )
     else:
         strategy, reason = "custom", f"there is {text} to train on, and no known tokenizer belongs to {rows:,} rows"
-    return Choice(strategy, reason, rows, alternatives=tuple(_alternatives(rows, strategy, bytes_fit)))
+    return Choice(strategy, reason, rows, alternatives=tuple(_alternatives(rows, strategy)))
 
 
-def _alternatives(rows: int, chosen: Strategy, bytes_fit: bool) -> Iterable[str]:
+def _instead(choice: Choice, strategy: Strategy, reason: str) -> Choice:
+    """The same rows with another kind."""
+    others = tuple(_alternatives(choice.rows, strategy))
+    return replace(choice, strategy=strategy, reason=reason, alternatives=others)
+
+
+def _bytes_fit(rows: int) -> bool:
+    return rows >= BYTE_SYMBOLS + len(checked_specials(None))
+
+
+def _alternatives(rows: int, chosen: Strategy) -> Iterable[str]:
     for known in tokenizers_for(rows):
         if known.is_lossless and chosen != "pretrained":
             yield f"{known.name} has these rows: strategy='pretrained'"
         elif not known.is_lossless:
             yield f"{known.name} has these rows, but {known.changes}: own={known.repositories[0]!r}"
-    if bytes_fit and chosen != "train_bpe":
+    if _bytes_fit(rows) and chosen != "train_bpe":
         yield "byte-level BPE from the text: strategy='train_bpe'"
     if chosen != "character" and rows > len(checked_specials(None)):
         yield "one entry per character: strategy='character'"

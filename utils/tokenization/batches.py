@@ -88,7 +88,7 @@ class LabelledTexts(Samples):
         padding: id that fills the shorter rows; it also stands for a text without tokens, so that no row is empty.
     """
 
-    def __init__(self, stream: TokenStream, labels: Sequence[int], padding: int) -> None:
+    def __init__(self, stream: TokenStream, labels: Sequence[int] | np.ndarray, padding: int) -> None:
         self._stream, self._labels, self.padding = stream, np.asarray(labels, dtype=np.int64), padding
         self._begins, self._lengths = _documents(stream.ends)
         _same_number(len(self._begins), len(self._labels), "labels")

@@ -30,7 +30,7 @@ from utils.tokenization.masked_lm import HIDDEN_SHARE, MaskedBlocks
 from utils.tokenization.packing import pack_documents, padding_id, token_stream
 from utils.tokenization.samples import Samples
 from utils.tokenization.split import sides, split_documents
-from utils.tokenization.vision import IMAGE_KEYS, Images, VisionDataCollator, labels_of
+from utils.tokenization.vision import IMAGE_KEYS, Images, VisionDataCollator, column_labels, labels_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -233,6 +233,9 @@ class UniversalDataModule(pl.LightningDataModule):
             return everything, self._examples(validation, None)
         if self.task in ("lm", "masked"):
             return self._split_documents(everything.texts)
+        if everything.other is not None and self.task != "seq2seq" and not self.class_names:
+            _check_labelled(everything.other)
+            _, self.class_names = class_numbers(everything.other)  # before a rare class falls on one side
         return self._split_examples(everything)
 
     def _split_documents(self, documents: Documents) -> tuple[_Part, _Part]:
@@ -274,8 +277,7 @@ class UniversalDataModule(pl.LightningDataModule):
     def _made(self, part: _Part, what: str) -> Samples:
         """Samples of one part."""
         if self.task == "vision":
-            labels = part.other if part.other is not None else labels_of(part.texts)
-            return Images(part.texts, self._numbered(labels), self.collator)
+            return Images(part.texts, self._numbered(part.other if part.other is not None else ()), self.collator)
         assert self.tokenizer is not None  # checked when the module was made
         padding = padding_id(self.tokenizer)
         if self.task == "lm" and not self.packed:
@@ -292,19 +294,16 @@ class UniversalDataModule(pl.LightningDataModule):
             recipe = Recipe(end=True, marks=True, limit=self.max_length)
             targets = as_documents(part.other)
             return TextPairs(self._stream(part.texts, recipe), self._stream(targets, recipe), padding)
-        numbers = self._numbered(part.other or ())
+        numbers = self._numbered(part.other if part.other is not None else ())
         return LabelledTexts(self._stream(part.texts, Recipe(marks=True, limit=self.max_length)), numbers, padding)
 
     def _numbered(self, labels: Sequence[Any]) -> np.ndarray:
-        """Class numbers; names are numbered as in the training part."""
+        """Class numbers; names are numbered as in the data for training."""
+        _check_labelled(labels)
         if not self.class_names:
             numbers, self.class_names = class_numbers(labels)
             return numbers
-        known = {name: place for place, name in enumerate(self.class_names)}
-        unknown = sorted({str(label) for label in labels if isinstance(label, str) and label not in known})
-        if unknown:
-            raise DataError(f"Validation has classes that training does not have: {', '.join(unknown[:5])}.")
-        return np.array([known[label] if isinstance(label, str) else int(label) for label in labels], dtype=np.int64)
+        return _known_numbers(labels, self.class_names)
 
     def _stream(self, texts: Documents, recipe: Recipe) -> Any:
         assert self.tokenizer is not None
@@ -398,6 +397,12 @@ def _check(task: str, tokenizer: Any, numbers: Mapping[str, tuple[int, int]]) ->
 
 def _both_parts(data: Any, validation: Any) -> tuple[Any, Any]:
     """Data and validation, where one mapping brings both."""
+    for given in (data, validation):
+        if isinstance(given, (str, Path)):
+            raise DataError(
+                f"A data module takes no name or path ({str(given)[:60]!r}): DatasetLoader.from_anything(name) reads it. Text "
+                "itself goes into a list, [text], so that a mistyped path is never trained on."
+            )
     if not isinstance(data, Mapping):
         return data, validation
     if "train" not in data:
@@ -418,15 +423,14 @@ def _texts_and(
                 f"The dataset has the columns {', '.join(map(repr, names))} and none named {', '.join(map(repr, usual))}. "
                 "Name it: label_column= or target_column=."
             )
-        feature = getattr(data, "features", {}).get(found)
-        values = list(data.select_columns([found])[found])
-        class_names = getattr(feature, "names", None)  # a ClassLabel's
-        return _Part(as_documents(data, column), [class_names[v] for v in values] if class_names else values)
+        return _Part(as_documents(data, column), column_labels(data, found))
     if other is None:
+        if not len(data):
+            raise DataError("There are no examples.")
         wrong = next((i for i, item in enumerate(data) if not isinstance(item, (tuple, list)) or len(item) != 2), None)
-        if wrong is not None or not len(data):
+        if wrong is not None:
             raise DataError(
-                f"This task takes pairs (text, label or target); example {wrong or 0} is none. Pass pairs, or labels= or targets=."
+                f"This task takes pairs (text, label or target); example {wrong} is none. Pass pairs, or labels= or targets=."
             )
         data, other = [text for text, _ in data], [value for _, value in data]
     documents = as_documents(data, column)
@@ -436,14 +440,44 @@ def _texts_and(
 
 
 def _images(data: Any, labels: Sequence[Any] | None, label_column: str | None) -> _Part:
-    if labels is None and label_column is not None:
-        labels = list(data.select_columns([label_column])[label_column])
+    if not len(data):
+        raise DataError("There are no images.")
     if hasattr(data, "column_names") and not any(key in data.column_names for key in IMAGE_KEYS):
         raise DataError(
             f"The dataset has the columns {', '.join(data.column_names)} and none named {', '.join(IMAGE_KEYS)}. "
             "Rename the one that holds the images: dataset.rename_column(…, 'image')."
         )
-    return _Part(data, labels)
+    if labels is None:
+        labels = labels_of(data) if label_column is None else column_labels(data, label_column)
+    if len(labels) != len(data):
+        raise DataError(f"There are {len(data)} images and {len(labels)} labels: each image needs one.")
+    return _Part(data, list(labels))
+
+
+def _check_labelled(labels: Sequence[Any]) -> None:
+    """Refuse labels that are missing; NaN, which is unequal to itself, stands for none in tables."""
+    missing = next((place for place, label in enumerate(labels) if label is None or label != label), None)
+    if missing is not None:
+        raise DataError(f"Example {missing} has no label. Leave unlabelled examples out.")
+
+
+def _known_numbers(labels: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+    """Class numbers of labels by the names, or numbers, of known classes."""
+    place = {name: number for number, name in enumerate(names)}
+    numbers = [
+        place.get(str(label), -1)
+        if isinstance(label, (str, bool))
+        else int(label)
+        if isinstance(label, (int, np.integer)) and 0 <= label < len(names)
+        else -1
+        for label in labels
+    ]
+    unknown = sorted({str(label) for label, number in zip(labels, numbers) if number < 0})
+    if unknown:
+        raise DataError(
+            f"There are classes that training does not have: {', '.join(unknown[:5])}. Training has {', '.join(names[:20])}."
+        )
+    return np.array(numbers, dtype=np.int64)
 
 
 def _chosen(part: _Part, kept: np.ndarray) -> _Part:

@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import mmap
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -121,6 +121,11 @@ def as_documents(data: Any, column: str | None = None) -> Documents:
         raise DataError(
             f"A {type(data).__name__} can be gone through only once, and text is read more than once (to find its cache, and "
             "to tokenise it). Pass a list, or a datasets.Dataset: datasets.Dataset.from_generator(…)."
+        )
+    if isinstance(data, (Mapping, Set)) or hasattr(data, "itertuples"):  # their items are keys, unordered, column names
+        raise DataError(
+            f"A {type(data).__name__} is no list of documents. Pass the texts as a list, e.g. list(table['text']) or "
+            "sorted(texts), or let DatasetLoader.from_anything read it."
         )
     if isinstance(data, (bytes, bytearray)) or not isinstance(data, Documents):
         raise DataError(f"Documents are texts in a list or a datasets.Dataset; got {type(data).__name__}.")

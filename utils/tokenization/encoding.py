@@ -57,7 +57,8 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, recipe: Recipe = Recipe()) -> None:
         self.recipe = recipe
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
+        largest = max(tokenizer.get_vocab().values(), default=0)  # ids may leave gaps
+        self.dtype = np.dtype(np.uint16 if largest < 2**16 else np.int32)
         self.end = tokenizer.eos_token_id if recipe.end else None
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -119,13 +120,14 @@ class Encoder:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over all that decides how a tokenizer encodes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        state.pop("truncation", None)  # set and unset by calls; packing uses neither
-        state.pop("padding", None)
-        text = json.dumps(state, sort_keys=True)
-    else:
+    if backend is None:
         text = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    else:
+        if backend.truncation is not None or backend.padding is not None:
+            backend = copy.deepcopy(backend)
+            backend.no_truncation()  # both are set by calls, and have no effect here
+            backend.no_padding()
+        text = backend.to_str()
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

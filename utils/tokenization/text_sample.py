@@ -6,8 +6,9 @@ Reads any iterable once, keeps at most a budget of bytes, and gives the same sam
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,16 @@ def take_sample(documents: Any, budget: int = SAMPLE_BYTES, progress: ProgressCa
 def _texts(documents: Any) -> Iterable[str]:
     """Texts of whatever holds them; a generator stays one, since one pass is enough."""
     held = getattr(documents, "documents", documents)
+    if isinstance(held, Mapping) or hasattr(held, "itertuples"):  # going through it gives the names of its columns
+        raise TokenizerError(
+            f"A {type(documents).__name__} is no list of texts. Pass one column, e.g. list(table['text']), or what "
+            "DatasetLoader.from_anything reads of it."
+        )
+    if isinstance(held, str) and os.path.lexists(held):
+        raise TokenizerError(
+            f"{held!r} is the path of a file here, not text. DatasetLoader.from_anything(path) reads it; the path itself as text "
+            "goes into a list."
+        )
     if isinstance(held, str) or hasattr(held, "column_names"):
         return as_documents(held)
     if isinstance(held, Iterable) and not isinstance(held, (bytes, bytearray)):

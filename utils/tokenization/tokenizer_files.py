@@ -48,8 +48,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Pa
     target = Path(folder)
     if is_complete(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise TokenizerError(
+            f"Tokenizers cannot be kept in {target.parent}: {error.strerror or error}. Choose a folder that can be written to "
+            "(cache_dir=)."
+        ) from error
     try:
         tokenizer.save_pretrained(str(temporary))
         write_json(temporary / MANIFEST, {"format": 1, "files": list_files(temporary)})

@@ -131,14 +131,22 @@ def labels_of(images: Any) -> Sequence[Any]:
             raise DataError(
                 f"The dataset has the columns {', '.join(columns)} and none named {' or '.join(LABEL_KEYS)}."
             )
-        names = getattr(images.features.get(name), "names", None)  # a ClassLabel's
-        values = list(images.select_columns([name])[name])
-        return [names[value] for value in values] if names else values
+        return column_labels(images, name)
     labels = [_parts(images[i])[1] for i in range(len(images))]
     missing = next((place for place, label in enumerate(labels) if label is None), None)
     if missing is not None:
         raise DataError(f"Image {missing} has no label: pass (image, label) pairs, or labels=.")
     return labels
+
+
+def column_labels(dataset: Any, column: str) -> list[Any]:
+    """The labels of a dataset's column, by name where the dataset knows the names; None where there is none.
+
+    A `ClassLabel` marks an example without a label by -1.
+    """
+    values = list(dataset.select_columns([column])[column])
+    names = getattr((getattr(dataset, "features", None) or {}).get(column), "names", None)  # a ClassLabel's
+    return values if names is None else [names[value] if value is not None and value >= 0 else None for value in values]
 
 
 def _parts(example: Any) -> tuple[Any, Any]:

@@ -79,9 +79,10 @@ def flatten(row: Row, prefix: str = "", depth: int = 1) -> Row:
 
 
 def _holds_text(values: Sequence[Any]) -> bool:
-    """Whether text is what a column holds: at least one, and nothing but text and gaps."""
+    """Whether text is what most of a column holds, gaps left out; its other values become rejected rows."""
     there = [value for value in values if value is not None and value != ""]
-    return bool(there) and all(isinstance(value, str) for value in there) and not all(_is_number(v) for v in there)
+    texts = [value for value in there if isinstance(value, str)]
+    return 2 * len(texts) > len(there) and not all(_is_number(text) for text in texts)
 
 
 def _is_number(text: str) -> bool:

@@ -311,8 +311,12 @@ class CsvReader(RecordReader):
         names = [value.strip(" \t\r\n\ufeff\xa0") or f"column {i}" for i, value in enumerate(fields, 1)]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
-            raise DataError(f"{self.file.name} has two columns called {twice!r} (line {line}); rename one of them.")
-        if any(len(name) > LONGEST_NAME or re.fullmatch(r"[-+.\d]+", name) for name in names):
+            raise DataError(
+                f"{self.file.name} has two columns called {twice!r} (line {line}); rename one of them, or pass "
+                "has_header=False where that line is data."
+            )
+        sentence = len(names) == 1 and " " in names[0]  # most likely a list of texts without a header
+        if sentence or any(len(name) > LONGEST_NAME or re.fullmatch(r"[-+.\d]+", name) for name in names):
             self.report.note(
                 f"{self.file.name}: the first row was taken for the names of the columns, and looks like data; if it is, pass "
                 "has_header=False",

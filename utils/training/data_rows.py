@@ -47,14 +47,11 @@ def load_parts(
     loaded = load_rows(f"{name} [{chosen}]" if chosen else name, parts[chosen], options, [*notes, *more])
     if not validation:
         return loaded
-    columns = replace(
-        options,
-        column=loaded.choice.text,
-        label_column=loaded.choice.label or None,
-        target_column=loaded.choice.target or None,
-        split=None,
-    )
-    aside = load_rows(f"{name} [{validation}]", parts[validation], columns, labels=loaded.label_names)
+    same = replace(options, split=None)
+    if not isinstance(parts[validation][0], TextReader):  # plain text has no columns to name
+        choice = loaded.choice
+        same = replace(same, column=choice.text, label_column=choice.label or None, target_column=choice.target or None)
+    aside = load_rows(f"{name} [{validation}]", parts[validation], same, labels=loaded.label_names)
     return replace(loaded, validation=aside)
 
 

@@ -46,7 +46,7 @@ def uploads_in(value: Any) -> dict[str, bytes] | None:
         if twice is not None:
             raise DataError(f"Two uploaded files are called {twice!r}; rename one of them.")
         return {item["name"]: bytes(item["content"]) for item in value}
-    return {} if value == () else None
+    return {} if isinstance(value, tuple) and not value else None
 
 
 def check_size(uploads: Mapping[str, bytes]) -> None:

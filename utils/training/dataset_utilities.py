@@ -301,14 +301,23 @@ def _from_object(data: Any, options: Mapping[str, Any]) -> LoadedDataset | None:
     settings = _options(options)
     if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "itertuples"):
         return load_rows("data frame", [FrameRows(data)], settings)
+    if type(data).__module__.split(".")[0] in ("pandas", "numpy") and getattr(data, "ndim", 0) == 1:
+        data = data.tolist()  # a column or array of texts
     if isinstance(data, Mapping) and data and all(hasattr(part, "column_names") for part in data.values()):
         return load_parts("data set", {str(part): [DatasetRows(rows)] for part, rows in data.items()}, settings)
-    if hasattr(data, "column_names") and hasattr(data, "with_format"):
+    if isinstance(data, Mapping) and not data and hasattr(data, "column_names"):
+        raise DataError(f"The {type(data).__name__} is empty. {WHAT_WORKS}.")
+    if not isinstance(data, Mapping) and hasattr(data, "column_names") and hasattr(data, "with_format"):
         return load_rows("data set", [DatasetRows(data)], settings)
     if uploads_in(data) is not None or not isinstance(data, Sequence):
         return None
     if not len(data):
         raise DataError(f"The list of texts is empty. {WHAT_WORKS}.")
+    if all(isinstance(item, (str, Path)) and is_data_name(str(item)) and _existing(item) for item in data):
+        raise DataError(
+            f"The list holds the names of files ({str(data[0])!r}), not texts. Put the files into a folder and pass that, or "
+            "pass one file; to train on the names themselves, join them into one text."
+        )
     return load_rows(f"{len(data):,} texts", [ListRows(data, "list", WHAT_WORKS)], settings)
 
 

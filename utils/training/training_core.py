@@ -115,7 +115,7 @@ def _fitting_tokenizer(
     """The given tokenizer or a new one, proven to fit the model's rows. It never sees validation text."""
     if tokenizer is None:
         tokenizer = AdaptiveTokenizer.load_or_create(_rows(adapted), text.train, cache_dir, progress=progress)
-        logger.info("tokenizer: %s", tokenizer.choice.reason)  # type: ignore[attr-defined]  # `AdaptiveTokenizer` adds it
+        logger.info("tokenizer: %s", tokenizer.choice.reason)
     return _proven(adapted, tokenizer)
 
 

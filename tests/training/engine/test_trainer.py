@@ -253,7 +253,7 @@ def test_a_request_to_end_the_process_is_no_interrupt(tmp_path):
         (np.zeros((4, 17), int), None, TokenIdError, "17 tokens long, the model takes at most 16"),
         (BLOCKS, np.full((4, 16), 301), TokenIdError, "validation data holds token id 301"),
         (42, None, DataError, "got int"),
-        ([], None, DataError, "got list"),
+        ([], None, DataError, "got an empty list"),
         (np.zeros((4, 16)), None, DataError, r"shape \(N, T\)"),
     ],
 )
