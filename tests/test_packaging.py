@@ -45,6 +45,7 @@ ON_PURPOSE = {  # installed without being imported by name: package → why
     "mypy": "`make check` runs it",
     "pandas-stubs": "mypy reads it",
     "ipykernel": "the kernelspec of tests/notebooks starts it",
+    "pytest-xdist": "the Makefile's -n option",
     "onnxscript": "torch.onnx.export(dynamo=True) imports it",
     "torchmetrics": "Lightning imports it",
     "ipywidgets": "the `ui` extra stands for the wizard, which is yet to come",
