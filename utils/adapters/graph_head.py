@@ -107,7 +107,7 @@ class HeadWriter:
         if len(given) == 1:
             hidden = self.forward.value_of(given[0])
         else:
-            hidden = self._latest(node)
+            hidden = self._unread_behind(self._latest(node), node)
         self._write_head(name, node, hidden)
 
     def _latest(self, node: Node | None) -> str:
@@ -129,6 +129,27 @@ class HeadWriter:
                 "The forward computes nothing that could be turned into logits.", node.name if node else "output"
             )
         return tensors[-1]
+
+    def _unread_behind(self, hidden: str, node: Node | None) -> str:
+        """What a statement such as pooling makes of the last value, where nothing else reads it; else the last value."""
+        placed = self.forward.placed
+        read = {name for statement in [*placed, *self.forward.pending] for name in statement.reads}
+        batch, width = self.forward.ids.shape[0], self.forward.width(hidden)
+        found = []
+        for name in dict.fromkeys(n for s in placed if s.origin is not None and not s.returns for n in s.targets):
+            value = self.forward.values.get(name)
+            fits = (
+                isinstance(value, torch.Tensor)
+                and value.dim() > 1
+                and (value.shape[0], value.shape[-1]) == (batch, width)
+            )
+            if fits and name not in read and hidden in self.writer.embeddings.origins(name):
+                found.append(name)
+        if len(found) > 1:
+            raise self.writer.error(
+                node or _OUTPUT, "several values are made of the last node, and nothing reads them", found
+            )
+        return found[0] if found else hidden
 
     def _is_head(self, node: Node) -> bool:
         """A module that nobody calls, is vocabulary-wide, and whose node nobody draws a residual around."""

@@ -225,6 +225,9 @@ class NodeWriter:
             reason = "its module, applied to its inputs in their order"
             return self.finish(node, name, expression, self.evidence_of(node), reason, variables, assumption=True)
         variable, evidence, reason = self.single_input(node)
+        if node.role == "attention" and "cross" in node.kind.lower():
+            problem = f"it attends from one value to another, and only one of them is known ({variable})"
+            raise self.error(node, problem, [f"query {variable}, memory <?>", f"query <?>, memory {variable}"])
         chain = self._chain(node)
         expression = variable
         for part in chain:
@@ -272,7 +275,9 @@ class NodeWriter:
             turned = variables[0] if module.batch_first else f"{variables[0]}.transpose(0, 1)"
             return f"{call}({turned})[0]" + ("" if module.batch_first else ".transpose(0, 1)")
         if isinstance(module, _CHANNELS_FIRST):
-            return f"{call}({variables[0]}.transpose(1, 2)).transpose(1, 2)"
+            expression = f"{call}({variables[0]}.transpose(1, 2)).transpose(1, 2)"
+            self._refuse_lengthening(node, variables[0], expression)
+            return expression
         needed = required_arguments(module)
         if len(variables) == 1 and needed == 3 and node.role == "attention":
             variables = variables * 3
@@ -284,6 +289,16 @@ class NodeWriter:
             raise self.error(node, f"self.{part} takes {needed} inputs, and {len(variables)} are drawn", variables)
         expression = f"{call}({', '.join(variables)})"
         return expression + self._first_of(node, part, self._evaluate(node, expression))
+
+    def _refuse_lengthening(self, node: Node, variable: str, expression: str) -> None:
+        """Padding that adds positions, as causal convolutions have it, is cut off by a statement that is not there."""
+        before, after = self.forward.evaluated(variable), self._evaluate(node, expression)
+        if isinstance(before, torch.Tensor) and after.shape[1] > before.shape[1]:
+            problem = (
+                f"it turns {before.shape[1]} positions into {after.shape[1]}, and nothing says which of them are kept"
+            )
+            cut = f"[:, : {self.forward.input_name}.shape[1]]"
+            raise self.error(node, problem, [f"{expression}{cut} (causal)", expression])
 
     def _takes(self, part: str, count: int) -> bool:
         """Whether a module can be given this many values: as many as it needs, and what it could do without is no mask or switch."""
