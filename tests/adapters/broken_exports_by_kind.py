@@ -606,6 +606,21 @@ KINDS: dict[str, Export] = {
         export(drawn(*CHAIN), forward("mhsa_0_output, layernorm_0_output, ffn_0_output, residual_0_output")), skip_drawn,
         nodes(*CHAIN, edges=[("layernorm_0", "residual_0")]),
     ),
+    "softmax behind the output": Export(
+        export(
+            drawn("embedding_0", "mhsa_0", "residual_0", "output_0", "softmax_0", softmax_0="nn.Softmax(-1)"),
+            forward("residual_0_output, softmax_0_output", EMBEDDED, "output_0_logits = self.output_0(residual_0_output)",
+                    result="softmax_0_output"),
+        ),
+        lambda m, ids: torch.softmax(basic(m, ids), -1),
+    ),
+    "an encoder layer that is time first": Export(
+        export(
+            drawn("embedding_0", "encoder_0", "output_0", encoder_0=f"nn.TransformerEncoderLayer({D}, 2, 16, 0.0)"),
+            forward("encoder_0_output", result="self.output_0(encoder_0_output)"),
+        ),
+        lambda m, ids: m.output_0(m.encoder_0(e(m, ids).transpose(0, 1)).transpose(0, 1)),
+    ),
     "pooled by a statement that nothing reads": Export(
         export(
             drawn("embedding_0", "mhsa_0", "residual_0", "output_0"),
@@ -688,6 +703,36 @@ KINDS_REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {},
         "residual_0",
         "mhsa_0_output is computed and nothing reads it",
+    ),
+    "a scale that nothing reads": (
+        export(BASIC.replace("# residual: residual_0", "# residual: residual_0\nself.residual_0_scale = nn.Parameter(torch.ones(1))"),
+               forward("residual_0_output", EMBEDDED)),
+        {},
+        "residual_0",
+        "owns the parameter residual_0_scale",
+    ),
+    "a matrix that could be the head": (
+        export(drawn("embedding_0", "mhsa_0") + f"\nself.unembed = nn.Parameter(torch.ones({D}, {V}))",
+               forward("", EMBEDDED, result="output_0_logits")),
+        {},
+        "output",
+        "the matrix unembed, which nothing reads",
+    ),
+    "a comment that names no node": (
+        export(BASIC.replace("# residual: residual_0", "# residual: residual_0 <- embedding_0, mhsa_9"),
+               forward("residual_0_output", EMBEDDED)),
+        {},
+        "residual_0",
+        "its comment names mhsa_9",
+    ),
+    "a value that a loop reads and changes": (
+        export(drawn("embedding_0", "layernorm_0", "ffn_0", "output_0"),
+               forward("layernorm_0_output", "x = embedding_0_output", "for _ in range(2):",
+                       "    x = x + self.ffn_0(layernorm_0_output)", result="self.output_0(x)").replace(
+                   "embedding_0_output", "x").replace("    x = x\n", "")),
+        {},
+        "layernorm_0",
+        "anew in every round",
     ),
     "a convolution that adds positions": (
         export(drawn("embedding_0", "conv1d_0", "output_0", conv1d_0=f"nn.Conv1d({D}, {D}, 3, padding=2)"),

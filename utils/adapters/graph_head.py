@@ -237,8 +237,21 @@ class HeadWriter:
         if heads:
             expression = self.writer.applied(owner, heads[0], [hidden])
             return expression, 4, "the vocabulary-wide module that nobody called", False
+        self._refuse_loose_matrices(owner, vocabulary, width)
         expression = f"{hidden} @ {self._tied_weight(owner, hidden, vocabulary, width)}.T"
         return expression, 5, "no head exists: tied to the token embedding", True
+
+    def _refuse_loose_matrices(self, node: Node, vocabulary: int, width: int | None) -> None:
+        """A matrix of the model itself that turns hidden states into logits is a head, and no module says how it is used."""
+        parameters = dict(self.forward.model.named_parameters(recurse=False))
+        shapes = {name: tuple(parameters[name].shape) for name in self.writer.unread_parameters()}
+        fitting = [name for name, shape in shapes.items() if shape in ((vocabulary, width), (width, vocabulary))]
+        fitting = [
+            name for name in fitting if not any(parameters[name] is table for table in self.forward.token_tables)
+        ]
+        if fitting:
+            problem = f"no module is a head, and the matrix {', '.join(fitting)}, which nothing reads, could be one"
+            raise self.writer.error(node, problem, [f"<hidden> @ self.{name}" for name in fitting])
 
     def _tied_weight(self, node: Node, hidden: str, vocabulary: int, width: int | None) -> str:
         tables = [table for table in self.forward.token_tables if table.shape[0] == vocabulary]
