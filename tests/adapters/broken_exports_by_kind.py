@@ -715,7 +715,7 @@ KINDS_REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         export(drawn("embedding_0", "mhsa_0") + f"\nself.unembed = nn.Parameter(torch.ones({D}, {V}))",
                forward("", EMBEDDED, result="output_0_logits")),
         {},
-        "output",
+        "output_0",
         "the matrix unembed, which nothing reads",
     ),
     "a comment that names no node": (
