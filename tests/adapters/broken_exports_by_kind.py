@@ -151,6 +151,36 @@ SIDE_EDGES = [
 ]
 
 
+STREAMS = ("embedding_0", "mhsa_0", "residual_0", "layernorm_0", "embedding_1", "mhsa_1", "residual_1", "layernorm_1")
+ASKING = ("cross_attention_0", "residual_2", "output_0")
+TWO_STREAMS = forward(
+    "residual_0_output, residual_1_output, residual_2_output",
+    EMBEDDED,
+    "layernorm_0_output = self.layernorm_0(residual_0_output)",
+    "embedding_1_output = self.embedding_1(input_0_tokens)",
+    "mhsa_1_output, _ = self.mhsa_1(embedding_1_output, embedding_1_output, embedding_1_output)",
+    "layernorm_1_output = self.layernorm_1(residual_1_output)",
+    "cross_attention_0_output, _ = self.cross_attention_0(layernorm_1_output, layernorm_0_output, layernorm_0_output)",
+    result="self.output_0(residual_2_output)",
+)
+CHAIN = ("embedding_0", "mhsa_0", "layernorm_0", "ffn_0", "residual_0", "output_0")
+CHAINED = ("layernorm_0_output = self.layernorm_0(mhsa_0_output)", "ffn_0_output = self.ffn_0(layernorm_0_output)")
+
+
+def two_streams(m: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Two embeddings with a stream each; the second attends to the first."""
+    x, y = m.embedding_0.weight[ids], m.embedding_1.weight[ids]
+    memory = m.layernorm_0(x + attend(m.mhsa_0, x))
+    r1 = y + attend(m.mhsa_1, y)
+    return m.output_0(r1 + attend(m.cross_attention_0, m.layernorm_1(r1), memory))
+
+
+def skip_drawn(m: Any, ids: torch.Tensor) -> torch.Tensor:
+    """n = norm(attn(x)); n + ffn(n)."""
+    n = m.layernorm_0(attend(m.mhsa_0, e(m, ids)))
+    return m.output_0(n + m.ffn_0(n))
+
+
 def swapped(*pairs: tuple[str, str], source: str) -> str:
     """A source with some of its text replaced."""
     for old, new in pairs:
@@ -562,7 +592,43 @@ KINDS: dict[str, Export] = {
         ),
         basic,
     ),
-}
+    "two streams, the second begins at its own embedding": Export(
+        export(drawn(*STREAMS, *ASKING), TWO_STREAMS), two_streams
+    ),
+    "two streams, the one that asks drawn first": Export(
+        export(drawn(*STREAMS[4:], *STREAMS[:4], *ASKING), TWO_STREAMS), two_streams
+    ),
+    "an edge for the skip alone": Export(
+        export(drawn(*CHAIN), forward("residual_0_output", EMBEDDED, *CHAINED)), skip_drawn,
+        nodes(*CHAIN, edges=[("layernorm_0", "residual_0")]),
+    ),
+    "an edge for the skip alone, nothing written": Export(
+        export(drawn(*CHAIN), forward("mhsa_0_output, layernorm_0_output, ffn_0_output, residual_0_output")), skip_drawn,
+        nodes(*CHAIN, edges=[("layernorm_0", "residual_0")]),
+    ),
+    "softmax behind the output": Export(
+        export(
+            drawn("embedding_0", "mhsa_0", "residual_0", "output_0", "softmax_0", softmax_0="nn.Softmax(-1)"),
+            forward("residual_0_output, softmax_0_output", EMBEDDED, "output_0_logits = self.output_0(residual_0_output)",
+                    result="softmax_0_output"),
+        ),
+        lambda m, ids: torch.softmax(basic(m, ids), -1),
+    ),
+    "an encoder layer that is time first": Export(
+        export(
+            drawn("embedding_0", "encoder_0", "output_0", encoder_0=f"nn.TransformerEncoderLayer({D}, 2, 16, 0.0)"),
+            forward("encoder_0_output", result="self.output_0(encoder_0_output)"),
+        ),
+        lambda m, ids: m.output_0(m.encoder_0(e(m, ids).transpose(0, 1)).transpose(0, 1)),
+    ),
+    "pooled by a statement that nothing reads": Export(
+        export(
+            drawn("embedding_0", "mhsa_0", "residual_0", "output_0"),
+            forward("residual_0_output", EMBEDDED, "pooled = residual_0_output.mean(dim=1)", result="output_0_logits"),
+        ),
+        lambda m, ids: m.output_0((e(m, ids) + attend(m.mhsa_0, e(m, ids))).mean(1)),
+    ),
+}  # fmt: skip
 
 KINDS_REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     # name: source, config, node that the error names, words of the message
@@ -630,5 +696,56 @@ KINDS_REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {},
         "moe_0",
         "nothing says which is meant",
+    ),
+    "two branches, of which a convention would lose one": (
+        export(drawn("embedding_0", "mhsa_0", "ffn_0", "residual_0", "output_0"),
+               forward("residual_0_output", EMBEDDED, "ffn_0_output = self.ffn_0(embedding_0_output)")),
+        {},
+        "residual_0",
+        "mhsa_0_output is computed and nothing reads it",
+    ),
+    "a scale that nothing reads": (
+        export(BASIC.replace("# residual: residual_0", "# residual: residual_0\nself.residual_0_scale = nn.Parameter(torch.ones(1))"),
+               forward("residual_0_output", EMBEDDED)),
+        {},
+        "residual_0",
+        "owns the parameter residual_0_scale",
+    ),
+    "a matrix that could be the head": (
+        export(drawn("embedding_0", "mhsa_0") + f"\nself.unembed = nn.Parameter(torch.ones({D}, {V}))",
+               forward("", EMBEDDED, result="output_0_logits")),
+        {},
+        "output_0",
+        "the matrix unembed, which nothing reads",
+    ),
+    "a comment that names no node": (
+        export(BASIC.replace("# residual: residual_0", "# residual: residual_0 <- embedding_0, mhsa_9"),
+               forward("residual_0_output", EMBEDDED)),
+        {},
+        "residual_0",
+        "its comment names mhsa_9",
+    ),
+    "a value that a loop reads and changes": (
+        export(drawn("embedding_0", "layernorm_0", "ffn_0", "output_0"),
+               forward("layernorm_0_output", "x = embedding_0_output", "for _ in range(2):",
+                       "    x = x + self.ffn_0(layernorm_0_output)", result="self.output_0(x)").replace(
+                   "embedding_0_output", "x").replace("    x = x\n", "")),
+        {},
+        "layernorm_0",
+        "anew in every round",
+    ),
+    "a convolution that adds positions": (
+        export(drawn("embedding_0", "conv1d_0", "output_0", conv1d_0=f"nn.Conv1d({D}, {D}, 3, padding=2)"),
+               forward("conv1d_0_output", result="self.output_0(conv1d_0_output)")),
+        {},
+        "conv1d_0",
+        "nothing says which of them are kept",
+    ),
+    "cross attention of which only one side is drawn": (
+        export(drawn(*(crossed := ("embedding_0", "ffn_0", "embedding_1", "cross_attention_0", "output_0"))),
+               forward("ffn_0_output, cross_attention_0_output", result="self.output_0(cross_attention_0_output)")),
+        nodes(*crossed, edges=[("ffn_0", "cross_attention_0")]),
+        "cross_attention_0",
+        "only one of them is known",
     ),
 }  # fmt: skip

@@ -335,7 +335,9 @@ def _attach_inputs(canvas: Canvas, config_edges: Collection[Flow], comment_input
         if source not in edges.setdefault(target, []):
             edges[target].append(source)
     for index, node in enumerate(canvas.nodes):
-        named = tuple(owner.name for name in comment_inputs.get(node.name, ()) if (owner := canvas.node_of(name)))
+        owners = [(canvas.node_of(name), name) for name in comment_inputs.get(node.name, ())]
+        # a name with an index may be that of a node which only a value shows; other words are prose
+        named = tuple(owner.name if owner else name for owner, name in owners if owner or numbered_node_of(name))
         if node.name in edges:
             canvas.nodes[index] = replace(node, inputs=tuple(edges[node.name]), inputs_from="edges")
         elif named:

@@ -53,7 +53,7 @@ class EmbeddingWriter:
             if node.name in covered:
                 continue
             variable = self.forward.value_of(node)
-            covered |= self._made_of(variable)
+            covered |= self.made_of(variable)
             if variable not in terms:
                 terms.insert(0, variable)
         if all(node.role == "position" for node in nodes) and self.is_bare(nodes[0]):
@@ -81,20 +81,29 @@ class EmbeddingWriter:
         value = self.forward.values.get(variable)
         if isinstance(value, torch.Tensor) and (value.dim() < 3 or value.shape[0] < self.forward.ids.shape[0]):
             return True  # no axis for the examples: no token went into it
-        made_of = self._made_of(variable)
+        made_of = self.made_of(variable)
         return not any(one.name in made_of for one in self.canvas.nodes if one.role == "embedding")
 
-    def _made_of(self, variable: str) -> set[str]:
+    def made_of(self, variable: str) -> set[str]:
         """Embeddings and positions whose modules went into a variable, as the placed statements tell."""
-        placed = self.forward.placed
         sources = [node for node in self.canvas.nodes if node.role in SOURCES]
-        found: set[str] = set()
+        calls = {call for statement in self._ancestry(variable).values() for call in statement.calls}
+        return {node.name for node in sources if calls & {node.name, *node.modules}}
+
+    def origins(self, variable: str) -> set[str]:
+        """Variables that went into a variable, as the placed statements tell."""
+        return {name for statement in self._ancestry(variable).values() for name in statement.reads}
+
+    def _ancestry(self, variable: str) -> dict[int, Statement]:
+        """Place → statement, for every placed statement that went into a variable."""
+        placed = self.forward.placed
+        found: dict[int, Statement] = {}
         open_names = [(variable, len(placed))]
         while open_names:
             name, end = open_names.pop()
             index = next((i for i in range(end - 1, -1, -1) if name in placed[i].writes), None)
-            if index is not None:
-                found |= {node.name for node in sources if placed[index].calls & {node.name, *node.modules}}
+            if index is not None and index not in found:
+                found[index] = placed[index]
                 open_names += [(read, index) for read in placed[index].reads]
         return found
 

@@ -107,7 +107,7 @@ class HeadWriter:
         if len(given) == 1:
             hidden = self.forward.value_of(given[0])
         else:
-            hidden = self._latest(node)
+            hidden = self._unread_behind(self._latest(node), node)
         self._write_head(name, node, hidden)
 
     def _latest(self, node: Node | None) -> str:
@@ -129,6 +129,27 @@ class HeadWriter:
                 "The forward computes nothing that could be turned into logits.", node.name if node else "output"
             )
         return tensors[-1]
+
+    def _unread_behind(self, hidden: str, node: Node | None) -> str:
+        """What a statement such as pooling makes of the last value, where nothing else reads it; else the last value."""
+        placed = self.forward.placed
+        read = {name for statement in [*placed, *self.forward.pending] for name in statement.reads}
+        batch, width = self.forward.ids.shape[0], self.forward.width(hidden)
+        found = []
+        for name in dict.fromkeys(n for s in placed if s.origin is not None and not s.returns for n in s.targets):
+            value = self.forward.values.get(name)
+            fits = (
+                isinstance(value, torch.Tensor)
+                and value.dim() > 1
+                and (value.shape[0], value.shape[-1]) == (batch, width)
+            )
+            if fits and name not in read and hidden in self.writer.embeddings.origins(name):
+                found.append(name)
+        if len(found) > 1:
+            raise self.writer.error(
+                node or _OUTPUT, "several values are made of the last node, and nothing reads them", found
+            )
+        return found[0] if found else hidden
 
     def _is_head(self, node: Node) -> bool:
         """A module that nobody calls, is vocabulary-wide, and whose node nobody draws a residual around."""
@@ -216,8 +237,21 @@ class HeadWriter:
         if heads:
             expression = self.writer.applied(owner, heads[0], [hidden])
             return expression, 4, "the vocabulary-wide module that nobody called", False
+        self._refuse_loose_matrices(owner, vocabulary, width)
         expression = f"{hidden} @ {self._tied_weight(owner, hidden, vocabulary, width)}.T"
         return expression, 5, "no head exists: tied to the token embedding", True
+
+    def _refuse_loose_matrices(self, node: Node, vocabulary: int, width: int | None) -> None:
+        """A matrix of the model itself that turns hidden states into logits is a head, and no module says how it is used."""
+        parameters = dict(self.forward.model.named_parameters(recurse=False))
+        shapes = {name: tuple(parameters[name].shape) for name in self.writer.unread_parameters()}
+        fitting = [name for name, shape in shapes.items() if shape in ((vocabulary, width), (width, vocabulary))]
+        fitting = [
+            name for name in fitting if not any(parameters[name] is table for table in self.forward.token_tables)
+        ]
+        if fitting:
+            problem = f"no module is a head, and the matrix {', '.join(fitting)}, which nothing reads, could be one"
+            raise self.writer.error(node, problem, [f"<hidden> @ self.{name}" for name in fitting])
 
     def _tied_weight(self, node: Node, hidden: str, vocabulary: int, width: int | None) -> str:
         tables = [table for table in self.forward.token_tables if table.shape[0] == vocabulary]

@@ -41,6 +41,7 @@ _FUNCTIONS = {
 _MAIN_PARTS = (nn.Linear, nn.Conv1d)
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
 """Modules that want (B, C, T) where a canvas hands on (B, T, C)."""
+_STACKS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _SWITCH = re.compile(r"mask|weights|causal|bias|cache|flag|training|return|use_|dropout|eps")
 """Names of arguments that are settings of a call rather than values that flow through a canvas."""
 
@@ -96,12 +97,40 @@ class NodeWriter:
         reads: Sequence[str],
         assumption: bool = False,
     ) -> None:
+        self._refuse_unknown_inputs(node)
+        self._refuse_unread_parameters(node, expression)
         text = assignment(name, expression, f"completed: {reason.split(';')[0]}")
         self.forward.emit(Statement.parse(text, frozenset(self.forward.globals)))
         self.forward.output_name[node.name] = name
         self.forward.superseded(node)
         self.forward.read_by.setdefault(node.name, tuple(reads))
         self.forward.completions.append(Completion(name, expression, evidence, reason, assumption))
+
+    def _refuse_unknown_inputs(self, node: Node) -> None:
+        """A comment that names a node which is not there is a slip; words without an index may be prose."""
+        named = [one for one in node.inputs if node.inputs_from == "comment" and re.search(r"_\d+$", one)]
+        unknown = [one for one in named if self.canvas.node_of(one) is None]
+        if unknown:
+            raise self.error(node, f"its comment names {', '.join(unknown)}, and no node is called that", [])
+
+    def _refuse_unread_parameters(self, node: Node, expression: str) -> None:
+        """A parameter of the node itself, such as a scale, acts somewhere, and nothing says where."""
+        unread = [
+            n for n in self.unread_parameters() if self.canvas.node_of(n) == node and f"self.{n}" not in expression
+        ]
+        if unread:
+            raise self.error(
+                node,
+                f"it owns the parameter {', '.join(unread)}, which nothing reads, and nothing says where it acts",
+                [],
+            )
+
+    def unread_parameters(self) -> list[str]:
+        """Parameters of the model itself that no statement reads; none where a method is called that could read them."""
+        model, called = self.forward.model, self.forward.called()
+        if any(callable(getattr(type(model), name, None)) for name in called):
+            return []
+        return [name for name, _ in model.named_parameters(recurse=False) if name not in called]
 
     def _write_from_statements(self, node: Node, name: str) -> None:
         """The node's statements are there, but bind another name, or stop before its last part."""
@@ -171,7 +200,7 @@ class NodeWriter:
     def preceding(self, node: Node) -> str:
         """Variable with the output of the node before, in canvas order; the ids where there is none."""
         for previous in self.canvas.before(node):
-            if previous.role in ("input", "output"):
+            if previous.role == "input" or (previous.role == "output" and not self.forward.is_placed(previous)):
                 continue
             if previous.role in SOURCES:
                 return self.embeddings.joined_at(previous)
@@ -225,6 +254,9 @@ class NodeWriter:
             reason = "its module, applied to its inputs in their order"
             return self.finish(node, name, expression, self.evidence_of(node), reason, variables, assumption=True)
         variable, evidence, reason = self.single_input(node)
+        if node.role == "attention" and "cross" in node.kind.lower():
+            problem = f"it attends from one value to another, and only one of them is known ({variable})"
+            raise self.error(node, problem, [f"query {variable}, memory <?>", f"query <?>, memory {variable}"])
         chain = self._chain(node)
         expression = variable
         for part in chain:
@@ -268,11 +300,15 @@ class NodeWriter:
             if module.batch_first:
                 return f"{call}({', '.join(arguments)})[0]"
             return f"{call}({', '.join(f'{a}.transpose(0, 1)' for a in arguments)})[0].transpose(0, 1)"
+        if isinstance(module, _STACKS) and not all(_is_batch_first(module)):
+            return f"{call}({', '.join(f'{v}.transpose(0, 1)' for v in variables)}).transpose(0, 1)"
         if isinstance(module, nn.RNNBase):
             turned = variables[0] if module.batch_first else f"{variables[0]}.transpose(0, 1)"
             return f"{call}({turned})[0]" + ("" if module.batch_first else ".transpose(0, 1)")
         if isinstance(module, _CHANNELS_FIRST):
-            return f"{call}({variables[0]}.transpose(1, 2)).transpose(1, 2)"
+            expression = f"{call}({variables[0]}.transpose(1, 2)).transpose(1, 2)"
+            self._refuse_lengthening(node, variables[0], expression)
+            return expression
         needed = required_arguments(module)
         if len(variables) == 1 and needed == 3 and node.role == "attention":
             variables = variables * 3
@@ -284,6 +320,16 @@ class NodeWriter:
             raise self.error(node, f"self.{part} takes {needed} inputs, and {len(variables)} are drawn", variables)
         expression = f"{call}({', '.join(variables)})"
         return expression + self._first_of(node, part, self._evaluate(node, expression))
+
+    def _refuse_lengthening(self, node: Node, variable: str, expression: str) -> None:
+        """Padding that adds positions, as causal convolutions have it, is cut off by a statement that is not there."""
+        before, after = self.forward.evaluated(variable), self._evaluate(node, expression)
+        if isinstance(before, torch.Tensor) and after.shape[1] > before.shape[1]:
+            problem = (
+                f"it turns {before.shape[1]} positions into {after.shape[1]}, and nothing says which of them are kept"
+            )
+            cut = f"[:, : {self.forward.input_name}.shape[1]]"
+            raise self.error(node, problem, [f"{expression}{cut} (causal)", expression])
 
     def _takes(self, part: str, count: int) -> bool:
         """Whether a module can be given this many values: as many as it needs, and what it could do without is no mask or switch."""
@@ -363,3 +409,8 @@ class NodeWriter:
             node.name,
             tuple(candidates),
         )
+
+
+def _is_batch_first(stack: nn.Module) -> list[bool]:
+    """For every attention in a stack of PyTorch's, whether its axis of examples comes first."""
+    return [module.batch_first for module in stack.modules() if isinstance(module, nn.MultiheadAttention)]

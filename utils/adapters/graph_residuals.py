@@ -72,12 +72,13 @@ class ResidualWriter:
         """(skip, branch, whether another reading differs, reason) where at most one input is named."""
         stream = self.stream_before(node)
         branch_node = self._branch_before(node, stream)
-        if given and given[0] not in stream:
-            branch_node = given[0]
+        if given and given[0] not in stream and given[0] is not branch_node:
+            stream, branch_node = self._beside_given(node, given[0], stream, branch_node)
         if not stream or branch_node is None:
             raise self.writer.error(node, "a residual adds a branch to a stream, and only one of them precedes it", [])
         branch = self.forward.value_of(branch_node)
-        skip = self._skip_of_width(node, stream, branch)
+        self._refuse_lost_values(node, branch_node, [*stream, *given])
+        skip = self._skip_of_width(node, self._stream_of_branch(node, stream, branch_node), branch)
         read = self._read_by_sublayer(branch_node)
         differs = read is not None and read != skip
         if self.forward.residual == "sublayer_input":
@@ -92,8 +93,12 @@ class ResidualWriter:
         for previous in self.canvas.before(node):
             if previous.role in ADDITIONS:
                 return [previous]
+        return self._prefix(self.canvas.nodes[: self.canvas.nodes.index(node)], node)
+
+    def _prefix(self, nodes: Sequence[Node], node: Node) -> list[Node]:
+        """The embeddings that begin a stretch of the canvas before `node`, with what directly prepares them."""
         prefix: list[Node] = []
-        for candidate in self.canvas.nodes[: self.canvas.nodes.index(node)]:
+        for candidate in nodes:
             if candidate.role == "input":
                 continue
             if candidate.role not in _PREFIX_ROLES or (not prefix and candidate.role not in SOURCES):
@@ -103,6 +108,63 @@ class ResidualWriter:
         if prefix and prefix[-1].role == "linear" and following.role == "activation":
             prefix.pop()  # the first layer of a branch, not a projection of the stream
         return prefix
+
+    def _stream_of_branch(self, node: Node, stream: list[Node], branch: Node) -> list[Node]:
+        """The stream, or that of the branch where it comes from other embeddings: a decoder behind an encoder has its own."""
+        asked = self._read_by_sublayer(branch)
+        wanted = self._embedded_in(asked) if asked is not None else set()
+        if not wanted or wanted & self._embedded_in(self.forward.value_of(stream[-1])):
+            return stream
+        before = self.canvas.before(node)
+        for index, previous in enumerate(before):
+            if previous.role in ADDITIONS and wanted & self._embedded_in(self.forward.value_of(previous)):
+                return [previous]
+            if previous.name in wanted:
+                return self._prefix(before[index::-1], node)
+        return stream
+
+    def _embedded_in(self, variable: str) -> set[str]:
+        """Names of the embeddings that went into a variable."""
+        made_of = self.writer.embeddings.made_of(variable)
+        return {one.name for one in self.canvas.nodes if one.role == "embedding" and one.name in made_of}
+
+    def _beside_given(
+        self, node: Node, given: Node, stream: list[Node], latest: Node | None
+    ) -> tuple[list[Node], Node | None]:
+        """(stream, branch) where one input is named that is neither of them.
+
+        It is the skip where the latest value, which nothing else reads, was made of it; else it is the branch.
+        """
+        if latest is None or not self._is_lost(latest):
+            return stream, given
+        source, variable = self.forward.value_of(given), self.forward.value_of(latest)
+        return ([given], latest) if source in self.writer.embeddings.origins(variable) else (stream, given)
+
+    def _refuse_lost_values(self, node: Node, branch: Node, used: Sequence[Node]) -> None:
+        """A value since the last addition that nothing reads could be meant to be added too."""
+        for lost in self.canvas.before(node):
+            if lost.role in ADDITIONS or lost in used:
+                return
+            if lost is not branch and self._is_lost(lost):
+                terms = [self.forward.value_of(one) for one in (branch, lost)]
+                problem = f"{terms[1]} is computed and nothing reads it, so it could be a branch of this addition too"
+                raise self.writer.error(node, problem, [f"<skip> + {terms[0]}", f"<skip> + {terms[1]} + {terms[0]}"])
+
+    def _is_lost(self, node: Node) -> bool:
+        """Whether a node computes something that neither a statement nor the drawing nor the next node has a use for."""
+        producers = self.forward.producers.get(node.name, [])
+        aside = node.role in (*SOURCES, "input", "output") or node.name in self.forward.owners.inside
+        if aside or not (producers or node.modules):
+            return False
+        following = next(iter(self.canvas.after(node)), None)
+        if following is not None and following.role not in ADDITIONS and following.name not in self.forward.producers:
+            return False
+        origins = {statement.origin for statement in producers}
+        written = {name for statement in producers for name in statement.writes}
+        others = [s for s in [*self.forward.placed, *self.forward.pending] if s.origin not in origins or s.returns]
+        read = {name for statement in others for name in statement.reads}
+        by_name = any(self.canvas.node_of(name) == node for name in read)
+        return not (read & written or by_name or any(node.name in one.inputs for one in self.canvas.nodes))
 
     def _branch_before(self, node: Node, stream: list[Node]) -> Node | None:
         latest = next((n for n in self.canvas.before(node) if n.role not in ("input", "output")), None)

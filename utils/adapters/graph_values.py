@@ -303,6 +303,18 @@ class ForwardCompleter:
             raise self.unknown(name, reader)
         with self._settling(name, name):
             self.writer.write(node, name)
+        self._refuse_stale(node, name, reader)
+
+    def _refuse_stale(self, node: Node, name: str, reader: Statement | None) -> None:
+        """A value that a loop reads, made of one that the loop changes, could be meant anew in every round."""
+        changed = reader.writes & self.writer.embeddings.origins(name) if reader is not None else set()
+        if reader is not None and changed and isinstance(reader.node, (ast.For, ast.While)):
+            problem = f"a loop reads {name} and changes {', '.join(sorted(changed))}, of which it is made"
+            raise self.writer.error(node, problem, ["once, before the loop", "anew in every round"])
+
+    def is_placed(self, node: Node) -> bool:
+        """Whether all statements of a node have run."""
+        return node.name in self._produced
 
     @contextlib.contextmanager
     def _settling(self, key: object, label: str) -> Any:
