@@ -83,13 +83,13 @@ def test_no_token_is_lost_or_doubled_over_an_epoch(documents, length, batch, acc
 @pytest.mark.parametrize("rest", [0, 1, 5])
 def test_the_incomplete_block_is_padded_beside_full_ones_only(rest):
     ids = np.arange(16 + rest, dtype=np.uint16)
-    blocks = PackedBlocks(ids[:16].reshape(2, 8), tail=ids[16:], padding=99)
+    blocks = PackedBlocks(ids[:16].reshape(2, 8), tail=ids[16:], padding=17)  # 17 occurs in the tail as well
     assert len(blocks) == 2 + (rest > 0) and blocks.loss_tokens.sum() == 14 + max(rest - 1, 0)
     whole = blocks.__getitems__([0, 1])
     assert set(whole) == {"input_ids", "labels"}
     if rest:
         both = blocks.__getitems__([0, 2])
-        assert both["input_ids"][1].tolist() == [*range(16, 16 + rest), *[99] * (8 - rest)]
+        assert both["input_ids"][1].tolist() == [*range(16, 16 + rest), *[17] * (8 - rest)]
         assert both["labels"][1].tolist() == [*range(16, 16 + rest), *[-100] * (8 - rest)]
         assert both["attention_mask"].sum(1).tolist() == [8, rest]
         alone = blocks[-1]
