@@ -41,8 +41,10 @@ check: $(DONE) ## lint, formatting and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-bench: $(DONE) ## measure what adapting costs at each call of a model
+bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing
 	$(RUN) -m benchmarks.adapter_overhead
+	$(RUN) benchmarks/tokenizer_training.py
+	$(RUN) benchmarks/packing.py
 
 zoo: $(DONE) ## adapt a hundred models of many kinds and list what was found out about each
 	$(RUN) -m tests.zoo

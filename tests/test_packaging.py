@@ -45,6 +45,7 @@ ON_PURPOSE = {  # installed without being imported by name: package → why
     "mypy": "`make check` runs it",
     "pandas-stubs": "mypy reads it",
     "ipykernel": "the kernelspec of tests/notebooks starts it",
+    "sentencepiece": "tests/tokenization asks for it with importorskip",
     "pytest-xdist": "the Makefile's -n option",
     "onnxscript": "torch.onnx.export(dynamo=True) imports it",
     "torchmetrics": "Lightning imports it",

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 from unittest import mock
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from tests.training.tiny import TEXT, TinyTransformer, make_tiny
 from utils.adapters.model_adapter import AdaptedModel, adapt
@@ -376,6 +378,35 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 def test_wrong_arguments_are_refused(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
         train(make_tiny(), **{"data": [TEXT], "workspace": tmp_path, "progress": False, **arguments})
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_token_ids_are_trained_on_as_they_are(tmp_path, as_list):
+    rows = torch.randint(0, 50, (12, 16), generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([rows, rows[:2]])  # equal rows lie on one side only
+    result = run(tmp_path, data=[*rows] if as_list else rows, validation_fraction=0.25)
+    assert len(result["loss_history"]) and all(map(math.isfinite, result["val_loss_history"]))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([torch.arange(4), torch.arange(5)], r"tensors \(T,\) of one length; got \(4,\), \(5,\)"),
+        ([torch.arange(4), "text"], "of one length; got"),
+        (torch.rand(4, 8), r"whole numbers \(N, T\); got torch.float32"),
+        (torch.zeros(4, 8, dtype=torch.long), "two different rows"),
+    ],
+)
+def test_token_ids_of_another_shape_are_refused(tmp_path, data, words):
+    with pytest.raises(DataError, match=words):
+        run(tmp_path, data=data)
+
+
+def test_a_tokenizer_that_alters_text_is_taken_and_said_so(tmp_path, caplog):
+    lower = FastBPETrainer.train_on_dataset([TEXT], 300)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    result = train(make_tiny(), [TEXT], SETTINGS, tokenizer=lower, workspace=tmp_path, progress=False)
+    assert result["loss_history"] and "does not give every text back" in caplog.text
 
 
 def test_a_tokenizer_beyond_the_rows_is_refused(tmp_path):

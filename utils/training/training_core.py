@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from utils._extras import require
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.errors import ConfigError, TokenizerError
+from utils.errors import ConfigError, DataError, TokenizerError
 from utils.progress import Progress, ProgressCallback, ignore_progress
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.validator import TokenizerValidator
@@ -49,7 +51,8 @@ def train(
     Args:
         model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
         data: "python-docs" (bundled), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
-            upload, a list of texts, a `datasets.Dataset`), or a `UniversalDataModule` of the task "lm". A part of the
+            upload, a list of texts, a `datasets.Dataset`), token ids (a tensor (N, T), or a list of tensors (T,) of one
+            length), or a `UniversalDataModule` of the task "lm". A part of the
             documents that depends on their content alone is kept for validation (see `tokenization.split`); the data's own
             validation part is taken where it has one.
         config: settings, as `TrainingConfig` or mapping; None takes the defaults.
@@ -83,6 +86,13 @@ def train(
     check_task(adapted)
     root = Path(workspace if workspace is not None else settings.checkpoint_dir).expanduser()
     with _Display(progress) as display:
+        blocks = _blocks_of(data)
+        if blocks is not None:
+            train_part, validation_part = _split_blocks(blocks, settings.validation_fraction)
+            trainer = Trainer(
+                adapted, None, settings, tokenizer=tokenizer, workspace=root, progress=display.report, resume=resume
+            )
+            return trainer.train(train_part, validation_part)
         if isinstance(data, UniversalDataModule):
             text, fitting = None, _proven(adapted, tokenizer if tokenizer is not None else data.tokenizer)
         else:
@@ -113,18 +123,51 @@ def _fitting_tokenizer(
     progress: bool | ProgressCallback,
 ) -> PreTrainedTokenizerBase:
     """The given tokenizer or a new one, proven to fit the model's rows. It never sees validation text."""
-    if tokenizer is None:
-        tokenizer = AdaptiveTokenizer.load_or_create(_rows(adapted), text.train, cache_dir, progress=progress)
-        logger.info("tokenizer: %s", tokenizer.choice.reason)
-    return _proven(adapted, tokenizer)
+    if tokenizer is not None:
+        return _proven(adapted, tokenizer)
+    chosen = AdaptiveTokenizer.load_or_create(_rows(adapted), text.train, cache_dir, progress=progress)
+    logger.info("tokenizer: %s", chosen.choice.reason)
+    return _proven(adapted, chosen)
 
 
 def _proven(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    """The tokenizer, where it fits the model's rows."""
+    """The tokenizer, where it fits the model's rows. One that alters text, as lower-casing ones do, is said to do so."""
     if tokenizer is None:
         raise TokenizerError("The data module has no tokenizer: pass tokenizer=.")
-    TokenizerValidator.validate(tokenizer, _rows(adapted)).raise_for_problems()
+    found = TokenizerValidator.validate(tokenizer, _rows(adapted), lossless=False)
+    found.raise_for_problems()
+    if not found.lossless:
+        logger.warning("the tokenizer does not give every text back as it was: %s", "; ".join(found.notes))
     return tokenizer
+
+
+def _blocks_of(data: Any) -> torch.Tensor | None:
+    """Token ids (N, T), where `data` is a tensor of them or a list of tensors (T,); None where it is something else."""
+    if isinstance(data, torch.Tensor):
+        return data
+    if not isinstance(data, (list, tuple)) or not any(isinstance(row, torch.Tensor) for row in data):
+        return None
+    shapes = sorted(
+        {tuple(row.shape) if isinstance(row, torch.Tensor) else type(row).__name__ for row in data}, key=str
+    )
+    if len(shapes) > 1 or not isinstance(shapes[0], tuple) or len(shapes[0]) != 1:
+        raise DataError(
+            f"A list of token ids holds tensors (T,) of one length; got {', '.join(map(str, shapes[:5]))}. Cut or join them to "
+            "one length, or pass texts, which are packed into full blocks."
+        )
+    return torch.stack(list(data))
+
+
+def _split_blocks(blocks: torch.Tensor, validation_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last rows are kept for validation; equal rows are kept once, so that none lies on both sides."""
+    if blocks.dim() != 2 or blocks.is_floating_point() or blocks.is_complex() or blocks.dtype == torch.bool:
+        raise DataError(f"Token ids are whole numbers (N, T); got {blocks.dtype} of shape {tuple(blocks.shape)}.")
+    _, first = np.unique(blocks.cpu().numpy(), axis=0, return_index=True)
+    unique = blocks[torch.from_numpy(np.sort(first))]  # (N, T), in the order given
+    if len(unique) < 2:
+        raise DataError(f"Training and validation need two different rows of token ids or more; got {len(unique)}.")
+    count = min(max(round(len(unique) * validation_fraction), 1), len(unique) - 1)
+    return unique[:-count], unique[-count:]
 
 
 def _rows(adapted: AdaptedModel) -> int:
