@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -35,6 +36,7 @@ def _guard(monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> Iterator[No
     _seed()
     yield
     monkeypatch.undo()
+    logging.disable(logging.NOTSET)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

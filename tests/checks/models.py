@@ -269,7 +269,7 @@ class FixedBatch(Healthy):
 
 
 class BufferLimit(Healthy):
-    """Holds a table of 12 positions that no config mentions."""
+    """Holds a table of 12 positions where its config says more."""
 
     def __init__(self):
         super().__init__()
@@ -278,6 +278,22 @@ class BufferLimit(Healthy):
 
     def body(self, input_ids):
         x = self.token_embedding(input_ids) + self.table[torch.arange(input_ids.shape[1])]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class HiddenLimit(Healthy):
+    """Refuses more than 12 tokens, and holds nothing that would tell."""
+
+    def __init__(self):
+        super().__init__()
+        del self.position_embedding
+
+    def body(self, input_ids):
+        if input_ids.shape[1] > 12:
+            raise ValueError("too long")
+        x = self.token_embedding(input_ids)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

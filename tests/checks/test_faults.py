@@ -66,7 +66,7 @@ def _run(check, build):
             ["tied token embedding", "sqrt(16)", "std 0.02", "auto"],
         ),
         (m.FixedBatch, "shape robustness", "failed", ["depends on the batch alone", "batch 1, 4 fails, 2 works"]),
-        (m.BufferLimit, "shape robustness", "warning", ["No limit is stated", "has 12", "max_seq_len=12"]),
+        (m.HiddenLimit, "shape robustness", "warning", ["No limit is stated", "has 12", "max_seq_len=12"]),
         (m.NarrowHead, "shape robustness", "failed", ["scores 51 tokens", "knows 61"]),
         (
             lambda: m.Healthy(batch_first=False),

@@ -281,8 +281,8 @@ class _Visit(Guesses):
         """Whether each token gets scores of labels that are no tokens: a head narrower than the vocabulary gave them."""
         if rows is None or selector.layout != "BTV" or width in (table_width, self.config.d_model):
             return False
-        if width >= _ALMOST * rows or answer.contract.decoder_name is not None:
-            return False
+        if 2 * width >= rows or answer.contract.decoder_name is not None:
+            return False  # a head for tokens that was built too narrow is a fault for the checks to name
         return answer.seen.is_head(selector(answer.output))
 
     def runs_at(self, contract: CallContract, length: int) -> bool:

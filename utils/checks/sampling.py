@@ -59,7 +59,7 @@ class Sampler:
                 f"How many token ids {adapted.name} knows cannot be found out: it has no token embedding and its config names no "
                 "vocab_size. Pass it: validate(model, config={'vocab_size': …})."
             )
-        stated = contract.max_length or known.max_seq_len or adapted.config.max_seq_len
+        stated = known.max_seq_len or contract.max_length or adapted.config.max_seq_len
         limit, source = _working_limit(adapted, vocabulary, stated)
         return cls(vocabulary, limit, source, stated, adapted.device)
 

@@ -48,7 +48,8 @@ def _grid(adapted: AdaptedModel, sampler: Sampler) -> list[tuple[int, int]]:
 def _try(adapted: AdaptedModel, sampler: Sampler, batch: int, length: int) -> dict[str, Any]:
     row: dict[str, Any] = {"batch": batch, "length": length, "output": None, "status": "ok"}
     width = adapted.contract.output_size or sampler.vocabulary
-    expected = (batch, length, width) if adapted.contract.task == "lm" else (batch, width)
+    per_token = adapted.contract.task == "lm" or "T" in adapted.contract.logits.layout  # token labels too
+    expected = (batch, length, width) if per_token else (batch, width)
     try:
         with torch.no_grad():
             logits = run_model(adapted, sampler.ids(batch, length)).logits
