@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,11 +171,39 @@ def test_blocks_travel_to_a_worker_without_their_bytes(tokenizer, tmp_path):
 
 def test_pages_are_let_go_while_blocks_are_read(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.tokenization.packing.RELEASE_BYTES", 64)
+    monkeypatch.setattr("utils.tokenization.packing.FAULT_AROUND", 0)
     packed = pack_documents([TEXT], tokenizer, 16, tmp_path)
     released = []
     monkeypatch.setattr(packed._stream, "release", lambda: released.append(1))
     seen = [packed[i]["input_ids"] for i in range(6)]
     assert len(released) == 3 and torch.cat(seen).tolist() == packed.blocks[:6].ravel().tolist()
+
+
+MEASURED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, pathlib
+from utils.tokenization.batch_order import Window
+from utils.tokenization.block_cache import write_stream
+from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.packing import PackedBlocks
+def mapped():
+    return int(pathlib.Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0]) >> 10
+path = pathlib.Path(sys.argv[2]) / "tokens-k.bin"
+chunks = ((np.full(1 << 20, number, np.uint16), [1 << 20]) for number in range(200))  # 400 MiB
+blocks = PackedBlocks.of(write_stream(path, chunks, np.dtype(np.uint16), "k"), 512)
+before = mapped()
+print(max(mapped() - before for batch in DataLoaderFactory().train(blocks, Window(64, 1))))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_shuffled_epoch_does_not_fill_the_memory_with_the_file(tmp_path):
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", MEASURED, root, str(tmp_path)], capture_output=True, text=True)
+    assert int(done.stdout) < 260, (
+        done.stderr
+    )  # MiB: what may be mapped, and one batch more; all of the file where its pages are not let go
 
 
 def test_what_calls_leave_behind_in_a_tokenizer_has_no_effect(tokenizer):
