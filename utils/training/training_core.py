@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from utils._extras import require
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ConfigError, DataError, TokenizerError
-from utils.progress import Progress, ProgressCallback, ignore_progress
+from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import TextData, resolve_data
@@ -85,22 +85,23 @@ def train(
     adapted = adapt(model)
     check_task(adapted)
     root = Path(workspace if workspace is not None else settings.checkpoint_dir).expanduser()
-    with _Display(progress) as display:
+    with showing(progress, "Training", "steps") as report:
+        prepare = (
+            _notes_to(report) if progress is True else False
+        )  # a callable is promised steps, and nothing before them
         blocks = _blocks_of(data)
         if blocks is not None:
             train_part, validation_part = _split_blocks(blocks, settings.validation_fraction)
             trainer = Trainer(
-                adapted, None, settings, tokenizer=tokenizer, workspace=root, progress=display.report, resume=resume
+                adapted, None, settings, tokenizer=tokenizer, workspace=root, progress=report, resume=resume
             )
             return trainer.train(train_part, validation_part)
         if isinstance(data, UniversalDataModule):
             text, fitting = None, _proven(adapted, tokenizer if tokenizer is not None else data.tokenizer)
         else:
-            text = resolve_data(data, settings.validation_fraction, progress=display.prepare)
-            fitting = _fitting_tokenizer(adapted, tokenizer, text, root / ".cache" / "tokenizers", display.prepare)
-        trainer = Trainer(
-            adapted, None, settings, tokenizer=fitting, workspace=root, progress=display.report, resume=resume
-        )
+            text = resolve_data(data, settings.validation_fraction, progress=prepare)
+            fitting = _fitting_tokenizer(adapted, tokenizer, text, root / ".cache" / "tokenizers", prepare)
+        trainer = Trainer(adapted, None, settings, tokenizer=fitting, workspace=root, progress=report, resume=resume)
         return trainer.train(data) if text is None else trainer.train(text.train, text.validation)
 
 
@@ -180,35 +181,10 @@ def _rows(adapted: AdaptedModel) -> int:
     return rows
 
 
-class _Display:
-    """Opens one `Progress` for True, and lends a callable or nothing otherwise.
+def _notes_to(report: ProgressCallback) -> ProgressCallback:
+    """Shows what comes before the training in its display: the note alone."""
 
-    Attributes:
-        report: for the training.
-        prepare: for what comes before it; only the own display shows that, since a callable is promised steps.
-    """
+    def note_only(done: int, total: int | None, note: str = "") -> None:
+        report(0, None, note)
 
-    def __init__(self, progress: bool | ProgressCallback) -> None:
-        own = Progress("Training", unit="steps") if progress is True else None
-        self._own = own
-        self.report: ProgressCallback = ignore_progress
-        self.prepare: bool | ProgressCallback = False
-        if own is not None:
-            self.report, self.prepare = own, lambda done, total, note="": own(0, None, note)
-        elif not isinstance(progress, bool):
-            self.report = _checked(progress)
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._own is not None:
-            self._own.__exit__(kind, error, trace)
-
-
-def _checked(progress: Callable[..., Any]) -> ProgressCallback:
-    if not callable(progress):
-        raise ConfigError(
-            f"progress= takes True, False or a callable (done, total, note); got {type(progress).__name__}."
-        )
-    return progress
+    return note_only
