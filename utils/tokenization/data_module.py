@@ -29,7 +29,7 @@ from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.masked_lm import HIDDEN_SHARE, MaskedBlocks
 from utils.tokenization.packing import pack_documents, padding_id, token_stream
 from utils.tokenization.samples import Samples
-from utils.tokenization.split import sides, split_documents
+from utils.tokenization.split import VALIDATION_FRACTION, sides, split_documents
 from utils.tokenization.vision import IMAGE_KEYS, Images, VisionDataCollator, column_labels, labels_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class UniversalDataModule(pl.LightningDataModule):
         column: str | None = None,
         label_column: str | None = None,
         target_column: str | None = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float = VALIDATION_FRACTION,
         seed: int = 42,
         accumulation: int | None = None,
         cache_dir: str | Path | None = None,

@@ -19,6 +19,10 @@ _HASH_BYTES = 8
 """Of each document; two different documents with one hash only fall on the same side."""
 
 
+VALIDATION_FRACTION = 0.1
+"""Share of the data that is kept for validation where nobody says otherwise."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Both parts, and how they came about.
@@ -37,7 +41,7 @@ class Split:
     how: str
 
 
-def split_documents(documents: Documents, validation_fraction: float = 0.1, seed: int = 42) -> Split:
+def split_documents(documents: Documents, validation_fraction: float = VALIDATION_FRACTION, seed: int = 42) -> Split:
     """Split documents; a single one is cut at the begin of a line, its last part being for validation.
 
     Raises:
@@ -107,7 +111,7 @@ def sides(texts: Iterable[str], validation_fraction: float, seed: int) -> Sides:
     return Sides(keys, kept, np.isin(keys, different[drawn]))
 
 
-def split_text(text: str, validation_fraction: float = 0.1) -> tuple[str, str]:
+def split_text(text: str, validation_fraction: float = VALIDATION_FRACTION) -> tuple[str, str]:
     """Cut a text into a training and a validation part.
 
     Rule: the validation part is the last `validation_fraction` of the characters, begun at the start of the next line

@@ -20,7 +20,7 @@ from utils.errors import ConfigError, DataError
 from utils.progress import Progress, ProgressCallback, showing
 from utils.tokenization.documents import TEXT_COLUMNS, Documents, text_fingerprint
 from utils.tokenization.hub_access import is_repository
-from utils.tokenization.split import split_documents, split_text
+from utils.tokenization.split import VALIDATION_FRACTION, split_documents, split_text
 from utils.training.data_objects import DatasetRows, FrameRows, ListRows
 from utils.training.data_readers import READERS
 from utils.training.data_rows import load_parts, load_rows
@@ -103,7 +103,7 @@ BUNDLED: dict[str, Callable[[], str]] = {"python-docs": python_docs}
 """Examples that need no download."""
 
 
-def resolve_data(data: Any, validation_fraction: float = 0.1, **options: Any) -> TextData:
+def resolve_data(data: Any, validation_fraction: float = VALIDATION_FRACTION, **options: Any) -> TextData:
     """Turn what was passed as `data=` into documents for training and validation.
 
     A validation part that the data itself sets aside is kept; otherwise `tokenization.split.split_documents` makes one, the

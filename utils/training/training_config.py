@@ -15,6 +15,7 @@ from typing import Any
 
 from utils._files import write_json
 from utils.errors import ConfigError
+from utils.tokenization.split import VALIDATION_FRACTION
 
 FORMAT_VERSION = 1
 """Version of the JSON form; an older one is upgraded when it is read."""
@@ -57,7 +58,7 @@ class TrainingConfig:
     """Seed of initialisation, dropout and the order of blocks, 0 to 2**32 - 1."""
     deterministic: bool = False
     """True refuses kernels that are not reproducible (slower on GPUs)."""
-    validation_fraction: float = 0.1
+    validation_fraction: float = VALIDATION_FRACTION
     """Share of the text that is kept for validation."""
     val_every_n_steps: int | None = None
     """Optimizer steps between validations; None validates at the end of each epoch. The end of training always does."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ConfigError, DataError, TokenizerError
 from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
+from utils.tokenization.split import sides
 from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import TextData, resolve_data
 from utils.training.objective import check_task
@@ -160,15 +160,15 @@ def _blocks_of(data: Any) -> torch.Tensor | None:
 
 
 def _split_blocks(blocks: torch.Tensor, validation_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last rows are kept for validation; equal rows are kept once, so that none lies on both sides."""
+    """Rows of both parts, drawn as documents are: by what they hold, so that equal rows lie on one side."""
     if blocks.dim() != 2 or blocks.is_floating_point() or blocks.is_complex() or blocks.dtype == torch.bool:
         raise DataError(f"Token ids are whole numbers (N, T); got {blocks.dtype} of shape {tuple(blocks.shape)}.")
-    _, first = np.unique(blocks.cpu().numpy(), axis=0, return_index=True)
-    unique = blocks[torch.from_numpy(np.sort(first))]  # (N, T), in the order given
-    if len(unique) < 2:
-        raise DataError(f"Training and validation need two different rows of token ids or more; got {len(unique)}.")
-    count = min(max(round(len(unique) * validation_fraction), 1), len(unique) - 1)
-    return unique[:-count], unique[-count:]
+    rows = blocks.cpu().to(torch.int64)
+    drawn = sides((row.numpy().tobytes().decode("latin-1") for row in rows), validation_fraction, seed=42).validation
+    if not drawn.any():
+        raise DataError("Training and validation need two different rows of token ids or more; all of them are equal.")
+    kept = torch.from_numpy(drawn)
+    return rows[~kept], rows[kept]
 
 
 def _rows(adapted: AdaptedModel) -> int:
