@@ -20,7 +20,7 @@ WRONG = [
     ("precision", 16), ("random_seed", -1), ("random_seed", 2**32), ("deterministic", 1), ("deterministic", "yes"),
     ("validation_fraction", 0), ("validation_fraction", 1), ("val_every_n_steps", 0), ("save_every_n_epochs", 0), ("save_every_n_steps", 0),
     ("save_every_n_minutes", -1), ("keep_checkpoints", 1), ("run_name", ""), ("run_name", "../up"), ("run_name", "a/b"), ("run_name", ".hidden"),
-    ("run_name", "x" * 121), ("run_name", "a\0b"), ("initialisation", "xavier"), ("objective", "masked"), ("notes", None), ("checkpoint_dir", 3),
+    ("run_name", "x" * 121), ("run_name", "a\0b"), ("initialisation", "xavier"), ("objective", "guess"), ("notes", None), ("checkpoint_dir", 3),
 ]  # fmt: skip
 
 

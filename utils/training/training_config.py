@@ -22,7 +22,10 @@ FORMAT_VERSION = 1
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 INITIALISATIONS = ("auto", "keep")
-OBJECTIVES = ("auto", "next_token")
+OBJECTIVES = ("auto", "next_token", "masked")
+SCHEDULES = ("cosine", "linear", "constant")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass
@@ -44,6 +47,10 @@ class TrainingConfig:
     """Optimizer steps after which training ends, repeating the text as often as needed; None leaves it to epochs."""
     max_length: int | None = None
     """Tokens per block; None takes the model's limit, and a value above the limit is lowered to it."""
+    learning_rate_schedule: str = "cosine"
+    """What the learning rate does after warm-up: "cosine" and "linear" fall to final_learning_rate_ratio, "constant" stays."""
+    final_learning_rate_ratio: float = 0.1
+    """Learning rate at the last step as a share of the peak; not used by "constant"."""
     warmup_ratio: float = 0.1
     """Share of all optimizer steps over which the learning rate rises to its peak."""
     weight_decay: float = 0.01
@@ -52,6 +59,21 @@ class TrainingConfig:
     """Largest L2 norm of all gradients together; 0 turns clipping off."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step: the effective batch is batch_size times this."""
+    fit_batch_to_memory: bool = True
+    """True lowers batch_size where a probe on the GPU finds too little memory, and raises the accumulation to match."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over all classes in the training loss; validation never smooths."""
+    ema_decay: float | None = None
+    """Decay per optimizer step of an exponential moving average of the weights, which is then what is validated and handed
+    over; None keeps none."""
+    early_stopping_patience: int | None = None
+    """Validations in a row without a lower loss after which training ends; None never ends early."""
+    early_stopping_min_delta: float = 0.0
+    """Nats by which a validation loss must be lower than the best one to count as lower."""
+    gradient_checkpointing: bool = False
+    """True computes activations anew in the backward pass: less memory, about a third more time."""
+    compile_mode: str = "off"
+    """torch.compile: "off", "default", "reduce-overhead" (CUDA graphs) or "max-autotune" (minutes of search)."""
     precision: str = "auto"
     """"auto" chooses by compute capability; "32-true", "bf16-mixed" or "16-mixed" (CUDA only) sets it."""
     random_seed: int = 42
@@ -62,6 +84,12 @@ class TrainingConfig:
     """Share of the text that is kept for validation."""
     val_every_n_steps: int | None = None
     """Optimizer steps between validations; None validates at the end of each epoch. The end of training always does."""
+    num_workers: int = 0
+    """Processes that make batches ahead; 0 is right for packed text, images gain from 2."""
+    strategy: str = "auto"
+    """"auto" trains on one device; "ddp" and "fsdp" on several, one process each (never inside a notebook)."""
+    devices: int = 1
+    """Devices per machine that train together."""
     save_every_n_epochs: int = 1
     """Epochs between checkpoints."""
     save_every_n_steps: int | None = None
@@ -72,14 +100,28 @@ class TrainingConfig:
     """Newest checkpoints that are kept, besides the best one."""
     checkpoint_dir: str = "runs"
     """Workspace folder that holds one folder per run; train(workspace=...) overrides it."""
+    mirror_dir: str | None = None
+    """Folder, such as one on Google Drive, that gets a verified copy of each checkpoint in the background; None mirrors
+    nothing."""
     run_name: str | None = None
     """Folder name of the run; None continues an unfinished run of the same model and settings, else names one by the time."""
     notes: str = ""
     """Free text that is kept with the run."""
+    wandb_project: str | None = None
+    """Project on Weights & Biases that the run is logged to, where a key exists, else offline; None does not log there."""
+    tensorboard: bool = False
+    """True also writes TensorBoard event files into the run's folder."""
+    vocab_size: int | None = None
+    """Rows of the embedding that the model must have; None takes the model as it is."""
+    d_model: int | None = None
+    """Width that the model must have; None takes the model as it is."""
+    num_layers: int | None = None
+    """Number of blocks that the model must have; None takes the model as it is."""
     initialisation: str = "auto"
     """"auto" re-draws embeddings only where PyTorch's default would spoil the start; "keep" never touches weights."""
     objective: str = "auto"
-    """Both train next-token prediction: "auto" makes the attention causal where it is not, "next_token" refuses such a model."""
+    """For models of text: "auto" trains next-token prediction, with attention made causal where it is not and its mask
+    allows that, else masked prediction; "next_token" takes a causal model only; "masked" hides tokens."""
 
     # ---- complaints -------------------------------------------------------------------------------------------------
     def problems(self) -> list[str]:
@@ -169,6 +211,16 @@ _RANGES: list[tuple[str, Any, str]] = [
     ("epochs", *_COUNT),
     ("max_steps", *_COUNT),
     ("max_length", lambda v: v >= 2, "a whole number of 2 or more (a token and the next one)"),
+    ("final_learning_rate_ratio", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    ("label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    ("ema_decay", lambda v: 0 < v < 1, "a number between 0 and 1, such as 0.999"),
+    ("early_stopping_patience", *_COUNT),
+    ("early_stopping_min_delta", lambda v: v >= 0, "a number of 0 or more"),
+    ("num_workers", lambda v: v >= 0, "a whole number of 0 or more"),
+    ("devices", *_COUNT),
+    ("vocab_size", *_COUNT),
+    ("d_model", *_COUNT),
+    ("num_layers", *_COUNT),
     ("warmup_ratio", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
     ("weight_decay", lambda v: v >= 0, "a number of 0 or more"),
     ("gradient_clip_norm", lambda v: v >= 0, "a number of 0 or more"),
@@ -181,7 +233,14 @@ _RANGES: list[tuple[str, Any, str]] = [
     ("save_every_n_minutes", lambda v: v >= 0, "a number of 0 or more"),
     ("keep_checkpoints", lambda v: v >= 2, "a whole number of 2 or more (a torn newest one needs an older one)"),
 ]
-_CHOICES = {"precision": PRECISIONS, "initialisation": INITIALISATIONS, "objective": OBJECTIVES}
+_CHOICES = {
+    "precision": PRECISIONS,
+    "initialisation": INITIALISATIONS,
+    "objective": OBJECTIVES,
+    "learning_rate_schedule": SCHEDULES,
+    "compile_mode": COMPILE_MODES,
+    "strategy": STRATEGIES,
+}
 
 
 def _raise(complaints: list[str]) -> None:
