@@ -108,6 +108,8 @@ class Images(Samples):
         collator: makes a batch of them.
     """
 
+    task = "vision"
+
     def __init__(self, images: Any, labels: Sequence[int] | np.ndarray, collator: VisionDataCollator) -> None:
         self._images, self._labels, self.collator = images, np.asarray(labels, dtype=np.int64), collator
         if len(self._labels) != len(images) or not len(images):

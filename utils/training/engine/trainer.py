@@ -31,6 +31,7 @@ from utils.tokenization.bpe_trainer import save_tokenizer
 from utils.tokenization.data_module import UniversalDataModule, check_fits
 from utils.tokenization.documents import Documents
 from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.masked_lm import MaskedBlocks
 from utils.tokenization.packing import PackedBlocks, pack_documents
 from utils.tokenization.samples import Samples
 from utils.tokenization.vision import VisionDataCollator
@@ -115,6 +116,7 @@ class Trainer:
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.class_names: tuple[str, ...] = ()
         self.engine: pl.Trainer
         self.module: pl.LightningModule
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
@@ -191,10 +193,13 @@ class Trainer:
     def _setup_samples(self, train_data: Any, val_data: Any) -> tuple[Samples, Samples | None]:
         """Samples of both parts, for the task of the model."""
         task, limit = self.adapted.contract.task, self.adapted.contract.max_length
-        if not isinstance(train_data, UniversalDataModule) and task != "lm" and not isinstance(train_data, Samples):
+        ready = isinstance(train_data, (UniversalDataModule, Samples, np.ndarray, torch.Tensor))
+        if not ready and task != "lm":
             train_data = self._data_module(train_data, val_data, task)
         if isinstance(train_data, UniversalDataModule):
             train, validation = _parts_of(train_data, task)
+            self.tokenizer = self.tokenizer if self.tokenizer is not None else train_data.tokenizer
+            self.class_names = train_data.class_names
         else:
             length = self._block_length()
             train = self._as_samples(train_data, length, "training")
@@ -415,12 +420,12 @@ class Trainer:
         return min(value for value in (limit, asked) if value is not None)
 
     def _as_samples(self, data: Any, length: int, what: str) -> Samples:
-        if isinstance(data, Samples):
-            return data
         if isinstance(data, torch.Tensor):
             data = data.cpu().numpy()
         if isinstance(data, np.ndarray):
-            return PackedBlocks(data)
+            data = PackedBlocks(data)
+        if isinstance(data, Samples):
+            return self._for_task(data, what)
         if not isinstance(data, (str, Documents)) or not len(data):
             raise DataError(
                 f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
@@ -431,6 +436,21 @@ class Trainer:
                 f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
             )
         return pack_documents(data, self.tokenizer, length, self.workspace / ".cache", what)
+
+    def _for_task(self, samples: Samples, what: str) -> Samples:
+        """Ready samples, where they are for the model's task; blocks of text get their tokens hidden."""
+        task = self.adapted.contract.task
+        if task == "masked" and isinstance(samples, PackedBlocks):
+            if self.tokenizer is None:
+                raise TokenizerError("Hiding tokens needs to know which ids are special: pass tokenizer=.")
+            return MaskedBlocks(samples, self.tokenizer, self.settings.random_seed, what == "validation")
+        if samples.task not in (None, task):
+            raise DataError(
+                f"The {what} data ({type(samples).__name__}) is made for the task {samples.task!r}, and the model is trained on "
+                f"{task!r}. Pass what UniversalDataModule takes for task={task!r}."
+            )
+        self._setup_loss(self.adapted).check(samples.__getitems__([0]))
+        return samples
 
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
         if newest is not None:
@@ -458,6 +478,7 @@ class Trainer:
             "step_loss_history": list(training.step_losses),
             "val_loss_history": [item.loss for item in validation.history],
             "val_steps": [item.step for item in validation.history],
+            "class_names": self.class_names,
             "val_measures_history": [item.measures for item in validation.history],
             "measures_untrained": validation.untrained_measures,
             "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
