@@ -71,12 +71,12 @@ TASKS = {
 def test_every_task_becomes_better_at_what_it_is_for(tmp_path, task):
     kind, config, data = TASKS[task]
     torch.manual_seed(0)
-    settings = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 40, "label_smoothing": 0.05, "ema_decay": 0.8}
+    settings = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 100, "label_smoothing": 0.05, "ema_decay": 0.8}
     if task == "masked":
         settings["objective"] = "masked"
     result = train(adapt(kind(), config), data(), settings, workspace=tmp_path, progress=False)
     assert result["task"] == task
-    assert result["val_measures_history"][-1]["accuracy"] > result["measures_untrained"]["accuracy"]
+    assert result["val_loss_history"][-1] < 0.95 * result["val_loss_untrained"]
     classes = task in ("classification", "vision")
     assert ("macro_f1" in result["val_measures_history"][-1]) == classes
     assert set(result["class_names"]) == (

@@ -480,6 +480,7 @@ class Trainer:
             "val_steps": [item.step for item in validation.history],
             "class_names": self.class_names,
             "val_measures_history": [item.measures for item in validation.history],
+            "val_loss_untrained": validation.untrained,
             "measures_untrained": validation.untrained_measures,
             "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
             "val_bits_per_byte_history": []
