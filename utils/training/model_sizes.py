@@ -50,7 +50,9 @@ def _width(adapted: AdaptedModel) -> int | None:
         if isinstance(module, nn.Embedding) and module.num_embeddings == rows
     }
     norms = {
-        module.normalized_shape[-1] for module in adapted.modules() if isinstance(module, nn.LayerNorm) and len(module.normalized_shape)
+        module.normalized_shape[-1]
+        for module in adapted.modules()
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape)
     }
     (width,) = widths if len(widths) == 1 else (None,)
     return width if not norms or width in norms else None

@@ -22,12 +22,12 @@ class Preset:
 FAST_DEV = Preset(
     "fast_dev",
     "Twenty steps, to see that everything runs; the result is worth nothing.",
-    {"max_steps": 20, "batch_size": 4, "val_every_n_steps": 10, "warmup_ratio": 0.1, "save_every_n_minutes": 0.0},
+    {"max_steps": 20, "batch_size": 4, "val_every_n_steps": 10, "save_every_n_minutes": 0.0},
 )
 STANDARD = Preset(
     "standard",
     "A model of up to some ten million parameters from scratch, on one GPU or a patient CPU.",
-    {"epochs": 10, "batch_size": 16, "learning_rate": 5e-4, "weight_decay": 0.1, "early_stopping_patience": 3},
+    {"epochs": 10, "batch_size": 16, "weight_decay": 0.1, "early_stopping_patience": 3},
 )
 LARGE = Preset(
     "large",

@@ -33,7 +33,9 @@ def where_it_belongs(name: str = "it") -> str:
         name: of the setting that would have held it.
     """
     variable = name.upper() if name.isidentifier() and name != "it" else name
-    return f"a config never holds a secret; set {variable} in the environment, or under Secrets (the key symbol) in Colab"
+    return (
+        f"a config never holds a secret; set {variable} in the environment, or under Secrets (the key symbol) in Colab"
+    )
 
 
 def secret_in(text: str) -> str | None:

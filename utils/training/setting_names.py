@@ -50,9 +50,9 @@ def nearest(given: object, known: Iterable[str]) -> str | None:
         'learning_rate'
     """
     text, names = str(given).strip().lower().replace("-", "_"), list(known)
-    meant = ELSEWHERE.get(text) or VALUES_ELSEWHERE.get(text)
-    if meant in names:
-        return meant
+    for habits in (ELSEWHERE, VALUES_ELSEWHERE):
+        if habits.get(text) in names:
+            return habits[text]
     spelled = {name.lower().replace("-", "_"): name for name in names}
     near = difflib.get_close_matches(text, spelled, n=1, cutoff=0.5)
     return spelled[near[0]] if near else None

@@ -13,7 +13,7 @@ import html
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -282,11 +282,14 @@ class ConfigDifferences(dict[str, tuple[Any, Any]]):
         return f"<table><tr><th>setting</th><th>before</th><th>after</th></tr>{''.join(cells)}</table>"
 
 
-def compare_configs(first: TrainingConfig | Mapping[str, Any], second: TrainingConfig | Mapping[str, Any]) -> ConfigDifferences:
+def compare_configs(
+    first: TrainingConfig | Mapping[str, Any], second: TrainingConfig | Mapping[str, Any]
+) -> ConfigDifferences:
     """What differs between two settings.
 
     Args:
-        first, second: settings, or mappings of them (what a mapping does not name has its default).
+        first: settings, or a mapping of them (what it does not name has its default).
+        second: the same.
 
     Returns:
         Setting → (value of `first`, value of `second`), in the order of the settings; a dict that prints itself readably.
@@ -296,7 +299,8 @@ def compare_configs(first: TrainingConfig | Mapping[str, Any], second: TrainingC
         batch_size: 8 → 4
     """
     before, after = (
-        (item if isinstance(item, TrainingConfig) else TrainingConfig.from_dict(item)).to_dict() for item in (first, second)
+        (item if isinstance(item, TrainingConfig) else TrainingConfig.from_dict(item)).to_dict()
+        for item in (first, second)
     )
     return ConfigDifferences({name: (before[name], after[name]) for name in before if before[name] != after[name]})
 
@@ -381,7 +385,8 @@ class TrainingConfigBuilder:
 def setting_docs() -> dict[str, str]:
     """Setting → the line that documents it, read from the class itself: the one home of help texts."""
     (body,) = (
-        node.body for node in ast.parse(inspect.getsource(inspect.getmodule(TrainingConfig))).body  # type: ignore[arg-type]
+        node.body
+        for node in ast.parse(inspect.getsource(inspect.getmodule(TrainingConfig))).body  # type: ignore[arg-type]
         if isinstance(node, ast.ClassDef) and node.name == TrainingConfig.__name__
     )
     found = {}
