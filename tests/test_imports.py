@@ -1,8 +1,7 @@
 """What can be imported, what importing costs, and what it needs.
 
 The statements of people's notebooks are listed once. Those that wait for a feature are listed again below that feature, and
-must not exist yet: whoever builds one takes it off the list. The
-last part holds the floors: nothing imports from above.
+must not exist yet: whoever builds one takes it off the list. The last part holds the floors: nothing imports from above.
 """
 
 from __future__ import annotations

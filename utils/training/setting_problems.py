@@ -146,8 +146,8 @@ def _value_problem(name: str, value: Any) -> str | None:
     if name in _CHOICES:
         return None if value in _CHOICES[name] else unknown_choice(name, value, _CHOICES[name])
     check = _TEXTS.get(name)
-    expected = None if check is None else check(value)
-    return None if expected is None else f"{name}={shown(value)}: expected {expected}."
+    wanted = None if check is None else check(value)
+    return None if wanted is None else f"{name}={shown(value)}: expected {wanted}."
 
 
 def _as_run_name(name: str) -> str | None:

@@ -64,7 +64,7 @@ def _naming_the_nearest(cls: type[T]) -> type[T]:
         _refuse_unknown(settings)
         made(self, *values, **settings)
 
-    cls.__init__ = init  # type: ignore[method-assign, assignment]
+    cls.__init__ = init  # type: ignore[method-assign]
     return cls
 
 
