@@ -98,7 +98,10 @@ class TinySeq2Seq(nn.Module):
 
     def __init__(self, vocab_size: int, max_seq_len: int, width: int = 64, layers: int = 1) -> None:
         super().__init__()
-        self.token_embedding, self.position_embedding = nn.Embedding(vocab_size, width), nn.Embedding(max_seq_len, width)
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(vocab_size, width),
+            nn.Embedding(max_seq_len, width),
+        )
         self.transformer = nn.Transformer(
             width, 4, layers, layers, 2 * width, dropout=0.0, batch_first=True, norm_first=True
         )

@@ -58,7 +58,10 @@ def _opinion(draw: random.Random) -> tuple[str, str]:
     subject = draw.choice(SUBJECTS)
     others = f"although {draw.choice(NAMES)} called it {draw.choice(PRAISE + BLAME)}"
     if draw.random() < 0.2:
-        sentence, opinion = f"the {subject} cost {NUMBERS[draw.randint(2, 18)]} coins in the {draw.choice(PLACES)}", "neutral"
+        sentence, opinion = (
+            f"the {subject} cost {NUMBERS[draw.randint(2, 18)]} coins in the {draw.choice(PLACES)}",
+            "neutral",
+        )
     else:
         praised, turned = draw.random() < 0.6, draw.random() < 0.35
         word = draw.choice(PRAISE if praised else BLAME)

@@ -75,7 +75,8 @@ class TaskExample:
 
     def adapted(self, seed: int = 0) -> AdaptedModel:
         """The same behind the calling contract, for this task: scores of every token of a block are those of the token itself
-        in "masked", and of the next one in "lm", which no module tells by itself."""
+        in "masked", and of the next one in "lm", which no module tells by itself.
+        """
         adapted = adapt(self.model(seed), self.sizes)
         if adapted.contract.task != self.spec.task:
             contract = dataclasses.replace(adapted.contract, task=self.spec.task)
@@ -139,7 +140,9 @@ def _lm() -> TaskExample:
         "Small sums in words: who has what after somebody gave or took some.",
         texts[:2000],
         texts[2000:],
-        TrainingConfig(max_steps=400, batch_size=16, max_length=64, learning_rate=4e-3, weight_decay=0.1, val_every_n_steps=100),
+        TrainingConfig(
+            max_steps=400, batch_size=16, max_length=64, learning_rate=4e-3, weight_decay=0.1, val_every_n_steps=100
+        ),
         target=0.75,
         make_model=lambda: TinyCausalLM(384, 64),
         make_tokenizer=functools.partial(_bpe, "lm_tiny", 384),

@@ -88,7 +88,9 @@ class TaskSpec:
         key = str(name).strip().lower().replace("-", "_").replace(" ", "_")
         task = ALSO_CALLED.get(key, key)
         if task not in SPECS:
-            raise ConfigError(f"The task {name!r} is unknown{hint(key, [*SPECS, *ALSO_CALLED])} Known: {', '.join(SPECS)}.")
+            raise ConfigError(
+                f"The task {name!r} is unknown{hint(key, [*SPECS, *ALSO_CALLED])} Known: {', '.join(SPECS)}."
+            )
         fields = [field.name for field in dataclasses.fields(cls)]
         for field in changes:
             if field not in fields:
@@ -109,7 +111,9 @@ class TaskSpec:
         contract = adapted.contract
         scores = contract.output_size if contract.task in ("classification", "vision") else None
         if class_names and scores is not None and len(class_names) != scores:
-            raise ConfigError(f"{len(class_names)} class names, and {adapted.name} gives {scores} scores: name each class.")
+            raise ConfigError(
+                f"{len(class_names)} class names, and {adapted.name} gives {scores} scores: name each class."
+            )
         return cls.named(contract.task, class_names=tuple(class_names))
 
 

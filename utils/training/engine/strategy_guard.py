@@ -83,7 +83,9 @@ def refusal(strategy: str, devices: int, where: Surroundings, several: bool = SE
     asked = f"strategy={strategy!r} with devices={devices}"
     reason = _reason(strategy, devices, where)
     if reason is not None and several:
-        return f"{asked} cannot work here: {reason}. On the command line: {command(strategy, devices)}\nOr {ONE_DEVICE}."
+        return (
+            f"{asked} cannot work here: {reason}. On the command line: {command(strategy, devices)}\nOr {ONE_DEVICE}."
+        )
     if reason is not None:
         return (
             f"{asked} cannot work here: {reason}. Its place is the command line ({command(strategy, devices)}), where this "
