@@ -1,8 +1,7 @@
 """What can be imported, what importing costs, and what it needs.
 
 The statements of people's notebooks are listed once. Those that wait for a feature are listed again below that feature, and
-must not exist yet: whoever builds one takes it off the list. Likewise the calls that are documented and do not work yet. The
-last part holds the floors: nothing imports from above.
+must not exist yet: whoever builds one takes it off the list. The last part holds the floors: nothing imports from above.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ LATER = {  # feature → what it will bring, "module: names" in each line
         utils.training.engine.gradient_monitor: GradientMonitor GradientHealth
         utils.training.engine.gradient_accumulator: GradientAccumulator AccumulationStats
         utils.training.engine.metrics: MetricsEngine DriftMetrics
-        utils.training.training_config: TrainingConfigBuilder compare_configs
         utils.training.task_spec: TaskSpec
         utils.training.metrics_tracker: MetricsTracker
         utils.training.drift_metrics: compute_dataset_profile compare_profiles
@@ -71,10 +69,6 @@ LATER = {  # feature → what it will bring, "module: names" in each line
     "tier 3 studies": """utils.test_functions: test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
     "setup wizard": """utils: SetupWizard
         utils.ui.setup_wizard: SetupWizard""",
-}
-LATER_SETTINGS = {  # feature → settings of the documented TrainingConfig(…) call that it will bring
-    "training control": {"vocab_size": 50257, "wandb_project": "transformer-training", "compile_mode": "default"},
-    "more export formats": {"export_bundle": True},
 }
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
     (
@@ -175,18 +169,6 @@ def test_later_imports_are_not_there_yet(module: str, name: str, feature: str) -
     assert (module, name) in documented()
     found = _offered(module, name)
     assert found is None, f"{module}.{name} exists: take it off LATER ({feature!r})"
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "feature"),
-    [(*item, feature) for feature, all_ in LATER_SETTINGS.items() for item in all_.items()],
-)
-def test_later_settings_are_refused_by_name(setting: str, value: object, feature: str) -> None:
-    assert not hasattr(utils.TrainingConfig, setting), f"{setting} is there: take it off LATER_SETTINGS ({feature!r})"
-    with pytest.raises(TypeError, match=setting):
-        utils.TrainingConfig(**{setting: value})
-    with pytest.raises(utils.errors.ConfigError, match=f"'{setting}' is no setting"):
-        utils.TrainingConfig.from_dict({setting: value})
 
 
 def test_one_name_is_one_object() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo`, `inspect` and `validate`. Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect`, `validate` and `train`. Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -9,8 +9,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
+from utils.ui import train_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which setting an unknown flag most likely means."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.startswith("unrecognized arguments:")
+        super().error(message + train_command.meant(message) if unknown else message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m utils",
         description="From a drawn transformer to a model that is trained, proven and runs elsewhere.",
     )
@@ -53,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_source(validate)
     validate.add_argument("--html", metavar="FILE", help="also write the report as a page")
     validate.set_defaults(run=_validate)
+    train = commands.add_parser(
+        "train", help="load a model, complete it and train it", usage=train_command.USAGE, allow_abbrev=False
+    )
+    train_command.add_arguments(train)
+    train.set_defaults(run=train_command.run_training)
     return parser
 
 

@@ -15,6 +15,10 @@ class ConfigError(TransformerBuilderError, ValueError):
     """A configuration (config.json, TrainingConfig, an argument) does not say what it must."""
 
 
+class UnknownSettingError(ConfigError, TypeError):
+    """A setting of a `TrainingConfig` is misspelled; a `TypeError` too, as Python raises for unknown keywords."""
+
+
 class MissingPackageError(TransformerBuilderError, ImportError):
     """A feature needs a package that is not installed; the message holds the install command."""
 

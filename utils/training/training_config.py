@@ -1,33 +1,74 @@
-"""Every setting of a training run, once: default, unit and effect. Reads and writes JSON; trains nothing."""
+"""Every setting of a training run, once: default, unit and effect. Reads and writes JSON; trains nothing.
+
+What is wrong with settings is for `setting_problems` to say, what older files mean for `config_versions`.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import datetime
-import difflib
+import functools
+import html
+import inspect
+import itertools
 import json
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from utils._files import write_json
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UnknownSettingError
 from utils.tokenization.split import VALIDATION_FRACTION
+from utils.training.config_versions import FORMAT_VERSION, upgraded
+from utils.training.presets import PRESETS
+from utils.training.secrets import shown
+from utils.training.setting_names import hint
+from utils.training.setting_problems import problems_of, unknown_name
 
-FORMAT_VERSION = 1
-"""Version of the JSON form; an older one is upgraded when it is read."""
+__all__ = ["GROUPS", "ConfigDifferences", "TrainingConfig", "TrainingConfigBuilder", "compare_configs", "setting_docs"]
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-INITIALISATIONS = ("auto", "keep")
-OBJECTIVES = ("auto", "next_token", "masked")
-SCHEDULES = ("cosine", "linear", "constant")
-COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
-STRATEGIES = ("auto", "ddp", "fsdp")
+GROUPS: dict[str, tuple[str, ...]] = {
+    "model": ("vocab_size", "d_model", "num_layers", "initialisation"),
+    "training": (
+        *("learning_rate", "batch_size", "epochs", "max_steps", "max_length", "weight_decay", "gradient_clip_norm"),
+        *("gradient_accumulation_steps", "label_smoothing", "ema_decay", "objective", "random_seed", "deterministic"),
+    ),
+    "schedule": ("learning_rate_schedule", "final_learning_rate_ratio", "warmup_ratio"),
+    "validation": (
+        *("validation_fraction", "val_every_n_steps", "early_stopping_patience", "early_stopping_min_delta"),
+    ),
+    "checkpoints": (
+        *("save_every_n_epochs", "save_every_n_steps", "save_every_n_minutes", "keep_checkpoints"),
+        *("checkpoint_dir", "mirror_dir"),
+    ),
+    "tracking": ("run_name", "notes", "wandb_project", "tensorboard"),
+    "hardware": (
+        *("precision", "compile_mode", "gradient_checkpointing", "fit_batch_to_memory", "num_workers", "strategy"),
+        "devices",
+    ),
+    "export": ("export_bundle", "export_formats"),
+}
+"""Group → its settings; every setting is in exactly one. The builder, the command line and forms show them by these."""
+
+T = TypeVar("T")
 
 
+def _naming_the_nearest(cls: type[T]) -> type[T]:
+    """Let the constructor of a dataclass say which settings a call has misspelled, all of them and with the nearest names."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *values: Any, **settings: Any) -> None:
+        _refuse_unknown(settings)
+        made(self, *values, **settings)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_naming_the_nearest
 @dataclass
 class TrainingConfig:
     """Settings of one training run. `problems()` lists everything that is wrong, `validate()` raises it all at once.
@@ -122,24 +163,20 @@ class TrainingConfig:
     objective: str = "auto"
     """For models of text: "auto" trains next-token prediction, with attention made causal where it is not and its mask
     allows that, else masked prediction; "next_token" takes a causal model only; "masked" hides tokens."""
+    export_bundle: bool = False
+    """True has `python -m utils train` export the trained model at the end; in Python `utils.export(result)` does so."""
+    export_formats: list[str] = dataclasses.field(default_factory=lambda: ["onnx"])
+    """Formats of that export, as `utils.export` takes them."""
+
+    def __post_init__(self) -> None:
+        """Keep formats as the list that JSON knows."""
+        if isinstance(self.export_formats, tuple):
+            self.export_formats = list(self.export_formats)
 
     # ---- complaints -------------------------------------------------------------------------------------------------
     def problems(self) -> list[str]:
-        """Every complaint about the settings, each with what was expected and what came."""
-        wrong_types = dict(_type_problems(self))
-        found = list(wrong_types.values())
-        for name, is_right, expected in _RANGES:
-            value = getattr(self, name)
-            if name not in wrong_types and value is not None and not is_right(value):
-                found.append(f"{name}={value!r}: expected {expected}.")
-        for name, allowed in _CHOICES.items():
-            if name not in wrong_types and getattr(self, name) not in allowed:
-                found.append(
-                    f"{name}={getattr(self, name)!r} is unknown{_nearest(getattr(self, name), allowed)} Known: {', '.join(allowed)}."
-                )
-        if "run_name" not in wrong_types and self.run_name is not None:
-            found.extend(_run_name_problems(self.run_name))
-        return found
+        """Every complaint about the settings and their combinations, each with what was expected and what came."""
+        return problems_of(self)
 
     def validate(self) -> None:
         """Raise `ConfigError` with all problems, where there are any."""
@@ -159,131 +196,249 @@ class TrainingConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"TrainingConfig is read from a mapping of settings; got {type(values).__name__}.")
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = [name for name in values if name not in known]
-        config = cls(**{name: value for name, value in values.items() if name in known})
-        complaints = [f"{name!r} is no setting{_nearest(str(name), known)}" for name in unknown]
-        _raise(complaints + config.problems())
-        return config
+        _refuse_unknown(values, always=True)
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainingConfig:
+        """Settings for a purpose: "fast_dev", "standard", "large", "classification" or "vision" (see `presets`).
+
+        Args:
+            name: of the preset, in any case.
+            changes: settings that differ from it.
+
+        Raises:
+            ConfigError: no such preset, or settings that do not hold, all of them listed.
+
+        Example:
+            >>> TrainingConfig.preset("fast_dev", batch_size=2).max_steps
+            20
+        """
+        found = PRESETS.get(str(name).strip().lower())
+        if found is None:
+            raise ConfigError(f"The preset {shown(name)} is unknown{hint(name, PRESETS)} Known: {', '.join(PRESETS)}.")
+        return cls.from_dict({**found.settings, **changes})
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write the settings as JSON, atomically.
 
         Args:
-            path: file to write; None makes `config_YYYYMMDD_HHMMSS.json` in the current folder.
+            path: file to write; None makes `config_YYYYMMDD_HHMMSS.json` in the current folder, and a name with -2, -3, …
+                where there is one of that second already.
 
         Returns:
             The path of the file.
+
+        Raises:
+            ConfigError: a setting holds what looks like a secret, or does not hold otherwise.
         """
-        if path is None:
-            path = f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.json"
-        return write_json(path, {"format_version": FORMAT_VERSION, **self.to_dict()})
+        self.validate()
+        content = {"format_version": FORMAT_VERSION, **self.to_dict()}
+        if path is not None:
+            return write_json(path, content)
+        taken = _free_name()
+        try:
+            return write_json(taken, content)
+        except BaseException:
+            taken.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
-        """Read settings that `save` wrote.
+        """Read settings that `save` wrote, of this version or an older one.
 
         Raises:
             ConfigError: no such file, no JSON, a newer format, or settings that `validate` refuses.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         if not file.is_file():
             raise ConfigError(f"There is no file {file} to read a TrainingConfig from.")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file.name} is no JSON: {error}.") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{file.name} must hold a JSON object of settings; it holds a {type(values).__name__}.")
-        version = values.pop("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-            raise ConfigError(
-                f"{file.name} has format version {version!r}; this package reads up to {FORMAT_VERSION}. Update the package."
-            )
-        return cls.from_dict(values)
+        return cls.from_dict(upgraded(values, file.name))
 
 
-_COUNT = (lambda value: value >= 1, "a whole number of 1 or more")
+class ConfigDifferences(dict[str, tuple[Any, Any]]):
+    """Setting → (value of the first, value of the second); printed as `learning_rate: 5e-05 → 0.0001`."""
 
-_RANGES: list[tuple[str, Any, str]] = [
-    ("learning_rate", lambda v: 0 < v <= 10, "a number above 0 and at most 10"),
-    ("batch_size", *_COUNT),
-    ("epochs", *_COUNT),
-    ("max_steps", *_COUNT),
-    ("max_length", lambda v: v >= 2, "a whole number of 2 or more (a token and the next one)"),
-    ("final_learning_rate_ratio", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
-    ("label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
-    ("ema_decay", lambda v: 0 < v < 1, "a number between 0 and 1, such as 0.999"),
-    ("early_stopping_patience", *_COUNT),
-    ("early_stopping_min_delta", lambda v: v >= 0, "a number of 0 or more"),
-    ("num_workers", lambda v: v >= 0, "a whole number of 0 or more"),
-    ("devices", *_COUNT),
-    ("vocab_size", *_COUNT),
-    ("d_model", *_COUNT),
-    ("num_layers", *_COUNT),
-    ("warmup_ratio", lambda v: 0 <= v <= 1, "a share from 0 to 1"),
-    ("weight_decay", lambda v: v >= 0, "a number of 0 or more"),
-    ("gradient_clip_norm", lambda v: v >= 0, "a number of 0 or more"),
-    ("gradient_accumulation_steps", *_COUNT),
-    ("random_seed", lambda v: 0 <= v < 2**32, f"a whole number from 0 to {2**32 - 1}"),
-    ("validation_fraction", lambda v: 0 < v < 1, "a share between 0 and 1"),
-    ("val_every_n_steps", *_COUNT),
-    ("save_every_n_epochs", *_COUNT),
-    ("save_every_n_steps", *_COUNT),
-    ("save_every_n_minutes", lambda v: v >= 0, "a number of 0 or more"),
-    ("keep_checkpoints", lambda v: v >= 2, "a whole number of 2 or more (a torn newest one needs an older one)"),
-]
-_CHOICES = {
-    "precision": PRECISIONS,
-    "initialisation": INITIALISATIONS,
-    "objective": OBJECTIVES,
-    "learning_rate_schedule": SCHEDULES,
-    "compile_mode": COMPILE_MODES,
-    "strategy": STRATEGIES,
-}
+    def summary(self) -> str:
+        """One line per setting that differs."""
+        lines = [f"{name}: {_short(before)} → {_short(after)}" for name, (before, after) in self.items()]
+        return "\n".join(lines) if lines else "no setting differs"
+
+    __str__ = summary
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no setting differs</p>"
+        cells = (
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(_short(a))}</td><td>{html.escape(_short(b))}</td></tr>"
+            for name, (a, b) in self.items()
+        )
+        return f"<table><tr><th>setting</th><th>before</th><th>after</th></tr>{''.join(cells)}</table>"
+
+
+def compare_configs(
+    first: TrainingConfig | Mapping[str, Any], second: TrainingConfig | Mapping[str, Any]
+) -> ConfigDifferences:
+    """What differs between two settings.
+
+    Args:
+        first: settings, or a mapping of them (what it does not name has its default).
+        second: the same.
+
+    Returns:
+        Setting → (value of `first`, value of `second`), in the order of the settings; a dict that prints itself readably.
+
+    Example:
+        >>> print(compare_configs(TrainingConfig(), TrainingConfig(batch_size=4)))
+        batch_size: 8 → 4
+    """
+    before, after = (
+        (item if isinstance(item, TrainingConfig) else TrainingConfig.from_dict(item)).to_dict()
+        for item in (first, second)
+    )
+    return ConfigDifferences({name: (before[name], after[name]) for name in before if before[name] != after[name]})
+
+
+class TrainingConfigBuilder:
+    """Settings group by group; `build` checks them together, once.
+
+    Every method returns the builder. A name that is no setting of the method's group is an error at once, which says where
+    it belongs or what is nearest.
+
+    Example:
+        >>> config = TrainingConfigBuilder().with_training(learning_rate=1e-4, batch_size=4).with_schedule(warmup_ratio=0.05).build()
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        self._settings = dict(settings or {})
+        _refuse_unknown(self._settings)
+
+    @classmethod
+    def from_config(cls, config: TrainingConfig) -> TrainingConfigBuilder:
+        """Begin with the settings of another config, which stays as it is."""
+        return cls(config.to_dict())
+
+    @classmethod
+    def from_preset(cls, name: str) -> TrainingConfigBuilder:
+        """Begin with a preset (see `TrainingConfig.preset`)."""
+        return cls(TrainingConfig.preset(name).to_dict())
+
+    def with_model(self, **settings: Any) -> TrainingConfigBuilder:
+        """What the model must be: vocab_size, d_model, num_layers, initialisation."""
+        return self._with("model", settings)
+
+    def with_training(self, **settings: Any) -> TrainingConfigBuilder:
+        """Learning rate, batch, length of the training, regularisation, seed."""
+        return self._with("training", settings)
+
+    def with_schedule(self, **settings: Any) -> TrainingConfigBuilder:
+        """How the learning rate rises and falls."""
+        return self._with("schedule", settings)
+
+    def with_validation(self, **settings: Any) -> TrainingConfigBuilder:
+        """How much is kept for validation, how often it is scored, and when training ends early."""
+        return self._with("validation", settings)
+
+    def with_checkpoints(self, **settings: Any) -> TrainingConfigBuilder:
+        """When checkpoints are saved, where, and how many are kept."""
+        return self._with("checkpoints", settings)
+
+    def with_tracking(self, **settings: Any) -> TrainingConfigBuilder:
+        """Name and notes of the run, and where it is logged."""
+        return self._with("tracking", settings)
+
+    def with_hardware(self, **settings: Any) -> TrainingConfigBuilder:
+        """Precision, compilation, memory, worker processes and devices."""
+        return self._with("hardware", settings)
+
+    def with_export(self, **settings: Any) -> TrainingConfigBuilder:
+        """What is exported at the end."""
+        return self._with("export", settings)
+
+    def build(self) -> TrainingConfig:
+        """The settings.
+
+        Raises:
+            ConfigError: all problems of all groups together.
+        """
+        return TrainingConfig.from_dict(self._settings)
+
+    def _with(self, group: str, settings: Mapping[str, Any]) -> TrainingConfigBuilder:
+        elsewhere = {name: other for other, names in GROUPS.items() for name in names if other != group}
+        complaints = [
+            f"{name!r} belongs to with_{elsewhere[name]}()." if name in elsewhere else unknown_name(name, _known())
+            for name in settings
+            if name not in GROUPS[group]
+        ]
+        if complaints:
+            raise UnknownSettingError(_listed(complaints, f"with_{group}() takes {', '.join(GROUPS[group])}"))
+        self._settings.update(settings)
+        return self
+
+
+def setting_docs() -> dict[str, str]:
+    """Setting → the line that documents it, read from the class itself: the one home of help texts."""
+    (body,) = (
+        node.body
+        for node in ast.parse(inspect.getsource(inspect.getmodule(TrainingConfig))).body  # type: ignore[arg-type]
+        if isinstance(node, ast.ClassDef) and node.name == TrainingConfig.__name__
+    )
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found
+
+
+def _known() -> list[str]:
+    return [field.name for field in dataclasses.fields(TrainingConfig)]
+
+
+def _refuse_unknown(settings: Mapping[str, Any], always: bool = False) -> None:
+    """Refuse names that are no settings, with what is wrong about the others; `always` looks at those anyway.
+
+    Raises:
+        UnknownSettingError: a name is none. ConfigError: with `always`, a value does not hold.
+    """
+    known = _known()
+    complaints = [unknown_name(name, known) for name in settings if name not in known]
+    if not complaints and not always:
+        return
+    others = TrainingConfig(**{name: value for name, value in settings.items() if name in known})
+    if complaints:
+        raise UnknownSettingError(_listed(complaints + others.problems()))
+    _raise(others.problems())
 
 
 def _raise(complaints: list[str]) -> None:
     if complaints:
-        listed = "\n".join(f"- {text}" for text in complaints)
-        raise ConfigError(
-            f"{len(complaints)} problem{'s' if len(complaints) > 1 else ''} in the training settings:\n{listed}"
-        )
+        raise ConfigError(_listed(complaints))
 
 
-def _type_problems(config: TrainingConfig) -> list[tuple[str, str]]:
-    hints = typing.get_type_hints(TrainingConfig)
-    found = []
-    for field in dataclasses.fields(config):
-        allowed = typing.get_args(hints[field.name]) or (hints[field.name],)
-        value = getattr(config, field.name)
-        if not _is_of(value, allowed):
-            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-            found.append((field.name, f"{field.name}={value!r}: expected {names}, got {type(value).__name__}."))
-        elif isinstance(value, float) and not math.isfinite(value):
-            found.append((field.name, f"{field.name}={value!r}: expected a finite number."))
-    return found
+def _listed(complaints: list[str], rule: str = "") -> str:
+    listed = "\n".join(f"- {text}" for text in complaints)
+    head = f"{len(complaints)} problem{'s' if len(complaints) > 1 else ''} in the training settings"
+    return f"{head} ({rule}):\n{listed}" if rule else f"{head}:\n{listed}"
 
 
-def _is_of(value: Any, allowed: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):
-        return bool in allowed
-    return isinstance(value, allowed) or (float in allowed and isinstance(value, int))
+def _free_name() -> Path:
+    """A file name of this second that nobody has; the file is made, so that nobody takes it meanwhile."""
+    stem = f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}"
+    for number in itertools.count(1):
+        path = Path(f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("counting never ends")
 
 
-def _run_name_problems(name: str) -> list[str]:
-    if (
-        not name
-        or len(name.encode()) > 120
-        or name.startswith(".")
-        or any(c in '/\\:*?"<>|' or not c.isprintable() for c in name)
-    ):
-        return [
-            f'run_name={name!r}: expected a folder name of at most 120 bytes without / \\ : * ? " < > | and no dot in front.'
-        ]
-    return []
-
-
-def _nearest(name: Any, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else "."
+def _short(value: Any) -> str:
+    return shown(value) if isinstance(value, (str, list, tuple)) else str(value)
