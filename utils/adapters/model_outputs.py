@@ -60,9 +60,9 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str =
         reduction: "mean" over the labels that count (0 where none counts), "sum", or "none" for (B, T - 1).
 
     Returns:
-        Nats, computed in float32.
+        Nats, computed in float32, or in float64 where the logits are.
     """
-    predicted = logits[:, :-1].float()  # (B, T - 1, V)
+    predicted = _precise(logits[:, :-1])  # (B, T - 1, V)
     target = labels[:, 1:]  # (B, T - 1)
     flat = predicted.reshape(
         -1, predicted.shape[-1]
@@ -76,9 +76,14 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str =
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats without any shift: logits (B, T, V) or (B, V) against labels (B, T) or (B,)."""
-    scores = logits.float().transpose(1, 2) if logits.dim() == 3 else logits.float()
+    scores = _precise(logits).transpose(1, 2) if logits.dim() == 3 else _precise(logits)
     losses = F.cross_entropy(scores, labels, ignore_index=IGNORED_LABEL, reduction="none")
     return losses.sum() / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 at least: sums of half-precision losses would be rounded away."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @dataclass(frozen=True)
