@@ -54,8 +54,6 @@ LATER = {  # feature → what it will bring, "module: names" in each line
         utils.training.engine.trainer: TrainingHooks DefaultHooks
         utils.training.engine.checkpoint: CheckpointManager
         utils.training.engine.loss: LossStrategy LossStrategyRegistry
-        utils.training.engine.gradient_monitor: GradientMonitor GradientHealth
-        utils.training.engine.gradient_accumulator: GradientAccumulator AccumulationStats
         utils.training.engine.metrics: MetricsEngine DriftMetrics
         utils.training.task_spec: TaskSpec
         utils.training.metrics_tracker: MetricsTracker
