@@ -31,7 +31,12 @@ FIRST_COLUMNS = ("epoch", "train/loss", "val/loss", "val/perplexity")
 LAST_COLUMNS = ("learning_rate", "gradient_norm", "epoch_duration")
 FORMAT_VERSION = 1
 LARGEST_EXPONENT = 700.0
-"""exp of more is infinite in a float."""
+"""exp of more than 709 is no float."""
+
+
+def perplexity(loss: float) -> float:
+    """Perplexity of a loss in nats per token."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 class MetricsTracker:
@@ -109,7 +114,7 @@ class MetricsTracker:
         for part, metrics in (("train", train_metrics), ("val", val_metrics or {})):
             row |= {f"{part}/{name}": _number(f"{part}/{name}", value) for name, value in metrics.items()}
         if "val/loss" in row:
-            row.setdefault("val/perplexity", math.exp(min(row["val/loss"], LARGEST_EXPONENT)))
+            row.setdefault("val/perplexity", perplexity(row["val/loss"]))
         others = {"learning_rate": learning_rate, "gradient_norm": gradient_norm, "epoch_duration": epoch_duration}
         row |= {name: _number(name, value) for name, value in others.items() if value is not None}
         self._rows[epoch] = row
