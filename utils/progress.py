@@ -65,7 +65,7 @@ class Progress:
         self.title, self.total, self.unit = _one_line(title), total, unit
         self.done, self.note = 0, ""
         self._clock, self._start, self._base, self._closed = clock, clock(), 0, False
-        self._view: _View = _NotebookView() if stream is None and _in_notebook() else _StreamView(stream or sys.stderr)
+        self._view: _View = _NotebookView() if stream is None and in_notebook() else _StreamView(stream or sys.stderr)
         self._last: float | None = None
         self._drawn: tuple[int, str] | None = None
 
@@ -219,7 +219,7 @@ class _Snapshot:
         return f'<div class="tb-progress">{bar}<code>{html.escape(self.line)}</code></div>'
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether an IPython kernel runs this process (IPython alone, in a terminal, is no notebook)."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
