@@ -56,6 +56,11 @@ class VisionDataCollator:
         if bool((self.std <= 0).any()):
             raise ConfigError(f"std must be above 0 in every channel; got {self.std.flatten().tolist()}.")
 
+    @classmethod
+    def for_shape(cls, shape: tuple[int, int, int] | None) -> VisionDataCollator:
+        """The collator of a model that takes images of this shape (channels, height, width); None takes the defaults."""
+        return cls() if shape is None else cls(shape[0], shape[1:])
+
     def __call__(self, examples: Sequence[Any]) -> Batch:
         """A batch of images, (image, class) pairs, or mappings with `image` and `label`.
 
@@ -102,6 +107,8 @@ class Images(Samples):
         labels: (N,) class numbers.
         collator: makes a batch of them.
     """
+
+    task = "vision"
 
     def __init__(self, images: Any, labels: Sequence[int] | np.ndarray, collator: VisionDataCollator) -> None:
         self._images, self._labels, self.collator = images, np.asarray(labels, dtype=np.int64), collator

@@ -44,6 +44,7 @@ class CheckpointMetadata:
         run_id: the run that wrote it.
         step: optimizer steps done; sequence: running number of saves in the run (the newest has the highest).
         val_loss: newest validation loss (nats per token) at that step, if one was taken at exactly that step.
+        ends: whether the run ended with this step.
         versions: Python, torch and other versions that wrote it.
         format_version: version of this form.
     """
@@ -55,6 +56,7 @@ class CheckpointMetadata:
     step: int
     sequence: int
     val_loss: float | None = None
+    ends: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -109,12 +111,16 @@ class CheckpointStore:
             torch.save(dict(state), cast(IO[bytes], hashing))
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
 
-    def commit(self, path: str | Path, step: int, val_loss: float | None = None) -> CheckpointMetadata:
+    def commit(
+        self, path: str | Path, step: int, val_loss: float | None = None, ends: bool = False
+    ) -> CheckpointMetadata:
         """Write the manifest of a file that `write` wrote, then delete generations that are no longer kept."""
         target = self._own(path)
         digest, size = self._written.pop(target.name)
         sequence = int(target.stem.rsplit("-", 1)[1])
-        metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
+        metadata = CheckpointMetadata(
+            target.name, digest, size, self.run_id, step, sequence, val_loss, ends, environment()
+        )
         write_json(target.with_suffix(".json"), metadata.to_dict())
         self._prune()
         return metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -61,17 +61,24 @@ class Loaders:
 
 @dataclass
 class Callbacks:
-    """The callbacks of a run, in the order in which Lightning calls them."""
+    """The callbacks of a run, in the order in which Lightning calls them.
+
+    Attributes:
+        deciding: those that change weights or end the run; watching: those that only look.
+    """
 
     training: TrainingLoop
     validation: ValidationLoop
     progress: ProgressReporter
     metrics: MetricsFile
     checkpoint: ResumableCheckpoint
+    deciding: list[pl.Callback] = field(default_factory=list)
+    watching: list[pl.Callback] = field(default_factory=list)
 
     def in_order(self) -> list[pl.Callback]:
         """All of them; the one that saves is the last, so that it sees what the others kept."""
-        return [self.training, self.validation, self.progress, self.metrics, self.checkpoint]
+        first: list[pl.Callback] = [self.training, self.validation]
+        return [*first, *self.deciding, self.progress, self.metrics, *self.watching, self.checkpoint]
 
     def restore_finished(self, checkpoint: dict[str, Any]) -> None:
         """Take the histories of a run whose last step has been done from its checkpoint."""

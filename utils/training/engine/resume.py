@@ -107,7 +107,8 @@ class ResumableCheckpoint(pl.Callback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and self._due:
+        ends = trainer.global_step >= self._training.total_steps  # early stopping decides at a validation
+        if trainer.state.fn == "fit" and (self._due or ends):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,7 +154,8 @@ class ResumableCheckpoint(pl.Callback):
             return
         path = self.store.next_path(trainer.global_step)
         trainer.save_checkpoint(path, weights_only=False)
-        self.store.commit(path, trainer.global_step, self._validation.loss_at(trainer.global_step))
+        ends = trainer.global_step >= self._training.total_steps
+        self.store.commit(path, trainer.global_step, self._validation.loss_at(trainer.global_step), ends)
         self._saved_step, self._saved_at = trainer.global_step, self._clock()
 
 

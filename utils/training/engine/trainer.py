@@ -6,20 +6,22 @@ and what happens inside a step to `UniversalModelAdapter`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from utils.adapters.model_adapter import AdaptedModel, UniversalModelAdapter, adapt
+from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import DataError, TokenizerError, TrainingError
 from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.batch_order import fit_window
@@ -29,11 +31,17 @@ from utils.tokenization.bpe_trainer import save_tokenizer
 from utils.tokenization.data_module import UniversalDataModule, check_fits
 from utils.tokenization.documents import Documents
 from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.masked_lm import MaskedBlocks
 from utils.tokenization.packing import PackedBlocks, pack_documents
 from utils.tokenization.samples import Samples
+from utils.tokenization.vision import VisionDataCollator
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
+from utils.training.engine.compilation import Compilation, compiled
+from utils.training.engine.gradient_checkpointing import checkpointed
+from utils.training.engine.hooks import DefaultHooks, HooksCallback, TrainingHooks
 from utils.training.engine.loop import (
     NEVER,
+    EarlyEnd,
     LossesPerByte,
     MetricsFile,
     ProgressReporter,
@@ -43,17 +51,22 @@ from utils.training.engine.loop import (
     epoch_results,
     metric_row,
 )
+from utils.training.engine.loss import LossStrategy, LossStrategyRegistry
+from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.surroundings import interruptible, quiet_lightning
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.initialisation import Initialisation, initialise
-from utils.training.objective import check_task, choose_objective
+from utils.training.objective import choose_objective
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
 from utils.training.seed_manager import set_random_seed
 from utils.training.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +81,16 @@ class Trainer:
         model: an `AdaptedModel`, or what `adapt` takes.
         config: what is known about the model, for `adapt`; an adapted model brings its own.
         training_config: settings, as `TrainingConfig` or mapping; None takes the defaults.
-        task_spec: reserved for other tasks than next-token prediction; anything but None is refused.
+        task_spec: task, loss and columns; None takes those of the model's contract.
         tokenizer: needed where texts are passed, and for bits per byte.
         workspace: folder of the runs; None takes `training_config.checkpoint_dir`.
         progress: called with (optimizer steps done, steps in total, note).
         resume: "auto" continues an interrupted run of the same model, "continue" also where the model comes with other
             weights (those of the run count), "never" begins anew.
+        hooks: called at the turns of the run.
+
+    Attributes:
+        engine, module: Lightning's trainer and module, once `train` has begun.
 
     Example:
         >>> result = Trainer(adapted, None, TrainingConfig(max_steps=100), tokenizer=tokenizer).train(train_texts, val_texts)
@@ -84,15 +101,14 @@ class Trainer:
         model: nn.Module,
         config: Any = None,
         training_config: TrainingConfig | Mapping[str, Any] | None = None,
-        task_spec: None = None,
+        task_spec: TaskSpec | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         workspace: str | Path | None = None,
         progress: ProgressCallback = ignore_progress,
         resume: str = "auto",
+        hooks: TrainingHooks | None = None,
     ) -> None:
-        if task_spec is not None:
-            raise TrainingError("task_spec is not read yet: next-token prediction is the only task. Leave it at None.")
         settings = training_config if training_config is not None else TrainingConfig()
         self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
         self.settings.validate()
@@ -100,7 +116,10 @@ class Trainer:
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        check_task(self.adapted)
+        self.class_names: tuple[str, ...] = ()
+        self.engine: pl.Trainer
+        self.module: pl.LightningModule
+        self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
@@ -108,8 +127,9 @@ class Trainer:
         """Train, or continue an interrupted training, to its end.
 
         Args:
-            train_data: texts (with a tokenizer), `PackedBlocks`, whole numbers of shape (N, T), or a `UniversalDataModule`
-                of the task "lm", which brings both parts; batch size and order are those of the settings.
+            train_data: a `UniversalDataModule` of the model's task, which brings both parts, or what one takes: texts, pairs
+                (text, class), (source, target) or (image, class); for next-token prediction also `PackedBlocks` or whole
+                numbers of shape (N, T). Batch size and order are those of the settings.
             val_data: the same, or None for a run without validation.
 
         Raises:
@@ -117,8 +137,8 @@ class Trainer:
             TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
         """
         set_random_seed(self.settings.random_seed, self.settings.deterministic)
-        plan = self._setup_data(train_data, val_data)
         self.adapted, objective = self._setup_objective(self.adapted)
+        plan = self._setup_data(train_data, val_data)
         run = self._setup_run(plan)
         try:
             return self._run(plan, run, objective)
@@ -135,9 +155,10 @@ class Trainer:
         callbacks = self._setup_callbacks(plan, loaders, run, store)
         precision, why = self._setup_precision()
         self._log_start(run, plan, newest, f"{precision} ({why})")
-        with quiet_lightning():
+        with quiet_lightning(), self._setup_memory() as memory, self._setup_compilation(plan, precision) as compilation:
             engine = self._setup_engine(plan, callbacks, store, precision)
             precision = str(engine.precision)  # what Lightning really uses
+            self.engine, self.module = engine, lit
             self._fit(engine, lit, loaders, callbacks, store, newest)
         self.adapted.eval()
         facts = {
@@ -146,6 +167,11 @@ class Trainer:
             "tokenizer_reason": _tokenizer_reason(self.tokenizer),
             "precision": precision,
             "precision_reason": why,
+            "compile_mode": compilation.mode,
+            "compile_reason": compilation.reason,
+            "gradient_checkpointing": memory,
+            "ended_early": callbacks.training.ended,
+            "task": self.adapted.contract.task,
             "resumed_from_step": newest.step if newest is not None else 0,
         }
         return self._collect(plan, run, store, callbacks, facts)
@@ -153,11 +179,7 @@ class Trainer:
     # ---- steps, each of which a subclass can override ----------------------------------------------------------------
     def _setup_data(self, train_data: Any, val_data: Any) -> Plan:
         """Blocks of both parts, and how many steps they make."""
-        if isinstance(train_data, UniversalDataModule):
-            train_data, val_data = _parts_of(train_data)
-        length = self._block_length()
-        train = self._blocks(train_data, length, "training")
-        validation = None if val_data is None else self._blocks(val_data, length, "validation")
+        train, validation = self._setup_samples(train_data, val_data)
         settings = self.settings
         window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
         if window.why:
@@ -168,13 +190,62 @@ class Trainer:
         scored = bits.validation.size if isinstance(bits.validation, BitsPerByte) else None
         return Plan(train, validation, window, total, per_epoch, bits, scored)
 
+    def _setup_samples(self, train_data: Any, val_data: Any) -> tuple[Samples, Samples | None]:
+        """Samples of both parts, for the task of the model."""
+        task, limit = self.adapted.contract.task, self.adapted.contract.max_length
+        ready = isinstance(train_data, (UniversalDataModule, Samples, np.ndarray, torch.Tensor))
+        if not ready and task != "lm":
+            train_data = self._data_module(train_data, val_data, task)
+        if isinstance(train_data, UniversalDataModule):
+            train, validation = _parts_of(train_data, task)
+            self.tokenizer = self.tokenizer if self.tokenizer is not None else train_data.tokenizer
+            self.class_names = train_data.class_names
+        else:
+            length = self._block_length()
+            train = self._as_samples(train_data, length, "training")
+            validation = None if val_data is None else self._as_samples(val_data, length, "validation")
+        for samples, what in ((train, "training"), (validation, "validation")):
+            if samples is not None:
+                check_fits(samples, self.adapted.contract.vocab_size, limit, what)
+        return train, validation
+
+    def _data_module(self, train_data: Any, val_data: Any, task: str) -> UniversalDataModule:
+        """What turns texts or images into samples."""
+        settings = self.settings
+        columns = {} if self.spec is None else self.spec.columns()
+        return UniversalDataModule(
+            [train_data] if isinstance(train_data, str) else train_data,
+            self.tokenizer,
+            task,
+            validation=[val_data] if isinstance(val_data, str) else val_data,
+            validation_fraction=0.0,
+            batch_size=settings.batch_size,
+            max_length=2 if task == "vision" else self._block_length(),
+            seed=settings.random_seed,
+            cache_dir=self.workspace / ".cache",
+            collator=VisionDataCollator.for_shape(self.adapted.contract.image_shape) if task == "vision" else None,
+            **columns,
+        )
+
     def _bits(self, samples: Samples | None) -> BitsPerByte | None:
-        known = isinstance(samples, (PackedBlocks, PaddedDocuments)) and self.tokenizer is not None
+        known = (
+            self.adapted.contract.task == "lm"
+            and isinstance(samples, (PackedBlocks, PaddedDocuments))
+            and self.tokenizer is not None
+        )
         return BitsPerByte.of(samples, self.tokenizer) if known else None  # type: ignore[arg-type]
 
     def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
-        """The model to train and why next-token prediction is honest for it."""
-        chosen, reason = choose_objective(adapted, self.settings.objective)
+        """The model to train, on the task of its contract, and why that is honest for it."""
+        mode = self.settings.objective
+        if self.spec is not None and mode == "auto" and self.spec.task == "masked":
+            mode = "masked"
+        chosen, reason = choose_objective(adapted, mode)
+        if self.spec is not None and self.spec.task != chosen.contract.task:
+            raise TrainingError(
+                f"The task is {self.spec.task!r}, and {adapted.name} is a {chosen.contract.task!r} model. Take a TaskSpec of its "
+                "task, or say what the model is: AdaptedModel(model, config, contract=CallContract(task=..., ...))."
+            )
         if chosen is not adapted:
             logger.warning("%s", reason)
         return chosen, reason
@@ -205,25 +276,27 @@ class Trainer:
         if started:
             return Initialisation((), "weights come from the run's checkpoint")
         self.adapted.to(self.device)
-        sample = plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))["input_ids"]
-        self.adapted.check_inputs(sample)
+        sample = self._sample(plan)
+        self.adapted.check_inputs(sample["input_ids"] if "input_ids" in sample else sample["pixel_values"])
         return initialise(self.adapted, self.settings.initialisation, sample, self.settings.random_seed)
+
+    def _sample(self, plan: Plan) -> dict[str, torch.Tensor]:
+        """A batch of training data."""
+        return plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))
 
     def _setup_module(self, adapted: AdaptedModel, plan: Plan) -> pl.LightningModule:
         """The Lightning module, with optimizer and schedule of this trainer where a subclass brings them."""
-        settings = self.settings
-        lit = UniversalModelAdapter(
-            adapted,
-            tokenizer=self.tokenizer,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup_ratio=settings.warmup_ratio,
-            total_steps=plan.total_steps,
-        )
+        lit = TrainingModule(adapted, self.settings, plan.total_steps, self._setup_loss(adapted), self.tokenizer)
         optimizer = self._setup_optimizer(adapted)
         if optimizer is not None:
             lit.configure_optimizers = lambda: self._optimizer_and_schedule(optimizer, plan)  # type: ignore[method-assign]
         return lit
+
+    def _setup_loss(self, adapted: AdaptedModel) -> LossStrategy:
+        """What a batch costs."""
+        if self.spec is not None and self.spec.loss is not None:
+            return LossStrategyRegistry.get(self.spec.loss)
+        return LossStrategyRegistry.for_task(adapted.contract.task)
 
     def _setup_optimizer(self, adapted: AdaptedModel) -> Optimizer | None:
         """Another optimizer than AdamW, or None."""
@@ -235,21 +308,41 @@ class Trainer:
 
     def _setup_loaders(self, plan: Plan) -> Loaders:
         """Loaders over both parts."""
-        factory = DataLoaderFactory(self.settings.random_seed, pin_memory=self.device.type == "cuda")
+        settings = self.settings
+        factory = DataLoaderFactory(
+            settings.random_seed, pin_memory=self.device.type == "cuda", workers=settings.num_workers
+        )
         validation = None if plan.validation is None else factory.validation(plan.validation, plan.window.batch_size)
         return Loaders(factory.train(plan.train, plan.window), validation)
 
     def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
         """The callbacks of the run; the one that saves comes last."""
-        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(self.settings.val_every_n_steps)
+        settings = self.settings
+        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(settings.val_every_n_steps)
+        resumable = ResumableCheckpoint(
+            store, settings, loaders.sampler, training, validation, plan.validation is not None
+        )
         return Callbacks(
             training,
             validation,
             ProgressReporter(self.progress, training, validation, plan.bits, plan.tokens_per_step),
             MetricsFile(run.path / "metrics.csv", training, validation, plan.bits),
-            ResumableCheckpoint(
-                store, self.settings, loaders.sampler, training, validation, plan.validation is not None
-            ),
+            resumable,
+            [*self._average(), *self._early_end(training, validation)],
+            [HooksCallback(self.hooks, run.name, training, validation)],
+        )
+
+    def _average(self) -> list[pl.Callback]:
+        """The moving average of the weights."""
+        decay = self.settings.ema_decay
+        return [] if decay is None else [EMAWeightAveraging(decay=decay)]
+
+    def _early_end(self, training: TrainingLoop, validation: ValidationLoop) -> list[pl.Callback]:
+        patience = self.settings.early_stopping_patience
+        return (
+            []
+            if patience is None
+            else [EarlyEnd(training, validation, patience, self.settings.early_stopping_min_delta)]
         )
 
     def _setup_precision(self) -> tuple[str, str]:
@@ -257,6 +350,16 @@ class Trainer:
         if self.settings.precision != "auto":
             return self.settings.precision, "set by precision="
         return pick_precision(self.device)
+
+    def _setup_memory(self) -> contextlib.AbstractContextManager[str]:
+        """Gradient checkpointing, for the time of the training."""
+        return checkpointed(self.adapted) if self.settings.gradient_checkpointing else contextlib.nullcontext("off")
+
+    def _setup_compilation(self, plan: Plan, precision: str) -> contextlib.AbstractContextManager[Compilation]:
+        """torch.compile, for the time of the training."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+        batch = self._sample(plan) if self.settings.compile_mode != "off" else {}
+        return compiled(self.adapted, self.settings.compile_mode, batch, dtype)
 
     def _setup_engine(self, plan: Plan, callbacks: Callbacks, store: CheckpointStore, precision: str) -> pl.Trainer:
         """The one `pytorch_lightning.Trainer` of the run."""
@@ -292,7 +395,7 @@ class Trainer:
         newest: CheckpointMetadata | None,
     ) -> None:
         """Train from the beginning, from a checkpoint, or not at all where the last step has been done."""
-        if newest is not None and newest.step >= callbacks.training.total_steps:
+        if newest is not None and (newest.ends or newest.step >= callbacks.training.total_steps):
             finished = store.load(store.folder / newest.file)
             lit.load_state_dict(finished["state_dict"])
             callbacks.restore_finished(finished)
@@ -316,18 +419,13 @@ class Trainer:
             return DEFAULT_BLOCK_LENGTH
         return min(value for value in (limit, asked) if value is not None)
 
-    def _blocks(self, data: Any, length: int, what: str) -> Samples:
-        blocks = self._as_samples(data, length, what)
-        check_fits(blocks, self.adapted.contract.vocab_size, self.adapted.contract.max_length, what)
-        return blocks
-
     def _as_samples(self, data: Any, length: int, what: str) -> Samples:
-        if isinstance(data, Samples):
-            return data
         if isinstance(data, torch.Tensor):
             data = data.cpu().numpy()
         if isinstance(data, np.ndarray):
-            return PackedBlocks(data)
+            data = PackedBlocks(data)
+        if isinstance(data, Samples):
+            return self._for_task(data, what)
         if not isinstance(data, (str, Documents)) or not len(data):
             raise DataError(
                 f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
@@ -338,6 +436,21 @@ class Trainer:
                 f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
             )
         return pack_documents(data, self.tokenizer, length, self.workspace / ".cache", what)
+
+    def _for_task(self, samples: Samples, what: str) -> Samples:
+        """Ready samples, where they are for the model's task; blocks of text get their tokens hidden."""
+        task = self.adapted.contract.task
+        if task == "masked" and isinstance(samples, PackedBlocks):
+            if self.tokenizer is None:
+                raise TokenizerError("Hiding tokens needs to know which ids are special: pass tokenizer=.")
+            return MaskedBlocks(samples, self.tokenizer, self.settings.random_seed, what == "validation")
+        if samples.task not in (None, task):
+            raise DataError(
+                f"The {what} data ({type(samples).__name__}) is made for the task {samples.task!r}, and the model is trained on "
+                f"{task!r}. Pass what UniversalDataModule takes for task={task!r}."
+            )
+        self._setup_loss(self.adapted).check(samples.__getitems__([0]))
+        return samples
 
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
         if newest is not None:
@@ -365,6 +478,9 @@ class Trainer:
             "step_loss_history": list(training.step_losses),
             "val_loss_history": [item.loss for item in validation.history],
             "val_steps": [item.step for item in validation.history],
+            "class_names": self.class_names,
+            "val_measures_history": [item.measures for item in validation.history],
+            "measures_untrained": validation.untrained_measures,
             "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
             "val_bits_per_byte_history": []
             if bits.validation is None
@@ -388,15 +504,17 @@ class Trainer:
         }
         if not run.finished:
             run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
-        return TrainingResult(self.adapted, self.tokenizer, self.settings, values)
+        result = TrainingResult(self.adapted, self.tokenizer, self.settings, values)
+        self.hooks.on_training_end(result)
+        return result
 
 
-def _parts_of(module: UniversalDataModule) -> tuple[Samples, Samples | None]:
-    """Both parts of a data module, where they are for next-token training."""
-    if module.task != "lm":
+def _parts_of(module: UniversalDataModule, task: str) -> tuple[Samples, Samples | None]:
+    """Both parts of a data module, where they are for the model's task."""
+    if module.task != task:
         raise TrainingError(
-            f"The data module is for the task {module.task!r}, and this trainer trains next-token prediction. Give the module "
-            "to a pytorch_lightning.Trainer: trainer.fit(UniversalModelAdapter(model), module)."
+            f"The data module is for the task {module.task!r}, and the model is trained on {task!r}. Make the module with "
+            f"task={task!r}" + (", or set objective='masked'." if (module.task, task) == ("masked", "lm") else ".")
         )
     return module.train_samples, module.validation_samples
 
