@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from utils._tables import html_table, text_table
-from utils.adapters.model_outputs import IGNORED_LABEL
+from utils.adapters.model_outputs import counted
 
 _GROUP = 64
 """Counts that wait on the device before they are read together."""
@@ -166,8 +166,7 @@ def _size(batch: Any, shifted: bool) -> tuple[int, torch.Tensor | int]:
     labels = batch.get("labels")
     if labels is None:
         labels = inputs
-    scored = labels[:, 1:] if shifted and labels.dim() > 1 else labels
-    return len(inputs), (scored != IGNORED_LABEL).sum()
+    return len(inputs), counted(labels, int(shifted and labels.dim() > 1))
 
 
 def _total(counts: list[torch.Tensor | int]) -> torch.Tensor | int:
