@@ -186,7 +186,9 @@ def _run_id(folder: Path) -> str:
     except FileNotFoundError:
         return uuid.uuid4().hex
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / STATE_FILE} is no file of a MetricsTracker ({error}). Choose another folder.") from error
+        raise ConfigError(
+            f"{folder / STATE_FILE} is no file of a MetricsTracker ({error}). Choose another folder."
+        ) from error
     return str(found)
 
 

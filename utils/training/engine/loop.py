@@ -318,8 +318,17 @@ def _with_bits(loss: float, bits: Callable[[float], float] | None) -> str:
     return f"{loss:.3f}" if bits is None else f"{loss:.3f} ({bits(loss):.3f} bits/byte)"
 
 
-STEP_COLUMNS = ("step", "train/loss", "learning_rate", "val/loss", "val/bits_per_byte", "train/bits_per_byte")
-"""Columns of metrics.csv: one row per optimizer step, losses in nats per token, empty cells between validations. Bits per
+STEP_COLUMNS = (
+    "step",
+    "train/loss",
+    "learning_rate",
+    "val/loss",
+    "val/bits_per_byte",
+    "train/bits_per_byte",
+    "gradient_norm",
+    "val/accuracy",
+)
+"""Columns of metrics.csv: one row per optimizer step, losses in nats per label, empty cells between validations. Bits per
 byte of training take the bytes per token of the whole training text."""
 
 
@@ -332,8 +341,10 @@ class MetricsFile(pl.Callback):
         training: TrainingLoop,
         validation: ValidationLoop,
         bits: LossesPerByte,
+        gradient_norms: Callable[[], Sequence[float]] = tuple,
     ) -> None:
         self._path, self._training, self._validation, self._bits = path, training, validation, bits
+        self._gradient_norms = gradient_norms
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -345,13 +356,16 @@ class MetricsFile(pl.Callback):
     def write(self) -> None:
         """Write the file."""
         self._training.read_losses()
-        validated = {item.step: item.loss for item in self._validation.history}
+        validated = {item.step: item for item in self._validation.history}
+        norms = self._gradient_norms()
         pairs = zip(self._training.step_losses, self._training.learning_rates)
         rows = []
         for step, (loss, rate) in enumerate(pairs, start=1):
-            val = validated.get(step)
+            found = validated.get(step)
+            val, accuracy = (None, None) if found is None else (found.loss, found.measures.get("accuracy"))
             per_byte = (_per_byte(val, self._bits.validation), _per_byte(loss, self._bits.train))
-            rows.append((step, loss, rate, val, *per_byte))
+            norm = norms[step - 1] if step <= len(norms) else None
+            rows.append((step, loss, rate, val, *per_byte, norm, accuracy))
         write_csv(self._path, STEP_COLUMNS, rows)
 
 

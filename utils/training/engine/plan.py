@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from utils.tokenization.batch_order import EpochBatchSampler, Window
 from utils.tokenization.samples import Samples
-from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
+from utils.training.engine.loop import LossesPerByte, TrainingLoop, ValidationLoop
 from utils.training.engine.resume import ResumableCheckpoint
+from utils.training.engine.watching import Watchers
 
 
 @dataclass
@@ -64,24 +65,24 @@ class Callbacks:
     """The callbacks of a run, in the order in which Lightning calls them.
 
     Attributes:
-        deciding: those that change weights or end the run; watching: those that only look.
+        deciding: those that change weights or end the run.
+        checkpoint: the one that saves; it is the last, so that it sees what the others kept.
     """
 
     training: TrainingLoop
     validation: ValidationLoop
-    progress: ProgressReporter
-    metrics: MetricsFile
+    deciding: list[pl.Callback]
+    watchers: Watchers
     checkpoint: ResumableCheckpoint
-    deciding: list[pl.Callback] = field(default_factory=list)
-    watching: list[pl.Callback] = field(default_factory=list)
 
     def in_order(self) -> list[pl.Callback]:
-        """All of them; the one that saves is the last, so that it sees what the others kept."""
-        first: list[pl.Callback] = [self.training, self.validation]
-        return [*first, *self.deciding, self.progress, self.metrics, *self.watching, self.checkpoint]
+        """All of them."""
+        return [self.training, self.validation, *self.deciding, *self.watchers.in_order(), self.checkpoint]
 
     def restore_finished(self, checkpoint: dict[str, Any]) -> None:
         """Take the histories of a run whose last step has been done from its checkpoint."""
-        for callback in (self.training, self.validation):
-            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+        for callback in (self.training, self.validation, *self.watchers.with_history()):
+            kept = checkpoint["callbacks"].get(callback.state_key)
+            if kept is not None:  # of an older release, which did not watch that
+                callback.load_state_dict(kept)
         self.training.finish(checkpoint["epoch"])

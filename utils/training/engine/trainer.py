@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
@@ -22,29 +21,23 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.errors import DataError, TokenizerError, TrainingError
+from utils.errors import TrainingError
 from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.batch_order import fit_window
 from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
-from utils.tokenization.data_module import UniversalDataModule, check_fits
-from utils.tokenization.documents import Documents
 from utils.tokenization.loaders import DataLoaderFactory
-from utils.tokenization.masked_lm import MaskedBlocks
-from utils.tokenization.packing import PackedBlocks, pack_documents
+from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
-from utils.tokenization.vision import VisionDataCollator
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
 from utils.training.engine.compilation import Compilation, compiled
 from utils.training.engine.gradient_checkpointing import checkpointed
-from utils.training.engine.hooks import DefaultHooks, HooksCallback, TrainingHooks
+from utils.training.engine.hooks import DefaultHooks, TrainingHooks
 from utils.training.engine.loop import (
     NEVER,
     EarlyEnd,
     LossesPerByte,
-    MetricsFile,
-    ProgressReporter,
     TrainingLoop,
     ValidationLoop,
     best_epoch,
@@ -56,7 +49,9 @@ from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
+from utils.training.engine.samples import SampleMaker
 from utils.training.engine.surroundings import interruptible, quiet_lightning
+from utils.training.engine.watching import watchers
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.initialisation import Initialisation, initialise
 from utils.training.objective import choose_objective
@@ -69,9 +64,6 @@ if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_BLOCK_LENGTH = 128
-"""Tokens per block where neither the settings nor the model name a limit."""
 
 
 class Trainer:
@@ -192,40 +184,10 @@ class Trainer:
 
     def _setup_samples(self, train_data: Any, val_data: Any) -> tuple[Samples, Samples | None]:
         """Samples of both parts, for the task of the model."""
-        task, limit = self.adapted.contract.task, self.adapted.contract.max_length
-        ready = isinstance(train_data, (UniversalDataModule, Samples, np.ndarray, torch.Tensor))
-        if not ready and task != "lm":
-            train_data = self._data_module(train_data, val_data, task)
-        if isinstance(train_data, UniversalDataModule):
-            train, validation = _parts_of(train_data, task)
-            self.tokenizer = self.tokenizer if self.tokenizer is not None else train_data.tokenizer
-            self.class_names = train_data.class_names
-        else:
-            length = self._block_length()
-            train = self._as_samples(train_data, length, "training")
-            validation = None if val_data is None else self._as_samples(val_data, length, "validation")
-        for samples, what in ((train, "training"), (validation, "validation")):
-            if samples is not None:
-                check_fits(samples, self.adapted.contract.vocab_size, limit, what)
-        return train, validation
-
-    def _data_module(self, train_data: Any, val_data: Any, task: str) -> UniversalDataModule:
-        """What turns texts or images into samples."""
-        settings = self.settings
-        columns = {} if self.spec is None else self.spec.columns()
-        return UniversalDataModule(
-            [train_data] if isinstance(train_data, str) else train_data,
-            self.tokenizer,
-            task,
-            validation=[val_data] if isinstance(val_data, str) else val_data,
-            validation_fraction=0.0,
-            batch_size=settings.batch_size,
-            max_length=2 if task == "vision" else self._block_length(),
-            seed=settings.random_seed,
-            cache_dir=self.workspace / ".cache",
-            collator=VisionDataCollator.for_shape(self.adapted.contract.image_shape) if task == "vision" else None,
-            **columns,
-        )
+        maker = SampleMaker(self.adapted, self.settings, self.tokenizer, self.workspace / ".cache", self.spec)
+        found = maker.both(train_data, val_data)
+        self.tokenizer, self.class_names = maker.tokenizer, maker.class_names
+        return found
 
     def _bits(self, samples: Samples | None) -> BitsPerByte | None:
         known = (
@@ -325,11 +287,9 @@ class Trainer:
         return Callbacks(
             training,
             validation,
-            ProgressReporter(self.progress, training, validation, plan.bits, plan.tokens_per_step),
-            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits),
-            resumable,
             [*self._average(), *self._early_end(training, validation)],
-            [HooksCallback(self.hooks, run.name, training, validation)],
+            watchers(run, settings, training, validation, plan.bits, plan.tokens_per_step, self.progress, self.hooks),
+            resumable,
         )
 
     def _average(self) -> list[pl.Callback]:
@@ -412,46 +372,6 @@ class Trainer:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _block_length(self) -> int:
-        limit, asked = self.adapted.contract.max_length, self.settings.max_length
-        if limit is None and asked is None:
-            logger.info("neither max_length nor the model names a limit: blocks of %d tokens", DEFAULT_BLOCK_LENGTH)
-            return DEFAULT_BLOCK_LENGTH
-        return min(value for value in (limit, asked) if value is not None)
-
-    def _as_samples(self, data: Any, length: int, what: str) -> Samples:
-        if isinstance(data, torch.Tensor):
-            data = data.cpu().numpy()
-        if isinstance(data, np.ndarray):
-            data = PackedBlocks(data)
-        if isinstance(data, Samples):
-            return self._for_task(data, what)
-        if not isinstance(data, (str, Documents)) or not len(data):
-            raise DataError(
-                f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
-                f"{'an empty ' if isinstance(data, Documents) else ''}{type(data).__name__}."
-            )
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
-            )
-        return pack_documents(data, self.tokenizer, length, self.workspace / ".cache", what)
-
-    def _for_task(self, samples: Samples, what: str) -> Samples:
-        """Ready samples, where they are for the model's task; blocks of text get their tokens hidden."""
-        task = self.adapted.contract.task
-        if task == "masked" and isinstance(samples, PackedBlocks):
-            if self.tokenizer is None:
-                raise TokenizerError("Hiding tokens needs to know which ids are special: pass tokenizer=.")
-            return MaskedBlocks(samples, self.tokenizer, self.settings.random_seed, what == "validation")
-        if samples.task not in (None, task):
-            raise DataError(
-                f"The {what} data ({type(samples).__name__}) is made for the task {samples.task!r}, and the model is trained on "
-                f"{task!r}. Pass what UniversalDataModule takes for task={task!r}."
-            )
-        self._setup_loss(self.adapted).check(samples.__getitems__([0]))
-        return samples
-
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
         if newest is not None:
             logger.info("run %s continues after optimizer step %d of %d", run.name, newest.step, plan.total_steps)
@@ -468,7 +388,8 @@ class Trainer:
         self, plan: Plan, run: RunFolder, store: CheckpointStore, callbacks: Callbacks, facts: dict[str, Any]
     ) -> TrainingResult:
         """Metrics file, manifest and result."""
-        callbacks.metrics.write()
+        watched = callbacks.watchers
+        watched.metrics.write()
         training, validation = callbacks.training, callbacks.validation
         epochs = epoch_results(training, validation.history)
         newest, best = store.newest(), store.best()
@@ -479,6 +400,9 @@ class Trainer:
             "val_loss_history": [item.loss for item in validation.history],
             "val_steps": [item.step for item in validation.history],
             "class_names": self.class_names,
+            "gradient_norm_history": list(watched.gradients.gradient_norms),
+            "gradient_health": list(watched.gradients.health),
+            "accumulation": watched.accumulator.stats,
             "val_measures_history": [item.measures for item in validation.history],
             "val_loss_untrained": validation.untrained,
             "measures_untrained": validation.untrained_measures,
@@ -508,16 +432,6 @@ class Trainer:
         result = TrainingResult(self.adapted, self.tokenizer, self.settings, values)
         self.hooks.on_training_end(result)
         return result
-
-
-def _parts_of(module: UniversalDataModule, task: str) -> tuple[Samples, Samples | None]:
-    """Both parts of a data module, where they are for the model's task."""
-    if module.task != task:
-        raise TrainingError(
-            f"The data module is for the task {module.task!r}, and the model is trained on {task!r}. Make the module with "
-            f"task={task!r}" + (", or set objective='masked'." if (module.task, task) == ("masked", "lm") else ".")
-        )
-    return module.train_samples, module.validation_samples
 
 
 def _tokenizer_reason(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
