@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -87,10 +87,14 @@ class CheckpointStore:
         folder: created where missing; only files whose names this class makes are ever read or deleted.
         run_id: written into each manifest; generations of another run are not read.
         keep: newest generations that stay, besides the one with the lowest validation loss.
+
+    Attributes:
+        on_commit: called with each generation that has become valid.
     """
 
     def __init__(self, folder: str | Path, run_id: str, keep: int = 2) -> None:
         self.folder, self.run_id, self.keep = Path(folder).resolve(), run_id, keep
+        self.on_commit: Callable[[CheckpointMetadata], None] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._written: dict[str, tuple[str, int]] = {}
         self._remove_orphans()
@@ -106,7 +110,10 @@ class CheckpointStore:
         target = self._own(path)
         with whole_file(target) as stream:
             hashing = _HashingWriter(stream)
-            torch.save(dict(state), cast(IO[bytes], hashing))
+            try:
+                torch.save(dict(state), cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch hides what the disk said
+                raise hashing.error or error from error
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
 
     def commit(self, path: str | Path, step: int, val_loss: float | None = None) -> CheckpointMetadata:
@@ -115,9 +122,29 @@ class CheckpointStore:
         digest, size = self._written.pop(target.name)
         sequence = int(target.stem.rsplit("-", 1)[1])
         metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
-        write_json(target.with_suffix(".json"), metadata.to_dict())
+        try:
+            write_json(target.with_suffix(".json"), metadata.to_dict())
+        except OSError:
+            target.unlink(missing_ok=True)  # without a manifest it is nothing
+            raise
         self._prune()
+        if self.on_commit is not None:
+            self.on_commit(metadata)
         return metadata
+
+    def make_room(self) -> CheckpointMetadata | None:
+        """Delete the oldest generation; never the newest that verifies, the best, or all there is.
+
+        Returns:
+            What was deleted, or None where nothing could be.
+        """
+        newest, best = self.newest(), self.best()
+        kept = {item.file for item in (newest, best) if item is not None}
+        others = [item for item in self.generations() if item.file not in kept]
+        if newest is None or not others:
+            return None
+        self._delete(others[-1])
+        return others[-1]
 
     # ---- reading ----------------------------------------------------------------------------------------------------
     def generations(self) -> list[CheckpointMetadata]:
@@ -128,6 +155,8 @@ class CheckpointStore:
                 continue
             try:
                 metadata = CheckpointMetadata.from_dict(json.loads(manifest.read_text(encoding="utf-8")))
+            except FileNotFoundError:  # deleted while this thread was looking
+                continue
             except (ValueError, AttributeError, CheckpointError) as error:
                 logger.warning("checkpoint manifest %s is unreadable and left aside: %s", manifest.name, error)
                 continue
@@ -169,10 +198,7 @@ class CheckpointStore:
             CheckpointError: no manifest, a hash that differs, content beyond tensors and plain types, or the variable
                 TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, under which torch would run code from the file.
         """
-        if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0").lower() not in ("", "0", "n", "no", "false"):
-            raise CheckpointError(
-                "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: loading could run code from the file. Unset it first."
-            )
+        refuse_unsafe_loading()
         target = self._own(path)
         metadata = next((item for item in self.generations() if item.file == target.name), None)
         if metadata is None:
@@ -199,10 +225,12 @@ class CheckpointStore:
         kept = {item.file for item in generations[: self.keep]} | ({best.file} if best else set())
         for metadata in generations:
             if metadata.file not in kept:
-                (self.folder / metadata.file).with_suffix(".json").unlink(
-                    missing_ok=True
-                )  # first: no manifest without a file
-                (self.folder / metadata.file).unlink(missing_ok=True)
+                self._delete(metadata)
+
+    def _delete(self, metadata: CheckpointMetadata) -> None:
+        path = self._own(self.folder / metadata.file)
+        path.with_suffix(".json").unlink(missing_ok=True)  # first: no manifest without a file
+        path.unlink(missing_ok=True)
 
     def _remove_orphans(self) -> None:
         """Delete what a killed save left: temporary files, and checkpoint files without a manifest."""
@@ -219,6 +247,7 @@ class _HashingWriter(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO) -> None:
         self.digest, self.size, self._stream = hashlib.sha256(), 0, stream
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
@@ -226,9 +255,25 @@ class _HashingWriter(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         self.digest.update(view)
-        self._stream.write(view)
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.error = error
+            raise
         self.size += view.nbytes
         return view.nbytes
+
+
+def refuse_unsafe_loading() -> None:
+    """Load nothing while a variable makes torch run code from files.
+
+    Raises:
+        CheckpointError: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
+    """
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0").lower() not in ("", "0", "n", "no", "false"):
+        raise CheckpointError(
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: loading could run code from the file. Unset it first."
+        )
 
 
 def environment() -> dict[str, str]:
