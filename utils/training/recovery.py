@@ -175,7 +175,7 @@ def _values(checkpoint: Mapping[str, Any], path: Path, store: CheckpointStore) -
         callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
     training.finish(checkpoint["epoch"])  # the epoch that was open, as far as it came
     found = histories(training, validation, LossesPerByte(per_byte["train"], per_byte["validation"]))
-    return {**found, **places(path, store), **facts}, total
+    return {**facts, **found, **places(path, store)}, total
 
 
 def _run_folder(

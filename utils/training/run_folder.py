@@ -279,15 +279,20 @@ def _restored_named(
 
 def _is_free(path: Path) -> bool:
     """Whether nothing is at a run's place; a folder in which a run never began is removed."""
-    if not path.is_dir() or {entry.name for entry in path.iterdir()} - {LOCK_FILE}:
+    if not path.is_dir() or _holdings(path):
         return not path.exists()
     lock = FolderLock.acquire(path)
     if lock is None:
         return False
-    (path / LOCK_FILE).unlink(missing_ok=True)
-    path.rmdir()
+    shutil.rmtree(path)
     lock.release()
     return True
+
+
+def _holdings(path: Path) -> set[str]:
+    """What lies in a folder, besides the lock and what killed writes left."""
+    names = {entry.name for entry in path.iterdir()} - {LOCK_FILE}
+    return {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
 
 
 def _remove_temporaries(path: Path) -> None:
@@ -418,7 +423,7 @@ def _refuse_changes(path: Path, changed: Sequence[str]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or _holdings(path)):
         raise TrainingError(
             f"{path} exists and is no run of this package (no readable {RUN_FILE}). Choose another run_name."
         )

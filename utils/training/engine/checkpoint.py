@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from utils._files import sha256_of, whole_file, write_json
+from utils._files import json_text, sha256_of, whole_file, write_text
 from utils.errors import CheckpointError, ConfigError
 from utils.progress import ProgressCallback, ignore_progress
 
@@ -71,9 +71,29 @@ class CheckpointMetadata:
         """All fields as JSON types."""
         return dataclasses.asdict(self)
 
+    def to_text(self) -> str:
+        """The manifest file: the fields, and a hash over them, so that no flipped bit of it is believed."""
+        return json_text({**self.to_dict(), "seal": _seal(self.to_dict())})
+
+    @classmethod
+    def from_text(cls, text: str) -> CheckpointMetadata:
+        """A manifest from its file.
+
+        Raises:
+            CheckpointError: it is torn, altered, or holds fields of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+            seal = values.pop("seal")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"A checkpoint manifest is torn: {error}.") from error
+        if seal != _seal(values):
+            raise CheckpointError("A checkpoint manifest was altered: its seal does not fit its fields.")
+        return cls.from_dict(values)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CheckpointMetadata:
-        """A manifest from JSON; raises `CheckpointError` where fields are missing, unknown or of the wrong type."""
+        """A manifest from JSON; raises `CheckpointError` where fields are missing or of the wrong type."""
         known = {item.name for item in dataclasses.fields(cls)}
         try:
             found = cls(**{name: value for name, value in values.items() if name in known})
@@ -87,6 +107,10 @@ class CheckpointMetadata:
         ):
             raise CheckpointError("A checkpoint manifest holds fields of the wrong type.")
         return found
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class CheckpointStore:
@@ -134,7 +158,7 @@ class CheckpointStore:
         sequence = int(target.stem.rsplit("-", 1)[1])
         metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
         try:
-            write_json(target.with_suffix(".json"), metadata.to_dict())
+            write_text(target.with_suffix(".json"), metadata.to_text())
         except OSError:
             target.unlink(missing_ok=True)  # without a manifest it is nothing
             raise
@@ -165,10 +189,10 @@ class CheckpointStore:
             if not _NAME.fullmatch(manifest.name):
                 continue
             try:
-                metadata = CheckpointMetadata.from_dict(json.loads(manifest.read_text(encoding="utf-8")))
+                metadata = CheckpointMetadata.from_text(manifest.read_text(encoding="utf-8"))
             except FileNotFoundError:  # deleted while this thread was looking
                 continue
-            except (ValueError, AttributeError, CheckpointError) as error:
+            except (UnicodeDecodeError, CheckpointError) as error:
                 logger.warning("checkpoint manifest %s is unreadable and left aside: %s", manifest.name, error)
                 continue
             if metadata.run_id == self.run_id and metadata.file == manifest.with_suffix(".ckpt").name:

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils._files import json_text
 from utils.errors import ConfigError
 from utils.progress import ProgressCallback, ignore_progress
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore
@@ -233,7 +232,7 @@ class Mirror:
             file = opened.enter_context(path.open("rb"))
             chunks = iter(functools.partial(file.read, CHUNK), b"")
             found.append(_Source(f"{CHECKPOINTS}/{path.name}", metadata.size, metadata.sha256, chunks))
-            manifest = json_text(metadata.to_dict()).encode("utf-8")
+            manifest = metadata.to_text().encode("utf-8")
             found.append(_Source.of(f"{CHECKPOINTS}/{path.with_suffix('.json').name}", manifest))
         beside = [path for path in self.run_path.iterdir() if path.is_file()]
         inside = [path for name in KEPT_FOLDERS for path in (self.run_path / name).rglob("*") if path.is_file()]

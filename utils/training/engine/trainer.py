@@ -241,7 +241,9 @@ class Trainer:
 
     def _setup_loaders(self, plan: Plan) -> Loaders:
         """Loaders over both parts."""
-        factory = DataLoaderFactory(self.settings.random_seed, pin_memory=self.device.type == "cuda")
+        factory = DataLoaderFactory(
+            self.settings.random_seed, pin_memory=self.device.type == "cuda", workers=self.settings.num_workers
+        )
         validation = None if plan.validation is None else factory.validation(plan.validation, plan.window.batch_size)
         return Loaders(factory.train(plan.train, plan.window), validation)
 
