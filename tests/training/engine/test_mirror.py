@@ -185,7 +185,7 @@ def test_room_is_made_before_it_is_needed_and_never_by_the_newest(tmp_path, run,
 def test_an_unmounted_drive_is_refused_and_nothing_is_made(run, tmp_path):
     files = FileSystem()
     files.drive_mount = tmp_path / "content" / "drive"
-    with pytest.raises(ConfigError, match="not mounted.*drive.mount"):
+    with pytest.raises(ConfigError, match=r"not mounted.*drive\.mount"):
         run.mirror(tmp_path / "content" / "drive" / "MyDrive" / "runs", files)
     with pytest.raises(ConfigError, match="not mounted"):
         mirrored_runs(tmp_path / "content" / "drive" / "MyDrive", files)

@@ -6,6 +6,7 @@ elsewhere to `engine.mirror`. `CheckpointManager` puts the three together for pe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -14,7 +15,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -143,7 +144,7 @@ class CheckpointStore:
     def write(self, state: Mapping[str, Any], path: str | Path) -> None:
         """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
         target = self._own(path)
-        with whole_file(target) as stream:
+        with self._all_or_nothing(target), whole_file(target) as stream:
             hashing = _HashingWriter(stream)
             try:
                 torch.save(dict(state), cast(IO[bytes], hashing))
@@ -157,15 +158,22 @@ class CheckpointStore:
         digest, size = self._written.pop(target.name)
         sequence = int(target.stem.rsplit("-", 1)[1])
         metadata = CheckpointMetadata(target.name, digest, size, self.run_id, step, sequence, val_loss, environment())
-        try:
+        with self._all_or_nothing(target):
             write_text(target.with_suffix(".json"), metadata.to_text())
-        except OSError:
-            target.unlink(missing_ok=True)  # without a manifest it is nothing
-            raise
         self._prune()
         if self.on_commit is not None:
             self.on_commit(metadata)
         return metadata
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, target: Path) -> Iterator[None]:
+        """Where the disk refuses a part of a generation, even its last fsync, nothing of the generation stays."""
+        try:
+            yield
+        except OSError:
+            target.with_suffix(".json").unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            raise
 
     def make_room(self) -> CheckpointMetadata | None:
         """Delete the oldest generation; never the newest that verifies, the best, or all there is.
@@ -260,7 +268,10 @@ class CheckpointStore:
         kept = {item.file for item in generations[: self.keep]} | ({best.file} if best else set())
         for metadata in generations:
             if metadata.file not in kept:
-                self._delete(metadata)
+                try:
+                    self._delete(metadata)
+                except OSError as error:  # one too many is no reason to lose what was just saved
+                    logger.warning("checkpoint %s cannot be deleted: %s", metadata.file, error)
 
     def _delete(self, metadata: CheckpointMetadata) -> None:
         path = self._own(self.folder / metadata.file)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before the first retry, and at most."""
 
-CLOSING_TRIES = 3
+CLOSING_TRIES = 5
 """Failed attempts after which the end of a run waits no longer."""
 
 CLOSING_TIMEOUT = 300.0

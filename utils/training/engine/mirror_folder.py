@@ -177,6 +177,7 @@ class MirrorFolder:
         self.path, self.files = path, files
         self._made = False
         self._verified: dict[str, MirroredFile] = {}  # by SHA-256: read back by this process
+        self._written: dict[str, MirroredFile] = {}  # the same from before an error: to be read back once more
         self._commits: list[Commit] | None = None
 
     # ---- writing ----------------------------------------------------------------------------------------------------
@@ -198,6 +199,7 @@ class MirrorFolder:
 
     def forget(self) -> None:
         """Believe nothing that was seen before: what is there is read anew."""
+        self._written.update(self._verified)
         self._verified, self._commits = {}, None
 
     def has(self, sha256: str) -> bool:
@@ -210,12 +212,12 @@ class MirrorFolder:
         """The entry of a file that is there already, where its bytes were read back now or earlier in this process."""
         found = self._verified.get(sha256)
         if found is None:
-            entries = (item for commit in self._commits or () for item in commit.files if item.sha256 == sha256)
-            found = next(entries, None)
-            with contextlib.suppress(OSError):  # an object that cannot be read is written anew
-                if found is not None and self._reads_as(found):
-                    self._verified[sha256] = found
-            found = self._verified.get(sha256)
+            candidates = [item for commit in self._commits or () for item in commit.files if item.sha256 == sha256]
+            candidates += [self._written[sha256]] if sha256 in self._written else []
+            for candidate in candidates[-1:]:
+                with contextlib.suppress(OSError):  # an object that cannot be read is written anew
+                    if self._reads_as(candidate):
+                        self._verified[sha256] = found = candidate
         return None if found is None else dataclasses.replace(found, name=name)
 
     def put(self, name: str, chunks: Iterable[bytes]) -> MirroredFile:
@@ -279,6 +281,7 @@ class MirrorFolder:
         commits = {item.file for item in kept}
         objects = {item.object for commit in kept for item in commit.files}
         self._verified = {sha: item for sha, item in self._verified.items() if item.object in objects}
+        self._written = {}
         names = self.files.names(self.path)
         unwanted = [name for name in names if _COMMIT.fullmatch(name) and name not in commits]
         unwanted += [name for name in names if _OBJECT.fullmatch(name) and name not in objects]
