@@ -35,7 +35,7 @@ class TrainingResult(Mapping[str, Any]):
     As a mapping it offers `loss_history` (mean training loss per epoch, nats per label, which is a token or an example),
     `step_loss_history` (one per optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at
     `val_steps`), `val_measures_history` (the other measures of each: accuracy, perplexity of tokens, macro F1 of classes),
-    `val_loss_untrained` and `measures_untrained` (before the first step of this run), `task`, `class_names`, `ended_early` (why, or empty), `compile_mode`,
+    `gradient_norm_history` (one per optimizer step), `gradient_health`, `accumulation`, `val_loss_untrained` and `measures_untrained` (before the first step of this run), `task`, `class_names`, `ended_early` (why, or empty), `compile_mode`,
     `compile_reason`, `gradient_checkpointing`,
     `bits_per_byte_history` (of the training loss, one per epoch), `bits_per_byte_untrained` (of validation, before the first step of this run; a model that comes trained begins lower), `scored_bytes`
     (UTF-8 bytes over which bits per byte are taken), `block_length` (tokens), `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,

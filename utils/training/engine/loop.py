@@ -366,7 +366,10 @@ class MetricsFile(pl.Callback):
             per_byte = (_per_byte(val, self._bits.validation), _per_byte(loss, self._bits.train))
             norm = norms[step - 1] if step <= len(norms) else None
             rows.append((step, loss, rate, val, *per_byte, norm, accuracy))
-        write_csv(self._path, STEP_COLUMNS, rows)
+        try:
+            write_csv(self._path, STEP_COLUMNS, rows)
+        except OSError as error:  # a full disk ends no training: the histories are in memory and in checkpoints
+            logger.warning("%s cannot be written: %s", self._path, error)
 
 
 def epoch_results(training: TrainingLoop, validations: Sequence[Validation]) -> list[EpochResult]:

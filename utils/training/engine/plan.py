@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from utils.tokenization.batch_order import EpochBatchSampler, Window
+from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.samples import Samples
 from utils.training.engine.loop import LossesPerByte, TrainingLoop, ValidationLoop
 from utils.training.engine.resume import ResumableCheckpoint
@@ -44,6 +45,20 @@ class Plan:
         """SHA-256 over both parts of the data."""
         both = f"{self.train.fingerprint}:{self.validation.fingerprint if self.validation is not None else None}"
         return hashlib.sha256(both.encode()).hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the plan, in plain types, for checkpoints: see `recovery`."""
+        bits = {
+            part: [value.tokens, value.size] if isinstance(value, BitsPerByte) else None
+            for part, value in (("train", self.bits.train), ("validation", self.bits.validation))
+        }
+        return {
+            "scored_bytes": self.scored_bytes,
+            "block_length": self.train.longest,
+            "total_steps": self.total_steps,
+            "bits": bits,
+        }
 
 
 @dataclass
@@ -81,8 +96,7 @@ class Callbacks:
 
     def restore_finished(self, checkpoint: dict[str, Any]) -> None:
         """Take the histories of a run whose last step has been done from its checkpoint."""
-        for callback in (self.training, self.validation, *self.watchers.with_history()):
-            kept = checkpoint["callbacks"].get(callback.state_key)
-            if kept is not None:  # of an older release, which did not watch that
-                callback.load_state_dict(kept)
+        for callback in (self.training, self.validation):
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+        self.watchers.load(checkpoint["callbacks"])
         self.training.finish(checkpoint["epoch"])

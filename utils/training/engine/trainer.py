@@ -40,11 +40,9 @@ from utils.training.engine.loop import (
     LossesPerByte,
     TrainingLoop,
     ValidationLoop,
-    best_epoch,
-    epoch_results,
-    metric_row,
 )
 from utils.training.engine.loss import LossStrategy, LossStrategyRegistry
+from utils.training.engine.mirror import Mirror, mirroring
 from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, pick_precision
@@ -55,6 +53,7 @@ from utils.training.engine.watching import watchers
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.initialisation import Initialisation, initialise
 from utils.training.objective import choose_objective
+from utils.training.recovery import histories, places
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
 from utils.training.seed_manager import set_random_seed
@@ -107,6 +106,7 @@ class Trainer:
         self.adapted = adapt(model, config)
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
+        self.mirror: Mirror | None = None  # of the run, while and after it trains; its `status` says what is safe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.class_names: tuple[str, ...] = ()
         self.engine: pl.Trainer
@@ -140,6 +140,11 @@ class Trainer:
     def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
         """All that happens while this process holds the run's folder."""
         store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
+        with mirroring(store, run.path, self.settings.mirror_dir, self.progress) as self.mirror:
+            return self._run_here(plan, run, store, objective)
+
+    def _run_here(self, plan: Plan, run: RunFolder, store: CheckpointStore, objective: str) -> TrainingResult:
+        """The same, while the run's checkpoints are mirrored."""
         newest = store.newest()
         initialisation = self._setup_initialisation(plan, newest is not None)
         lit = self._setup_module(self.adapted, plan)
@@ -151,21 +156,22 @@ class Trainer:
             engine = self._setup_engine(plan, callbacks, store, precision)
             precision = str(engine.precision)  # what Lightning really uses
             self.engine, self.module = engine, lit
+            facts = {
+                "objective_reason": objective,
+                "initialisation_reason": initialisation.reason,
+                "tokenizer_reason": _tokenizer_reason(self.tokenizer),
+                "precision": precision,
+                "precision_reason": why,
+                "compile_mode": compilation.mode,
+                "compile_reason": compilation.reason,
+                "gradient_checkpointing": memory,
+                "task": self.adapted.contract.task,
+                "class_names": list(self.class_names),
+                "resumed_from_step": newest.step if newest is not None else 0,
+            }
+            callbacks.checkpoint.facts = {**facts, **plan.facts}
             self._fit(engine, lit, loaders, callbacks, store, newest)
         self.adapted.eval()
-        facts = {
-            "objective_reason": objective,
-            "initialisation_reason": initialisation.reason,
-            "tokenizer_reason": _tokenizer_reason(self.tokenizer),
-            "precision": precision,
-            "precision_reason": why,
-            "compile_mode": compilation.mode,
-            "compile_reason": compilation.reason,
-            "gradient_checkpointing": memory,
-            "ended_early": callbacks.training.ended,
-            "task": self.adapted.contract.task,
-            "resumed_from_step": newest.step if newest is not None else 0,
-        }
         return self._collect(plan, run, store, callbacks, facts)
 
     # ---- steps, each of which a subclass can override ----------------------------------------------------------------
@@ -215,7 +221,7 @@ class Trainer:
     def _setup_run(self, plan: Plan) -> RunFolder:
         """The run's folder, with settings and tokenizer in it."""
         fingerprint = run_fingerprint(model_identity(self.adapted), plan.fingerprint, self.settings, plan.total_steps)
-        run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume)
+        run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume, self.settings.mirror_dir)
         try:
             self.settings.save(run.path / "config.json")
             if self.tokenizer is not None:
@@ -388,43 +394,13 @@ class Trainer:
         self, plan: Plan, run: RunFolder, store: CheckpointStore, callbacks: Callbacks, facts: dict[str, Any]
     ) -> TrainingResult:
         """Metrics file, manifest and result."""
-        watched = callbacks.watchers
-        watched.metrics.write()
-        training, validation = callbacks.training, callbacks.validation
-        epochs = epoch_results(training, validation.history)
-        newest, best = store.newest(), store.best()
-        bits = plan.bits
+        callbacks.watchers.metrics.write()
         values = {
-            "loss_history": [item.train_loss for item in epochs],
-            "step_loss_history": list(training.step_losses),
-            "val_loss_history": [item.loss for item in validation.history],
-            "val_steps": [item.step for item in validation.history],
-            "class_names": self.class_names,
-            "gradient_norm_history": list(watched.gradients.gradient_norms),
-            "gradient_health": list(watched.gradients.health),
-            "accumulation": watched.accumulator.stats,
-            "val_measures_history": [item.measures for item in validation.history],
-            "val_loss_untrained": validation.untrained,
-            "measures_untrained": validation.untrained_measures,
-            "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
-            "val_bits_per_byte_history": []
-            if bits.validation is None
-            else [bits.validation(item.loss) for item in validation.history],
-            "bits_per_byte_untrained": None
-            if bits.validation is None or validation.untrained is None
-            else bits.validation(validation.untrained),
+            **histories(callbacks.training, callbacks.validation, plan.bits),
+            **callbacks.watchers.histories(),
+            **places(run.path, store),
             "scored_bytes": plan.scored_bytes,
             "block_length": plan.train.longest,
-            "best_epoch": best_epoch(epochs),
-            "final_loss": epochs[-1].train_loss,
-            "epoch_results": epochs,
-            "metric_rows": [metric_row(item, bits) for item in epochs],
-            "checkpoint_path": None if newest is None else str(store.folder / newest.file),
-            "best_checkpoint_path": None if best is None else str(store.folder / best.file),
-            "training_time": training.seconds,
-            "run_name": run.name,
-            "workspace_root": str(self.workspace),
-            "run_folder": str(run.path),
             **facts,
         }
         if not run.finished:

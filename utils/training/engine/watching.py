@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,22 +21,44 @@ from utils.training.training_config import TrainingConfig
 
 
 @dataclass
-class Watchers:
-    """What looks at a run, in the order in which it is called; each keeps its own history through a resume."""
+class Watched:
+    """What was seen of a run besides its losses; kept through a resume."""
 
-    accumulator: GradientAccumulator
-    gradients: GradientMonitor
-    resources: ResourceMonitor
-    metrics: MetricsFile
-    rest: list[pl.Callback]
+    accumulator: GradientAccumulator = field(default_factory=GradientAccumulator)
+    gradients: GradientMonitor = field(default_factory=GradientMonitor)
+
+    @classmethod
+    def of(cls, states: Mapping[str, Any]) -> Watched:
+        """From the states of callbacks in a checkpoint; what an older release did not watch stays empty."""
+        found = cls()
+        found.load(states)
+        return found
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Take the histories of a checkpoint."""
+        for callback in (self.accumulator, self.gradients):
+            if callback.state_key in states:
+                callback.load_state_dict(states[callback.state_key])
+
+    def histories(self) -> dict[str, Any]:
+        """The part of a results mapping that tells what was seen."""
+        return {
+            "gradient_norm_history": list(self.gradients.gradient_norms),
+            "gradient_health": list(self.gradients.health),
+            "accumulation": self.accumulator.stats,
+        }
+
+
+@dataclass
+class Watchers(Watched):
+    """What looks at a run, in the order in which it is called."""
+
+    metrics: MetricsFile = field(kw_only=True)
+    rest: list[pl.Callback] = field(kw_only=True)
 
     def in_order(self) -> list[pl.Callback]:
         """All of them."""
-        return [self.accumulator, self.gradients, self.resources, self.metrics, *self.rest]
-
-    def with_history(self) -> Sequence[pl.Callback]:
-        """Those whose history lies in a checkpoint."""
-        return (self.accumulator, self.gradients, self.resources)
+        return [self.accumulator, self.gradients, self.metrics, *self.rest]
 
 
 def watchers(
@@ -68,6 +90,7 @@ def watchers(
         return gradients.gradient_norms
 
     rest: list[Any] = [
+        resources,
         ProgressReporter(progress, training, validation, bits, tokens_per_step),
         HooksCallback(hooks, run.name, training, validation),
     ]
@@ -83,4 +106,4 @@ def watchers(
         )
         rest.append(TrackingCallback(destination, training, validation, bits, resources, norms))
     metrics = MetricsFile(run.path / "metrics.csv", training, validation, bits, norms)
-    return Watchers(GradientAccumulator(), gradients, resources, metrics, rest)
+    return Watchers(GradientAccumulator(), gradients, metrics=metrics, rest=rest)
