@@ -38,6 +38,15 @@ def test_api_examples_run(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_training_guide_examples_run(tmp_path: Path) -> None:
+    printed = run_blocks("docs/TRAINING_GUIDE.md", tmp_path)
+    shown = (ROOT / "docs/TRAINING_GUIDE.md").read_text(encoding="utf-8")
+    promised = re.findall(r"(?m)^# (.+)$", "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", shown)))
+    assert len(promised) == 4, "the error that the guide shows"
+    assert [line for line in promised if line not in printed] == []
+    assert "learning_rate: 0.0005 → 0.0001" in printed and "must beat always the largest class" in printed
+
+
 def test_readme_example_runs(tmp_path: Path) -> None:
     printed = run_blocks("README.md", tmp_path)
     assert "residual_0_output" in printed

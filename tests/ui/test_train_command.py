@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - imported in a test first, it would be broken by the guard that puts modules back
 
 import utils
 from utils.__main__ import main

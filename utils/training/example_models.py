@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -94,16 +96,18 @@ class TinyClassifier(_Stack):
 
 
 class TinySeq2Seq(nn.Module):
-    """`nn.Transformer` between a source and a target."""
+    """PyTorch's own encoder and decoder between a source and a target."""
 
     def __init__(self, vocab_size: int, max_seq_len: int, width: int = 64, layers: int = 1) -> None:
         super().__init__()
-        self.token_embedding, self.position_embedding = (
-            nn.Embedding(vocab_size, width),
-            nn.Embedding(max_seq_len, width),
+        options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(max_seq_len, width)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(width, 4, 2 * width, **options), layers, nn.LayerNorm(width), False
         )
-        self.transformer = nn.Transformer(
-            width, 4, layers, layers, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        self.decoder = nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(width, 4, 2 * width, **options), layers, nn.LayerNorm(width)
         )
         self.head = nn.Linear(width, vocab_size)
 
@@ -112,14 +116,10 @@ class TinySeq2Seq(nn.Module):
     ) -> torch.Tensor:
         """(B, T), (B, U) and the mask of the source → (B, U, V)."""
         padding = None if attention_mask is None else attention_mask == 0
-        later = nn.Transformer.generate_square_subsequent_mask(decoder_input_ids.shape[1], device=input_ids.device)
-        decoded = self.transformer(
-            self._embedded(input_ids),
-            self._embedded(decoder_input_ids),
-            tgt_mask=later.isinf(),
-            src_key_padding_mask=padding,
-            memory_key_padding_mask=padding,
-        )
+        length = decoder_input_ids.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).triu(1)
+        source = self.encoder(self._embedded(input_ids), src_key_padding_mask=padding)
+        decoded = self.decoder(self._embedded(decoder_input_ids), source, later, memory_key_padding_mask=padding)
         return self.head(decoded)
 
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:

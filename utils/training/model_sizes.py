@@ -25,7 +25,7 @@ def model_mismatches(config: TrainingConfig, adapted: AdaptedModel) -> list[str]
     found = {
         "vocab_size": (_vocabulary(adapted), "embedding rows"),
         "d_model": (_width(adapted), "as its width"),
-        "num_layers": (adapted.config.num_layers, "blocks"),
+        "num_layers": (adapted.config.num_layers, "as its number of blocks"),
     }
     return [
         f"{name}={asked}, and {adapted.name} has {has} {what}: put {has}, or None, or load the model that was meant."

@@ -161,7 +161,7 @@ def _masked() -> TaskExample:
         texts[:2000],
         texts[2000:],
         TrainingConfig(
-            max_steps=600, batch_size=16, max_length=64, learning_rate=5e-3, objective="masked", val_every_n_steps=150
+            max_steps=600, batch_size=16, max_length=64, learning_rate=3e-3, objective="masked", val_every_n_steps=150
         ),
         target=0.7,
         make_model=lambda: TinyMaskedLM(384, 64),
