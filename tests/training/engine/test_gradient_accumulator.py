@@ -75,7 +75,9 @@ def test_a_real_step_is_told_to_callbacks_in_any_order(tmp_path, first):
     fit(tmp_path, *((accumulator, look) if first else (look, accumulator)), accumulation=3, epochs=2)
     assert [stepped for stepped, _ in look.seen] == 2 * [False, False, True, False, False, True, True]
     steps = [0, *(step for _, step in look.seen)]
-    assert [stepped for stepped, _ in look.seen] == [a != b for a, b in itertools.pairwise(steps)]  # what Lightning counts
+    assert [stepped for stepped, _ in look.seen] == [
+        a != b for a, b in itertools.pairwise(steps)
+    ]  # what Lightning counts
 
 
 def test_pending_micro_batches_are_told_inside_a_window(tmp_path):

@@ -156,7 +156,8 @@ def order_of(run, data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "accumulation"), [(Trainer, torch.float32, 1), (Double, torch.float64, 1), (Double, torch.float64, 3)]
+    ("kind", "dtype", "accumulation"),
+    [(Trainer, torch.float32, 1), (Double, torch.float64, 1), (Double, torch.float64, 3)],
 )
 def test_200_losses_equal_a_loop_by_hand(tmp_path, kind, dtype, accumulation):
     """Five epochs and more over blocks and one incomplete block, AdamW with two groups, clipping, warm-up and cosine."""
@@ -245,7 +246,9 @@ def test_200_losses_equal_those_of_transformers_trainer(tmp_path, accumulation):
     )
     batches = [data.__getitems__(batch) for window in windows for batch in window]
     for batch in batches:
-        batch["labels"][:, 0] = -100  # never predicted, yet transformers would count it in the mean over a step's labels
+        batch["labels"][
+            :, 0
+        ] = -100  # never predicted, yet transformers would count it in the mean over a step's labels
     theirs = Recorded(batches, model, arguments, train_dataset=batches, optimizers=(optimizer, schedule))
     theirs.train()
     expected = np.array(theirs.losses).reshape(STEPS, accumulation).sum(1)

@@ -22,6 +22,8 @@ HALF_MAX = 65504.0
 PROBE_BATCH, PROBE_LENGTH = 2, 64
 """Sequences and tokens of the probe where no sample is given."""
 
+_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 _HALF_OPS = frozenset(("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "convolution", "_convolution"))
 """Operations that autocast computes in float16, as the dispatcher names them; fused attention besides. Norms, softmax,
 losses and sums of a residual stream stay in float32, so what they give cannot overflow."""
@@ -89,6 +91,12 @@ def pick_precision(
     return "16-mixed", f"{why}; float16 with a gradient scaler is fast there"
 
 
+def autocast_of(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """What a forward pass in that precision runs in, as Lightning does it; nothing for "32-true"."""
+    dtype = _DTYPES.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Refuse a precision that the device does not compute in (Lightning would take another one and go on).
 
@@ -140,6 +148,11 @@ def _loss(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor] | None) -> t
     if sample is None:
         sampler = Sampler.of(adapted)
         return loss_of(adapted, sampler.ids(PROBE_BATCH, sampler.length(PROBE_LENGTH)))
+    return batch_loss(adapted, sample)
+
+
+def batch_loss(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The training loss of a batch as the data module gives it, wherever it lies."""
     moved = {name: value.to(adapted.device) for name, value in sample.items()}
     inputs = moved["input_ids"] if "input_ids" in moved else moved["pixel_values"]
     loss = adapted(inputs, moved.get("attention_mask"), moved.get("labels", inputs)).loss
