@@ -273,7 +273,7 @@ class LossesPerByte:
 
 
 class ProgressReporter(pl.Callback):
-    """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second."""
+    """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second, and what `beside` adds."""
 
     def __init__(
         self,
@@ -282,8 +282,10 @@ class ProgressReporter(pl.Callback):
         validation: ValidationLoop,
         bits: LossesPerByte,
         tokens_per_step: int,
+        beside: Sequence[Callable[[], str]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._beside = beside
         self._progress, self._training, self._validation = progress, training, validation
         self._bits, self._tokens_per_step, self._clock = bits, tokens_per_step, clock
         self._last, self._began, self._first = -math.inf, 0.0, 0
@@ -311,6 +313,7 @@ class ProgressReporter(pl.Callback):
         seconds = self._clock() - self._began
         if step > self._first and seconds > 0:
             parts.append(f"{(step - self._first) * self._tokens_per_step / seconds:,.0f} tokens/s")
+        parts += [text for text in (say() for say in self._beside) if text]
         self._progress(step, self._training.total_steps, " · ".join(parts))
 
 

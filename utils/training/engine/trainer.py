@@ -7,6 +7,7 @@ and what happens inside a step to `UniversalModelAdapter`.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from utils._files import write_json
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.errors import TrainingError
+from utils.errors import ConfigError, TrainingError
 from utils.progress import ProgressCallback, ignore_progress
-from utils.tokenization.batch_order import fit_window
+from utils.tokenization.batch_order import Window, fit_window
 from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
@@ -42,16 +44,20 @@ from utils.training.engine.loop import (
     ValidationLoop,
 )
 from utils.training.engine.loss import LossStrategy, LossStrategyRegistry
+from utils.training.engine.memory import fit_to_memory, largest_batches
 from utils.training.engine.mirror import Mirror, mirroring
 from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
-from utils.training.engine.precision import check_precision, pick_precision
+from utils.training.engine.precision import check_precision, find_overflow, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.samples import SampleMaker
+from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.surroundings import interruptible, quiet_lightning
 from utils.training.engine.watching import watchers
 from utils.training.fingerprint import model_identity, weights_hash
+from utils.training.forecast import Forecast, forecast
 from utils.training.initialisation import Initialisation, initialise
+from utils.training.model_sizes import model_mismatches
 from utils.training.objective import choose_objective
 from utils.training.recovery import histories, places
 from utils.training.result import TrainingResult
@@ -63,6 +69,9 @@ if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
+
+MICRO_BATCH_FILE = "micro_batch.json"
+"""Where a run keeps the micro-batch that was found for its GPU: batches are counted by it, also on another GPU."""
 
 
 class Trainer:
@@ -113,6 +122,10 @@ class Trainer:
         self.module: pl.LightningModule
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
+        check_strategy(self.settings)
+        mismatches = model_mismatches(self.settings, self.adapted)
+        if mismatches:
+            raise ConfigError("The settings and the model differ: " + " ".join(mismatches))
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
     def train(self, train_data: Any, val_data: Any = None) -> TrainingResult:
@@ -147,10 +160,12 @@ class Trainer:
         """The same, while the run's checkpoints are mirrored."""
         newest = store.newest()
         initialisation = self._setup_initialisation(plan, newest is not None)
+        precision, why = self._setup_precision(plan)
+        micro_batch = self._setup_micro_batch(plan, run, precision)
+        forecast = self._setup_forecast(plan)
         lit = self._setup_module(self.adapted, plan)
         loaders = self._setup_loaders(plan)
         callbacks = self._setup_callbacks(plan, loaders, run, store)
-        precision, why = self._setup_precision()
         self._log_start(run, plan, newest, f"{precision} ({why})")
         with quiet_lightning(), self._setup_memory() as memory, self._setup_compilation(plan, precision) as compilation:
             engine = self._setup_engine(plan, callbacks, store, precision)
@@ -165,6 +180,8 @@ class Trainer:
                 "compile_mode": compilation.mode,
                 "compile_reason": compilation.reason,
                 "gradient_checkpointing": memory,
+                "micro_batch_reason": micro_batch,
+                "forecast": None if forecast is None else forecast.summary(),
                 "task": self.adapted.contract.task,
                 "class_names": list(self.class_names),
                 "resumed_from_step": newest.step if newest is not None else 0,
@@ -298,6 +315,10 @@ class Trainer:
             resumable,
         )
 
+    def _mirrored(self) -> str:
+        """How far the mirror is, for the progress display."""
+        return "" if self.mirror is None else self.mirror.status.summary()
+
     def _average(self) -> list[pl.Callback]:
         """The moving average of the weights."""
         decay = self.settings.ema_decay
@@ -311,11 +332,53 @@ class Trainer:
             else [EarlyEnd(training, validation, patience, self.settings.early_stopping_min_delta)]
         )
 
-    def _setup_precision(self) -> tuple[str, str]:
+    def _setup_precision(self, plan: Plan) -> tuple[str, str]:
         """Precision and its reason."""
         if self.settings.precision != "auto":
             return self.settings.precision, "set by precision="
-        return pick_precision(self.device)
+        return pick_precision(self.device, probe=lambda: find_overflow(self.adapted, self._sample(plan)))
+
+    def _setup_micro_batch(self, plan: Plan, run: RunFolder, precision: str) -> str:
+        """Let micro-batches fit into the GPU's memory; a run that continues keeps those that it began with.
+
+        Changes `plan.window`, whose product of micro-batch and accumulation stays.
+        """
+        window, kept = plan.window, run.path / MICRO_BATCH_FILE
+        if kept.is_file():
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            plan.window = Window(found["batch_size"], found["accumulation"])
+            return str(found["reason"])
+        if not self.settings.fit_batch_to_memory or self.device.type != "cuda":
+            return "that of the settings"
+        fitted = fit_to_memory(
+            self.adapted.to(self.device),
+            largest_batches(plan.train),
+            window.batch_size,
+            window.accumulation,
+            precision,
+            self.settings.ema_decay is not None,
+        )
+        plan.window = Window(fitted.batch_size, fitted.accumulation, window.why)
+        values = {"batch_size": fitted.batch_size, "accumulation": fitted.accumulation, "reason": fitted.reason}
+        write_json(kept, values)
+        logger.info("micro-batch: %s", fitted.reason)
+        return fitted.reason
+
+    def _setup_forecast(self, plan: Plan) -> Forecast | None:
+        """What the run will take, where somebody watches its progress."""
+        if self.progress is ignore_progress:
+            return None
+        found = forecast(
+            self.adapted.to(self.device),
+            self.settings,
+            plan.train,
+            plan.validation,
+            window=plan.window,
+            workspace=self.workspace,
+            device=self.device,
+        )
+        logger.log(logging.INFO if found.fits else logging.WARNING, "%s", found.summary())
+        return found
 
     def _setup_memory(self) -> contextlib.AbstractContextManager[str]:
         """Gradient checkpointing, for the time of the training."""

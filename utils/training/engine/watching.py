@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 
-from utils.progress import ProgressCallback
+from utils.progress import ProgressCallback, ignore_progress
 from utils.training.engine.gradient_accumulator import GradientAccumulator
 from utils.training.engine.gradient_monitor import GradientMonitor
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
 from utils.training.engine.resources import RESOURCES_FILE, ResourceMonitor
 from utils.training.engine.tracking import TrackingCallback
+from utils.training.live_plot import LivePlot
 from utils.training.run_folder import RunFolder
 from utils.training.tracking import Destination
 from utils.training.training_config import TrainingConfig
@@ -61,6 +62,26 @@ class Watchers(Watched):
         return [self.accumulator, self.gradients, self.metrics, *self.rest]
 
 
+class PlotCallback(pl.Callback):
+    """Draws the loss as training goes, where a notebook shows it."""
+
+    def __init__(self, training: TrainingLoop, validation: ValidationLoop, plot: LivePlot | None = None) -> None:
+        self._training, self._validation, self._plot = training, validation, plot or LivePlot()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._plot.wanted:  # reading losses makes a GPU wait
+            self._training.read_losses()
+            self._plot.update(self._training.step_losses, self._validated())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._plot.close(self._training.step_losses, self._validated())
+
+    def _validated(self) -> list[tuple[int, float]]:
+        return [(item.step, item.loss) for item in self._validation.history]
+
+
 def watchers(
     run: RunFolder,
     settings: TrainingConfig,
@@ -70,6 +91,7 @@ def watchers(
     tokens_per_step: int,
     progress: ProgressCallback,
     hooks: TrainingHooks,
+    mirrored: Callable[[], str] = str,
 ) -> Watchers:
     """The watchers of a run.
 
@@ -82,6 +104,7 @@ def watchers(
         tokens_per_step: of an optimizer step.
         progress: told where the run is.
         hooks: a person's own.
+        mirrored: says how far the mirror is; empty where there is none.
     """
     gradients = GradientMonitor()
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
@@ -89,11 +112,17 @@ def watchers(
     def norms() -> Sequence[float]:
         return gradients.gradient_norms
 
+    def memory() -> str:
+        newest = resources.samples[-1].memory_bytes if resources.samples else None
+        return "" if newest is None else f"{newest / 1e9:.1f} GB of memory"
+
     rest: list[Any] = [
         resources,
-        ProgressReporter(progress, training, validation, bits, tokens_per_step),
+        ProgressReporter(progress, training, validation, bits, tokens_per_step, (memory, mirrored)),
         HooksCallback(hooks, run.name, training, validation),
     ]
+    if progress is not ignore_progress:
+        rest.append(PlotCallback(training, validation))
     if settings.wandb_project is not None or settings.tensorboard:
         destination = Destination(
             run.path,
