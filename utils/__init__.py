@@ -32,6 +32,7 @@ _HOMES = {
     "ONNXExporter": "utils.export.onnx",
     "TokenizerValidator": "utils.tokenization.validator",
     "TrainingConfig": "utils.training.training_config",
+    "TrainingCoordinator": "utils.training.training_core",
     "UniversalModelAdapter": "utils.adapters.model_adapter",
 }
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from utils.training.generation import generate
     from utils.training.recovery import recover
     from utils.training.training_config import TrainingConfig
-    from utils.training.training_core import train
+    from utils.training.training_core import TrainingCoordinator, train
 
 __all__ = [
     "AdaptiveTokenizer",
@@ -71,6 +72,7 @@ __all__ = [
     "ONNXExporter",
     "TokenizerValidator",
     "TrainingConfig",
+    "TrainingCoordinator",
     "UniversalModelAdapter",
     "adapt",
     "export",

@@ -63,6 +63,12 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         "keep_checkpoints",
         "mirror_dir",
         "num_workers",
+        "fit_batch_to_memory",
+        "vocab_size",
+        "d_model",
+        "num_layers",
+        "export_bundle",
+        "export_formats",
         "wandb_project",
         "tensorboard",
     }
@@ -234,7 +240,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         found = [words for words in found if words != MODEL_PARTS["weights"]]  # goes without saying
     if old.get("data") != new["data"]:
         found.append("text, tokenizer or block length differ")
-    earlier, later = old.get("settings", {}), new["settings"]
+    usual = TrainingConfig().to_dict()  # of settings that an older release did not have
+    earlier, later = {**usual, **old.get("settings", {})}, {**usual, **new["settings"]}
     for name in sorted({*earlier, *later}):
         if earlier.get(name) != later.get(name):
             found.append(f"{name}: {earlier.get(name)!r} → {later.get(name)!r}")

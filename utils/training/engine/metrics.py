@@ -11,9 +11,18 @@ import torch
 
 from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs
 from utils.tokenization.bits import BitsPerByte, Segment, scored_bytes, token_byte_lengths
+from utils.training.drift_metrics import DriftMetrics
 from utils.training.engine.loss import Batch, LossStrategy
 
-__all__ = ["BitsPerByte", "MetricsEngine", "Segment", "perplexity", "scored_bytes", "token_byte_lengths"]
+__all__ = [
+    "BitsPerByte",
+    "DriftMetrics",
+    "MetricsEngine",
+    "Segment",
+    "perplexity",
+    "scored_bytes",
+    "token_byte_lengths",
+]
 
 PER_CLASS_TASKS = ("classification", "vision")
 """Tasks whose classes are few and rated one by one (macro F1)."""
