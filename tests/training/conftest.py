@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.training.tiny import TEXT, make_tiny
+from utils.adapters.causality import sees_future
 from utils.adapters.model_adapter import AdaptedModel
 from utils.tokenization.bpe_trainer import FastBPETrainer
+from utils.training.fingerprint import model_identity
 
 
 @pytest.fixture
@@ -34,3 +36,22 @@ def one_thread_and_own_random_state():
     np.random.set_state(states[1])  # noqa: NPY002
     random.setstate(states[2])
     torch.use_deterministic_algorithms(False)
+
+
+ASKED: dict[tuple[str, ...], object] = {}
+"""Answers to whether a model sees the future, by everything that the answer depends on."""
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch):
+    """Hundreds of tests train the same tiny model: whether it sees the future is found out once in each process."""
+
+    def remembered(adapted):
+        modules = tuple(f"{name}:{module!r}:{vars(module).get('causal')}" for name, module in adapted.named_modules())
+        code = str(getattr(type(adapted.model).forward, "__code__", None))
+        key = (code, *model_identity(adapted).values(), *modules)
+        if key not in ASKED:
+            ASKED[key] = sees_future(adapted)
+        return ASKED[key]
+
+    monkeypatch.setattr("utils.training.objective.sees_future", remembered)
