@@ -33,7 +33,8 @@ def fixed_random(seed: int) -> Iterator[None]:
 
 def _seed_torch(seed: int) -> None:
     """Seed torch where it is in use: `torch.manual_seed` also notes the call for devices that nobody uses, which takes
-    milliseconds."""
+    milliseconds.
+    """
     if torch.cuda.is_initialized() or (torch.backends.mps.is_available() and torch.backends.mps.is_built()):
         torch.manual_seed(seed)
     else:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import DataError, TokenizerError, TrainingError
 from utils.tokenization.data_module import UniversalDataModule, check_fits
-from utils.tokenization.documents import Documents
+from utils.tokenization.documents import Documents, as_documents
 from utils.tokenization.masked_lm import MaskedBlocks
 from utils.tokenization.packing import PackedBlocks, pack_documents
 from utils.tokenization.samples import Samples
@@ -126,6 +126,8 @@ class SampleMaker:
             data = PackedBlocks(data)
         if isinstance(data, Samples):
             return self._for_task(data, what)
+        if isinstance(data, (list, tuple)) and data and all(isinstance(text, str) for text in data):
+            data = as_documents(data)
         if not isinstance(data, (str, Documents)) or not len(data):
             raise DataError(
                 f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
