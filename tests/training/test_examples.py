@@ -77,7 +77,7 @@ def check_example(name: str) -> None:
     begin = time.process_time()
     reached, baseline = score(ex, train_plainly(ex))[0], ex.baseline()
     seconds = time.process_time() - begin
-    print(f"{name}: {ex.spec.metric} {reached:.3f}, target {ex.target}, baseline {baseline:.3f}, {seconds:.0f} s")
+    print(f"{name}: {ex.spec.metric} {reached:.3f}, target {ex.target}, baseline {baseline:.3f}, {seconds:.0f} s")  # noqa: T201 - figures for `pytest -s`
     assert ex.spec.is_better(ex.target, baseline), "the target asks for more than the baseline"
     assert ex.spec.is_better(reached, ex.target)
     assert seconds < SECONDS

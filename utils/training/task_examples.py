@@ -99,7 +99,7 @@ class TaskExample:
         """Both parts as batches, with the batch size, length, seed and accumulation of the settings."""
         from utils.tokenization.data_module import UniversalDataModule
 
-        config, collator = self.config, self.collator()
+        config = self.config
         return UniversalDataModule(
             self.train,
             self.tokenizer(),
@@ -110,7 +110,7 @@ class TaskExample:
             seed=config.random_seed,
             accumulation=config.gradient_accumulation_steps,
             workers=config.num_workers,
-            **({} if collator is None else {"collator": collator}),
+            collator=self.collator(),
         )
 
     def baseline(self) -> float:
@@ -161,9 +161,9 @@ def _masked() -> TaskExample:
         texts[:2000],
         texts[2000:],
         TrainingConfig(
-            max_steps=900, batch_size=16, max_length=48, learning_rate=3e-3, objective="masked", val_every_n_steps=300
+            max_steps=700, batch_size=16, max_length=48, learning_rate=3e-3, objective="masked", val_every_n_steps=175
         ),
-        target=0.6,
+        target=0.55,
         make_model=lambda: TinyMaskedLM(512, 48),
         make_tokenizer=functools.partial(_bpe, "mlm_tiny", 512),
         make_baseline=_most_frequent_token,
