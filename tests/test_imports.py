@@ -50,19 +50,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
-    "training control": """utils: CheckpointManager TrainingCoordinator
-        utils.training.engine.trainer: TrainingHooks DefaultHooks
-        utils.training.engine.checkpoint: CheckpointManager
-        utils.training.engine.loss: LossStrategy LossStrategyRegistry
-        utils.training.engine.gradient_monitor: GradientMonitor GradientHealth
-        utils.training.engine.gradient_accumulator: GradientAccumulator AccumulationStats
-        utils.training.engine.metrics: MetricsEngine DriftMetrics
-        utils.training.task_spec: TaskSpec
-        utils.training.metrics_tracker: MetricsTracker
-        utils.training.drift_metrics: compute_dataset_profile compare_profiles
-        utils.training.dashboard: Dashboard
-        utils.training.checkpoint_manager: CheckpointManager
-        utils.training.training_core: TrainingCoordinator""",
     "more export formats": """utils: TorchScriptExporter ModelCardGenerator
         utils.training.export_utilities: ONNXExporter TorchScriptExporter ModelCardGenerator create_export_bundle""",
     "tier 2 analysis": """utils.test_functions: test_attention_patterns test_attribution_analysis test_robustness""",

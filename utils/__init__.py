@@ -17,12 +17,14 @@ _HOMES = {
     "adapt": "utils.adapters.model_adapter",
     "validate": "utils.tier1_critical_validation",
     "train": "utils.training.training_core",
+    "recover": "utils.training.recovery",
     "generate": "utils.training.generation",
     # classes
     "AdaptiveTokenizer": "utils.tokenization.adaptive_tokenizer",
     "AdaptiveTokenizerDataModule": "utils.tokenization.data_module",
     "CharacterLevelTokenizer": "utils.tokenization.character_tokenizer",
     "ComputationalGraphExecutor": "utils.adapters.model_adapter",
+    "CheckpointManager": "utils.training.checkpoint_manager",
     "DatasetLoader": "utils.training.dataset_utilities",
     "DatasetUploader": "utils.training.dataset_utilities",
     "ModelSignatureInspector": "utils.adapters.model_adapter",
@@ -30,6 +32,7 @@ _HOMES = {
     "ONNXExporter": "utils.export.onnx",
     "TokenizerValidator": "utils.tokenization.validator",
     "TrainingConfig": "utils.training.training_config",
+    "TrainingCoordinator": "utils.training.training_core",
     "UniversalModelAdapter": "utils.adapters.model_adapter",
 }
 
@@ -49,15 +52,18 @@ if TYPE_CHECKING:
     from utils.tokenization.character_tokenizer import CharacterLevelTokenizer
     from utils.tokenization.data_module import AdaptiveTokenizerDataModule
     from utils.tokenization.validator import TokenizerValidator
+    from utils.training.checkpoint_manager import CheckpointManager
     from utils.training.dataset_utilities import DatasetLoader, DatasetUploader
     from utils.training.generation import generate
+    from utils.training.recovery import recover
     from utils.training.training_config import TrainingConfig
-    from utils.training.training_core import train
+    from utils.training.training_core import TrainingCoordinator, train
 
 __all__ = [
     "AdaptiveTokenizer",
     "AdaptiveTokenizerDataModule",
     "CharacterLevelTokenizer",
+    "CheckpointManager",
     "ComputationalGraphExecutor",
     "DatasetLoader",
     "DatasetUploader",
@@ -66,11 +72,13 @@ __all__ = [
     "ONNXExporter",
     "TokenizerValidator",
     "TrainingConfig",
+    "TrainingCoordinator",
     "UniversalModelAdapter",
     "adapt",
     "export",
     "generate",
     "load_model",
+    "recover",
     "train",
     "validate",
 ]

@@ -74,7 +74,12 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, content: Any) -> Path:
     """As `write_text`, for JSON; refuses NaN and infinities, which are no JSON."""
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sha256_of(path: str | Path) -> str:

@@ -27,7 +27,7 @@ def test_training_is_named_only_where_it_mends_the_matrix(make):
     assert result.status == "warning"
     _, weight = initialisation.output_head(adapted)
     before = weight.detach().clone()
-    initialise(adapted, TrainingConfig().initialisation, torch.randint(61, (4, 16)))
+    initialise(adapted, TrainingConfig().initialisation, {"input_ids": torch.randint(61, (4, 16))})
     mended = not weight.equal(before)
     assert ("TrainingConfig(initialisation='auto')" in result.fix) == mended
     assert ("nn.init.normal_(head.weight" in result.fix) == (not mended)

@@ -268,3 +268,10 @@ def test_a_mistyped_file_is_answered_with_its_neighbour(tmp_path):
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         DatasetLoader.from_anything(["a"], **options)
+
+
+def test_lists_by_the_names_of_their_parts_keep_these_parts():
+    data = resolve_data({"train": ["a text", "another"], "validation": ["a third"]})
+    assert list(data.train) == ["a text", "another"] and list(data.validation) == ["a third"]
+    with pytest.raises(DataError, match="of type dict is not text"):
+        resolve_data({"train": "no list"})

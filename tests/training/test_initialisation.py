@@ -20,9 +20,9 @@ def wide(seed: int = 0):
 
 def test_a_spoilt_start_is_mended_and_the_reason_holds_the_figures():
     model = wide()
-    before = first_outputs(model, SAMPLE).loss
-    done = initialise(model, "auto", SAMPLE)
-    after = first_outputs(model, SAMPLE).loss
+    before = first_outputs(model, {"input_ids": SAMPLE}).loss
+    done = initialise(model, "auto", {"input_ids": SAMPLE})
+    after = first_outputs(model, {"input_ids": SAMPLE}).loss
     assert before > math.log(300) + EXCESS > after
     assert done.redrawn == ("token.weight", "position.weight")
     assert f"{before:.2f}" in done.reason and f"{after:.2f}" in done.reason
@@ -32,14 +32,14 @@ def test_a_spoilt_start_is_mended_and_the_reason_holds_the_figures():
 def test_the_same_seed_draws_the_same_weights():
     one, two = wide(), wide()
     for model in (one, two):
-        initialise(model, "auto", SAMPLE, seed=7)
+        initialise(model, "auto", {"input_ids": SAMPLE}, seed=7)
     assert one.model.token.weight.equal(two.model.token.weight)
 
 
 def test_keep_touches_nothing():
     model = wide()
     weights = model.model.token.weight.clone()
-    assert initialise(model, "keep", SAMPLE).redrawn == ()
+    assert initialise(model, "keep", {"input_ids": SAMPLE}).redrawn == ()
     assert model.model.token.weight.equal(weights)
 
 
@@ -54,7 +54,7 @@ def test_other_weights_are_kept(std, words):
         for module in (model.model.token, model.model.position):
             module.weight.normal_(0, std, generator=torch.Generator().manual_seed(0))
     weights = model.model.token.weight.clone()
-    done = initialise(model, "auto", SAMPLE)
+    done = initialise(model, "auto", {"input_ids": SAMPLE})
     assert words in done.reason and done.redrawn == ()
     assert model.model.token.weight.equal(weights)
 
@@ -65,7 +65,7 @@ def test_a_padding_row_stays_zero_and_does_not_hide_the_default():
     with torch.no_grad():
         model.model.token.weight[0] = 0
     assert "token.weight" in default_embeddings(model)
-    initialise(model, "auto", SAMPLE)
+    initialise(model, "auto", {"input_ids": SAMPLE})
     assert model.model.token.weight[0].abs().sum() == 0
 
 
@@ -81,13 +81,13 @@ def test_first_outputs_leave_no_trace():
     model = wide().train()
     model.model.token.max_norm = 0.5
     weights, states = model.model.token.weight.clone(), torch.get_rng_state()
-    first_outputs(model, SAMPLE)
+    first_outputs(model, {"input_ids": SAMPLE})
     assert model.model.token.weight.equal(weights) and torch.get_rng_state().equal(states) and model.training
 
 
 def test_modes_are_as_before_and_unknown_modes_refused():
     model = wide().train()
-    first_outputs(model, SAMPLE)
+    first_outputs(model, {"input_ids": SAMPLE})
     assert model.training and model.model.block.training
     with pytest.raises(ConfigError, match="Known: auto, keep"):
-        initialise(model, "xavier", SAMPLE)
+        initialise(model, "xavier", {"input_ids": SAMPLE})

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs
+from utils.adapters.model_outputs import ModelOutputs, counted
 from utils.errors import DataError
 
 ADAM_BETAS = (0.9, 0.95)
@@ -50,6 +50,7 @@ class UniversalModelAdapter(pl.LightningModule):
         total_steps: int | None = None,
         betas: tuple[float, float] = ADAM_BETAS,
         final_rate: float = FINAL_RATE,
+        schedule: str = "cosine",
     ) -> None:
         """Adapt the model where it is not adapted yet.
 
@@ -63,12 +64,14 @@ class UniversalModelAdapter(pl.LightningModule):
             total_steps: optimizer steps of the whole run; without it the rate stays constant.
             betas: running averages of AdamW.
             final_rate: rate at the last step as a share of the peak.
+            schedule: what the rate does after warm-up: "cosine", "linear" or "constant".
         """
         super().__init__()
         self.adapted: AdaptedModel = adapt(generated_model, config)
         self.tokenizer = tokenizer
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_ratio, self.total_steps, self.final_rate = warmup_ratio, total_steps, final_rate
+        self.schedule = schedule
         self._window_tokens = 0
 
     def forward(
@@ -78,8 +81,7 @@ class UniversalModelAdapter(pl.LightningModule):
         return self.adapted(input_ids, attention_mask, labels)
 
     def _loss(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        inputs = batch["input_ids"] if "input_ids" in batch else batch["pixel_values"]
-        loss = self(inputs, batch.get("attention_mask"), labels).loss
+        loss = self.adapted.on_batch({**batch, "labels": labels}).loss
         assert loss is not None  # labels were given
         return loss
 
@@ -100,8 +102,7 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def _counted(self, labels: torch.Tensor) -> int:
         """Labels that carry loss."""
-        scored = labels[:, 1:] if self.adapted.contract.shift else labels
-        return int((scored != IGNORED_LABEL).sum())
+        return int(counted(labels, self.adapted.contract.shift))
 
     def _check_window(self, tokens: int, place: int) -> None:
         if place == 0:
@@ -121,7 +122,7 @@ class UniversalModelAdapter(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW; with `total_steps` also a linear warm-up and a cosine decay to `final_rate` of the peak, per step."""
+        """AdamW; with `total_steps` also a linear warm-up and a decay to `final_rate` of the peak, per step."""
         optimizer = torch.optim.AdamW(
             decay_groups(self.adapted, self.weight_decay), lr=self.learning_rate, betas=self.betas
         )
@@ -136,8 +137,11 @@ class UniversalModelAdapter(pl.LightningModule):
         warmup = max(1, round(self.warmup_ratio * total))
         if step < warmup:
             return (step + 1) / warmup
+        if self.schedule == "constant":
+            return 1.0
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+        fallen = progress if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+        return 1 - (1 - self.final_rate) * fallen
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

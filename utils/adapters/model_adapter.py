@@ -7,6 +7,7 @@ in `lightning_adapter` and is imported only when somebody asks for it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from utils.adapters.contract import CallContract, shifted_right
 from utils.adapters.graph_executor import ComputationalGraphExecutor, GraphCompletion, complete
 from utils.adapters.inference import infer_contract
-from utils.adapters.model_outputs import ModelOutputs, cross_entropy, next_token_loss
+from utils.adapters.model_outputs import ModelOutputs, aligned, cross_entropy
 from utils.adapters.own_losses import auxiliary_loss
 from utils.adapters.probing import device_of, dtype_of
 from utils.adapters.signature import ModelSignatureInspector
@@ -88,6 +89,8 @@ class AdaptedModel(nn.Module):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
         **extras: torch.Tensor,
     ) -> ModelOutputs:
         """Call the model.
@@ -97,6 +100,7 @@ class AdaptedModel(nn.Module):
             attention_mask: (B, T), 1 for a real token, 0 for padding. Passed on where the model takes one.
             labels: -100 where no loss counts. "lm": (B, T) unshifted, pass `input_ids`; "masked": (B, T), the true token at
                 each position; "seq2seq": (B, T_dec) what the decoder should say; "classification" and "vision": (B,).
+            label_smoothing: share of the target's probability that the loss spreads over all classes.
             extras: `decoder_input_ids` (B, T_dec) for "seq2seq", by default the labels shifted right, else the input
                 shifted right; `pixel_values` in place of `input_ids`; anything else goes to the model by name.
 
@@ -114,9 +118,20 @@ class AdaptedModel(nn.Module):
         positional, keywords = contract.arguments(inputs, attention_mask, decoder_ids, self.model, dtype)
         output = self.model(*positional, **keywords, **extras)
         logits = contract.selector(self.training)(output, inputs.shape[0])
-        return ModelOutputs(logits, None if labels is None else self._loss(output, logits, labels))
+        loss = None if labels is None else self._loss(output, logits, labels, label_smoothing)
+        return ModelOutputs(logits, loss)
 
-    def _loss(self, output: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def on_batch(self, batch: Mapping[str, torch.Tensor], label_smoothing: float = 0.0) -> ModelOutputs:
+        """Call the model on a batch as a data module makes it: `input_ids` or `pixel_values`, with `attention_mask` and
+        `labels` where it has them; a language model's labels are its ids.
+        """
+        inputs = batch["input_ids"] if "input_ids" in batch else batch["pixel_values"]
+        labels = batch.get("labels", inputs)
+        return self(inputs, batch.get("attention_mask"), labels, label_smoothing=label_smoothing)
+
+    def _loss(
+        self, output: Any, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """The task's loss, with the model's auxiliary losses added once."""
         if labels.shape != logits.shape[:-1]:
             raise CallContractError(
@@ -133,7 +148,7 @@ class AdaptedModel(nn.Module):
                 f"{self.name} gives one score per example, which is a number to fit or a yes or no, and not a choice between "
                 "classes: cross-entropy would be 0 whatever it says. Compute the loss from .logits, or give the head two outputs."
             )
-        loss = next_token_loss(logits, labels) if self.contract.shift else cross_entropy(logits, labels)
+        loss = cross_entropy(*aligned(logits, labels, self.contract.shift), label_smoothing=label_smoothing)
         for path, weight in self.contract.auxiliary:
             made = auxiliary_loss(self.model, output, path)
             loss = loss + weight * made if made is not None else loss  # None: a mode that makes none

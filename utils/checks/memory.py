@@ -6,6 +6,7 @@ logits and their gradient, and what a CUDA context takes. Everything in the type
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Activations:
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Measure the activations at batch {1, 2} × two lengths in train mode, and say whether a T4 holds a training step."""
     adapted.train()
-    fixed = _fixed_bytes(adapted.model)
+    fixed = fixed_bytes(adapted.model)
     measured = _measure(adapted, sampler)
     activations = _fit(measured)
     length = sampler.length(LENGTH)
@@ -92,7 +93,7 @@ def _too_large(total: Any, length: int, weights: str, largest: str, details: dic
     return CheckResult(NAME, "warning", finding, f"The largest part: {largest}.", fix, details)
 
 
-def _fixed_bytes(model: nn.Module) -> dict[str, float]:
+def fixed_bytes(model: nn.Module) -> dict[str, float]:
     """What does not depend on the batch. AdamW keeps two moments of each trainable parameter."""
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return {
@@ -116,11 +117,16 @@ def _measure(adapted: AdaptedModel, sampler: Sampler) -> dict[tuple[int, int], i
 
 
 def saved_bytes(adapted: AdaptedModel, ids: torch.Tensor) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of the loss; each storage counts once.
+    """Bytes of the tensors that autograd keeps for the backward pass of the loss on `ids`; see `saved_by`."""
+    return saved_by(adapted, lambda: loss_of(adapted, ids))
+
+
+def saved_by(model: nn.Module, loss_now: Callable[[], torch.Tensor]) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass of a loss; each storage counts once.
 
     Parameters and buffers are not counted: they are there anyway.
     """
-    resident = {t.untyped_storage().data_ptr() for t in (*adapted.parameters(), *adapted.buffers())}
+    resident = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,7 +136,7 @@ def saved_bytes(adapted: AdaptedModel, ids: torch.Tensor) -> int:
         return tensor.detach()  # the same storage, kept alive by the graph, so that no address is used twice
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(adapted, ids)
+        loss = loss_now()
     total = sum(kept.values())
     del loss  # the graph lives until here
     return total

@@ -35,6 +35,8 @@ class PaddedDocuments(Samples):
         padding: id that fills the shorter rows.
     """
 
+    task = "lm"
+
     def __init__(self, stream: TokenStream, max_length: int, padding: int) -> None:
         if max_length < 2:
             raise DataError(f"A sample needs 2 tokens or more (one and the next); got max_length={max_length}.")
@@ -88,6 +90,8 @@ class LabelledTexts(Samples):
         padding: id that fills the shorter rows; it also stands for a text without tokens, so that no row is empty.
     """
 
+    task = "classification"
+
     def __init__(self, stream: TokenStream, labels: Sequence[int] | np.ndarray, padding: int) -> None:
         self._stream, self._labels, self.padding = stream, np.asarray(labels, dtype=np.int64), padding
         self._begins, self._lengths = _documents(stream.ends)
@@ -126,6 +130,8 @@ class TextPairs(Samples):
         sources, targets: equally many texts, cut at their limits; targets end with end-of-text where they were not cut.
         padding: id that fills the shorter rows of the sources.
     """
+
+    task = "seq2seq"
 
     def __init__(self, sources: TokenStream, targets: TokenStream, padding: int) -> None:
         self._sources, self._targets, self.padding = sources, targets, padding

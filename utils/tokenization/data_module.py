@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class UniversalDataModule(pl.LightningDataModule):
         packed: for "lm": join documents into full blocks, so that nothing is padded.
         labels, targets: one for each text or image, where the data does not bring them.
         column, label_column, target_column: of a dataset; None takes usual names.
-        validation_fraction: share of the documents (of the characters, where there is only one).
+        validation_fraction: share of the documents (of the characters, where there is only one); 0 keeps nothing back.
         seed: of split, order and hiding.
         accumulation: batches per optimizer step, so that batches say what they weigh; None asks the trainer.
         cache_dir: folder for tokens; None keeps them in memory.
@@ -87,6 +87,7 @@ class UniversalDataModule(pl.LightningDataModule):
         pin_memory: None does so where there is a GPU.
         hidden_share: for "masked".
         collator: for "vision".
+        make_tokenizer: makes the tokenizer from the texts for training (sources and targets), where none is given.
         progress: called with (documents done, documents, note) while tokenising.
 
     Raises:
@@ -121,10 +122,11 @@ class UniversalDataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
         hidden_share: float = HIDDEN_SHARE,
         collator: VisionDataCollator | None = None,
+        make_tokenizer: Callable[[Documents], PreTrainedTokenizerBase] | None = None,
         progress: ProgressCallback = ignore_progress,
     ) -> None:
         super().__init__()
-        _check(task, tokenizer, {"batch_size": (batch_size, 1), "max_length": (max_length, 2)})
+        _check(task, tokenizer or make_tokenizer, {"batch_size": (batch_size, 1), "max_length": (max_length, 2)})
         self.task, self.tokenizer, self.packed = task, tokenizer, packed
         self.batch_size, self.max_length, self.seed, self.accumulation = batch_size, max_length, seed, accumulation
         self.validation_fraction, self.cache_dir, self.hidden_share = validation_fraction, cache_dir, hidden_share
@@ -137,7 +139,7 @@ class UniversalDataModule(pl.LightningDataModule):
         self._data, self._validation = _both_parts(data, validation)
         self._given = labels if labels is not None else targets
         self._columns = (column, label_column, target_column)
-        self._progress = progress
+        self._make_tokenizer, self._progress = make_tokenizer, progress
         self._samples: tuple[Samples, Samples | None] | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -150,6 +152,11 @@ class UniversalDataModule(pl.LightningDataModule):
         """
         if self._samples is None:
             train, validation = self._parts()
+            if self.tokenizer is None and self._make_tokenizer is not None and self.task != "vision":
+                answers = as_documents(train.other) if self.task == "seq2seq" else []
+                self.tokenizer = self._make_tokenizer(
+                    as_documents([*train.texts, *answers]) if answers else train.texts
+                )
             self._samples = (
                 self._made(train, "training"),
                 None if validation is None else self._made(validation, "validation"),
@@ -231,6 +238,8 @@ class UniversalDataModule(pl.LightningDataModule):
             self.split_rule = "validation comes with the data" if validation is not None else ""
         if validation is not None:
             return everything, self._examples(validation, None)
+        if self.validation_fraction == 0:
+            return everything, None
         if self.task in ("lm", "masked"):
             return self._split_documents(everything.texts)
         if everything.other is not None and self.task != "seq2seq" and not self.class_names:

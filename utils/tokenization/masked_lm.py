@@ -48,6 +48,8 @@ class MaskedBlocks(Samples):
         share: of the ordinary tokens.
     """
 
+    task = "masked"
+
     def __init__(
         self,
         blocks: PackedBlocks,

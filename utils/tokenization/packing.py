@@ -61,6 +61,8 @@ class PackedBlocks(Samples):
         stream: the token file behind the blocks.
     """
 
+    task = "lm"
+
     def __init__(
         self,
         blocks: np.ndarray,

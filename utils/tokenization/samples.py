@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ class Samples(Dataset[Batch]):
 
     Attributes:
         fingerprint: hash of everything that decides what the samples hold.
+        task: the task that they are made for; None where that is not known.
     """
 
     fingerprint: str
+    task: ClassVar[str | None] = None
 
     def __len__(self) -> int:
         raise NotImplementedError

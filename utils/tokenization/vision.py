@@ -56,6 +56,11 @@ class VisionDataCollator:
         if bool((self.std <= 0).any()):
             raise ConfigError(f"std must be above 0 in every channel; got {self.std.flatten().tolist()}.")
 
+    @classmethod
+    def for_shape(cls, shape: tuple[int, int, int] | None) -> VisionDataCollator:
+        """The collator of a model that takes images of this shape (channels, height, width); None takes the defaults."""
+        return cls() if shape is None else cls(shape[0], shape[1:])
+
     def __call__(self, examples: Sequence[Any]) -> Batch:
         """A batch of images, (image, class) pairs, or mappings with `image` and `label`.
 
@@ -77,7 +82,7 @@ class VisionDataCollator:
 
     def pixels(self, image: Any, place: int = 0) -> torch.Tensor:
         """One image as (C, H, W) float32, scaled and normalised."""
-        scaled = self._channels(_to_unit(image, place))
+        scaled = self._channels(to_unit(image, place))
         if self.size is not None and tuple(scaled.shape[1:]) != self.size:
             scaled = F.interpolate(scaled[None], self.size, mode="bilinear", antialias=True)[0]
         return (scaled - self.mean) / self.std
@@ -103,6 +108,8 @@ class Images(Samples):
         collator: makes a batch of them.
     """
 
+    task = "vision"
+
     def __init__(self, images: Any, labels: Sequence[int] | np.ndarray, collator: VisionDataCollator) -> None:
         self._images, self._labels, self.collator = images, np.asarray(labels, dtype=np.int64), collator
         if len(self._labels) != len(images) or not len(images):
@@ -116,6 +123,10 @@ class Images(Samples):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """`pixel_values` (B, C, H, W) float32 and `labels` (B,)."""
         return self.collator([(_parts(self._images[int(i)])[0], self._labels[i]) for i in indices])
+
+    def image(self, index: int) -> torch.Tensor:
+        """One image as it came, (C, H, W) float32 between 0 and 1."""
+        return to_unit(_parts(self._images[index])[0], index)
 
 
 def labels_of(images: Any) -> Sequence[Any]:
@@ -163,7 +174,7 @@ def _parts(example: Any) -> tuple[Any, Any]:
     return example, None
 
 
-def _to_unit(image: Any, place: int) -> torch.Tensor:
+def to_unit(image: Any, place: int) -> torch.Tensor:
     """An image as (C, H, W) float32 between 0 and 1."""
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # a PIL image
         mode = _pil_mode(image)

@@ -53,8 +53,8 @@ MUCH_BYTES = 16 << 20
 
 WHAT_WORKS = (
     "data= takes 'python-docs' (the bundled example), the path of a file or folder (txt, md, csv, tsv, json, jsonl, parquet, "
-    "arrow), the name of a Hub data set ('owner/name'), an upload, a list of texts or rows, a pandas.DataFrame, or a "
-    "datasets.Dataset or DatasetDict"
+    "arrow), the name of a Hub data set ('owner/name'), an upload, a list of texts or rows, {'train': list, 'validation': "
+    "list}, a pandas.DataFrame, or a datasets.Dataset or DatasetDict"
 )
 
 
@@ -151,7 +151,7 @@ class DatasetLoader:
         trained on.
 
         Args:
-            data: name, path, upload, list of texts or of rows (mappings), `pandas.DataFrame`, `datasets.Dataset`,
+            data: name, path, upload, list of texts or of rows (mappings), {"train": list, "validation": list}, `pandas.DataFrame`, `datasets.Dataset`,
                 `IterableDataset` or `DatasetDict`, or a `LoadedDataset`, which is given back.
             progress: see the class.
             **options: see `ReadOptions`.
@@ -305,6 +305,9 @@ def _from_object(data: Any, options: Mapping[str, Any]) -> LoadedDataset | None:
         data = data.tolist()  # a column or array of texts
     if isinstance(data, Mapping) and data and all(hasattr(part, "column_names") for part in data.values()):
         return load_parts("data set", {str(part): [DatasetRows(rows)] for part, rows in data.items()}, settings)
+    if isinstance(data, Mapping) and "train" in data and all(_is_list(part) for part in data.values()):
+        lists = {str(part): [ListRows(rows, str(part), WHAT_WORKS)] for part, rows in data.items()}
+        return load_parts("lists", lists, settings)
     if isinstance(data, Mapping) and not data and hasattr(data, "column_names"):
         raise DataError(f"The {type(data).__name__} is empty. {WHAT_WORKS}.")
     if not isinstance(data, Mapping) and hasattr(data, "column_names") and hasattr(data, "with_format"):
@@ -319,6 +322,10 @@ def _from_object(data: Any, options: Mapping[str, Any]) -> LoadedDataset | None:
             "pass one file; to train on the names themselves, join them into one text."
         )
     return load_rows(f"{len(data):,} texts", [ListRows(data, "list", WHAT_WORKS)], settings)
+
+
+def _is_list(part: Any) -> bool:
+    return isinstance(part, Sequence) and not isinstance(part, (str, bytes, bytearray, memoryview)) and len(part) > 0
 
 
 def _from_uploads(data: Any, progress: bool | ProgressCallback, options: Mapping[str, Any]) -> LoadedDataset:

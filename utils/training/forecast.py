@@ -1,21 +1,34 @@
-"""How long a training will take, measured on the model itself before the first step. Trains a copy, never the model."""
+"""What a training will take - time, memory, room for checkpoints - measured on the model itself before the first step.
+
+Trains a copy, never the model. Which micro-batch fits a GPU is found out by `engine.memory`; this file only estimates.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from utils._tables import html_table, text_table
 from utils.adapters.model_adapter import AdaptedModel
-from utils.training.engine.precision import pick_precision
+from utils.checks.memory import GB
+from utils.tokenization.batch_order import Window, fit_window
+from utils.tokenization.loaders import DataLoaderFactory
+from utils.tokenization.samples import Samples
+from utils.training.engine.memory import available_memory, estimate_memory, largest_batches
+from utils.training.engine.precision import autocast_of, batch_loss, pick_precision
 from utils.training.objective import choose_objective
+from utils.training.training_config import TrainingConfig
 
 WARM_UP_STEPS, MEASURED_STEPS = 2, 6
-_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+STATE_BYTES, STEP_BYTES = 20_000, 40
+"""Bytes of a checkpoint besides tensors (random states, counters, settings), and of the histories of one optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +58,39 @@ def measure(
     Raises:
         TrainingError: the model cannot be trained honestly, as in `train`.
     """
-    causal, _ = choose_objective(adapted)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    copied = copy.deepcopy(causal).to(device)
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4)
     rows = adapted.contract.vocab_size or 2
-    ids = torch.randint(rows, (batch_size, length), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(rows, (batch_size, length), generator=torch.Generator().manual_seed(0))
+    return measure_batch(adapted, {"input_ids": ids}, clock=clock, device=device)
+
+
+def measure_batch(
+    adapted: AdaptedModel,
+    batch: Mapping[str, torch.Tensor],
+    accumulation: int = 1,
+    precision: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device | None = None,
+) -> Cost:
+    """As `measure`, on a batch as the data module gives it, for any task.
+
+    Args:
+        adapted: the model; it is left as it was.
+        batch: one micro-batch; its labels where the task has them.
+        accumulation: micro-batches per optimizer step.
+        precision: of the training; None takes what "auto" takes.
+        clock: seconds, monotonic.
+        device: where to measure; None takes the one that `train` takes.
+    """
+    trained = choose_objective(adapted)[0] if adapted.contract.task == "lm" else adapted
+    device = device or training_device()
+    precision = precision or pick_precision(device)[0]
+    copied = copy.deepcopy(trained).to(device)
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4)
+    moved = {name: value.to(device) for name, value in batch.items()}
 
     def forward() -> torch.Tensor:
-        with _precision(device):
-            loss = copied(ids, labels=ids).loss
-        assert loss is not None  # labels were given
-        return loss
+        with autocast_of(precision, device):
+            return batch_loss(copied, moved)
 
     def step() -> None:
         forward().backward()
@@ -66,9 +100,16 @@ def measure(
     with torch.random.fork_rng():
         copied.train()
         per_step = _median(step, device, clock)
+        if accumulation > 1:
+            per_step += (accumulation - 1) * _median(lambda: forward().backward(), device, clock)
         copied.eval()
         with torch.no_grad():
             return Cost(per_step, _median(forward, device, clock))
+
+
+def training_device() -> torch.device:
+    """Where `train` trains on this machine."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seconds_per_step(
@@ -124,6 +165,199 @@ def _median(action: Callable[[], object], device: torch.device, clock: Callable[
     return sorted(times[WARM_UP_STEPS:])[MEASURED_STEPS // 2]
 
 
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    dtype = _DTYPES.get(pick_precision(device)[0])
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+# ---- the forecast ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Forecast:
+    """What a training will take. Estimates, each from a measurement on this machine.
+
+    Attributes:
+        steps: optimizer steps in all; steps_per_epoch: of one pass over the data.
+        cost: seconds of a step and of a batch of validation.
+        validation_seconds: of all validations together.
+        checkpoint_bytes: one generation: weights, AdamW's two moments, averaged weights where they are kept, histories.
+        generations: those that lie on the disk at most: the newest, the best, and the one that is being written.
+        memory_bytes: of a training step; memory_available: what there is, None where the machine does not say.
+        local_free, mirror_free: bytes free where checkpoints and mirror lie; None where there is no such place.
+        device: where training runs, in words.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    cost: Cost
+    validation_seconds: float
+    checkpoint_bytes: float
+    generations: int
+    memory_bytes: float
+    memory_available: float | None
+    local_free: float | None
+    mirror_free: float | None
+    device: str
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of the whole training, validations included."""
+        return (self.steps * self.cost.step + self.validation_seconds) / 60
+
+    @property
+    def minutes_per_epoch(self) -> float:
+        """Minutes of one pass over the data, with its share of the validations."""
+        return self.minutes * self.steps_per_epoch / self.steps
+
+    @property
+    def disk_bytes(self) -> float:
+        """Bytes of all generations: on the local disk, and as many again on the mirror."""
+        return self.checkpoint_bytes * self.generations
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not fit, each with what to change."""
+        found = []
+        if self.memory_available is not None and self.memory_bytes > self.memory_available:
+            found.append(
+                f"a training step needs about {_gb(self.memory_bytes)}, {_gb(self.memory_available)} are there: lower batch_size "
+                "and raise gradient_accumulation_steps (fit_batch_to_memory does that on a GPU), or lower max_length"
+            )
+        for place, free in (("the local disk", self.local_free), ("the mirror", self.mirror_free)):
+            if free is not None and self.disk_bytes > free:
+                found.append(
+                    f"{self.generations} checkpoints need {_gb(self.disk_bytes)} on {place}, {_gb(free)} are free: delete old "
+                    "runs, or lower keep_checkpoints"
+                )
+        return found
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and disks hold it."""
+        return not self.problems
+
+    def _rows(self) -> list[tuple[str, str]]:
+        epochs = self.steps / self.steps_per_epoch
+        rows = [
+            ("time", f"{_time(self.minutes)}: {self.steps:,} steps of {1000 * self.cost.step:.0f} ms on {self.device}"),
+            ("per epoch", f"{_time(self.minutes_per_epoch)} ({self.steps_per_epoch:,} steps; {epochs:.2g} epochs)"),
+            ("validations", f"{_time(self.validation_seconds / 60)} of that"),
+            ("memory", f"about {_gb(self.memory_bytes)}{_of(self.memory_available)}"),
+            ("checkpoint", f"{_gb(self.checkpoint_bytes)} each, {self.generations} at most"),
+            ("local disk", f"{_gb(self.disk_bytes)}{_of(self.local_free)}"),
+        ]
+        if self.mirror_free is not None:
+            rows.append(("mirror (Drive)", f"{_gb(self.disk_bytes)}{_of(self.mirror_free)}"))
+        return [*rows, *(("does not fit", problem) for problem in self.problems)]
+
+    def summary(self) -> str:
+        """The forecast in a few lines of text."""
+        return text_table(("", ""), self._rows(), title=f"Forecast: {'fits' if self.fits else 'does NOT fit'}")
+
+    def _repr_html_(self) -> str:
+        return html_table(("", ""), self._rows())
+
+
+def forecast(
+    adapted: AdaptedModel,
+    config: TrainingConfig,
+    train: Samples,
+    validation: Samples | None = None,
+    *,
+    window: Window | None = None,
+    workspace: str | Path | None = None,
+    cost: Cost | None = None,
+    device: torch.device | None = None,
+    free: Callable[[Path], float | None] | None = None,
+) -> Forecast:
+    """What training this model on this data with these settings will take.
+
+    Args:
+        adapted: the model that will be trained; it is left as it was.
+        config: the settings.
+        train: training samples, as `PackedBlocks`; their own batches are timed.
+        validation: validation samples; None validates never.
+        window: micro-batch and accumulation where they differ from the settings', as after `fit_to_memory`.
+        workspace: where runs lie; None takes `config.checkpoint_dir`.
+        cost: what `measure_batch` gave; None measures now.
+        device: where training runs; None takes the one that `train` takes.
+        free: bytes free at a folder; None asks the system.
+
+    Example:
+        >>> print(forecast(adapted, config, blocks, validation_blocks).summary())
+    """
+    device = device or training_device()
+    free = free or free_bytes
+    window = window or fit_window(len(train), config.batch_size, config.gradient_accumulation_steps)
+    per_epoch = window.steps(len(train))
+    steps = config.max_steps if config.max_steps is not None else config.epochs * per_epoch
+    precision = config.precision if config.precision != "auto" else pick_precision(device)[0]
+    cost = cost or measure_batch(
+        adapted, _usual_batch(train, window, config), window.accumulation, precision, device=device
+    )
+    ema = config.ema_decay is not None
+    memory = estimate_memory(adapted, largest_batches(train), ema).total(window.batch_size)
+    return Forecast(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        cost=cost,
+        validation_seconds=_validation_seconds(config, steps, per_epoch, validation, window, cost),
+        checkpoint_bytes=checkpoint_bytes(adapted, ema, steps),
+        generations=config.keep_checkpoints + (validation is not None) + 1,
+        memory_bytes=memory,
+        memory_available=_memory_of(device),
+        local_free=free(Path(workspace if workspace is not None else config.checkpoint_dir).expanduser()),
+        mirror_free=None if config.mirror_dir is None else free(Path(config.mirror_dir).expanduser()),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+    )
+
+
+def checkpoint_bytes(adapted: AdaptedModel, ema: bool = False, steps: int = 0) -> float:
+    """Bytes of one checkpoint: weights and buffers, two moments of what is trained, averages, histories of `steps` steps."""
+    weights = sum(
+        t.numel() * t.element_size() for t in {id(t): t for t in adapted.state_dict(keep_vars=True).values()}.values()
+    )
+    moments = 2 * sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
+    return float(weights * (2 if ema else 1) + moments + STATE_BYTES + STEP_BYTES * steps)
+
+
+def free_bytes(folder: Path) -> float | None:
+    """Bytes free on the disk where a folder lies or will lie; None where that cannot be told."""
+    existing = next((place for place in (folder, *folder.resolve().parents) if place.exists()), None)
+    try:
+        return None if existing is None else float(shutil.disk_usage(existing).free)
+    except OSError:  # a mount that is gone
+        return None
+
+
+def _usual_batch(train: Samples, window: Window, config: TrainingConfig) -> Mapping[str, torch.Tensor]:
+    """The micro-batch of the first epoch whose padded size is the median one."""
+    sampler = DataLoaderFactory(config.random_seed).train(train, window).batch_sampler
+    batches = sampler.batches(0)  # type: ignore[union-attr]
+    lengths = train.lengths
+    if lengths is None:
+        return train.__getitems__(batches[0])
+    sizes = [len(batch) * int(lengths[np.asarray(batch)].max()) for batch in batches]
+    return train.__getitems__(batches[int(np.argsort(sizes)[len(sizes) // 2])])
+
+
+def _validation_seconds(
+    config: TrainingConfig, steps: int, per_epoch: int, validation: Samples | None, window: Window, cost: Cost
+) -> float:
+    """Of all validations: before the first step, at intervals, and at the end."""
+    if validation is None:
+        return 0.0
+    every = config.val_every_n_steps or per_epoch
+    return (1 + -(-steps // every)) * -(-len(validation) // window.batch_size) * cost.validation_batch
+
+
+def _memory_of(device: torch.device) -> float | None:
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else available_memory()
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+def _of(size: float | None) -> str:
+    return "" if size is None else f" of {_gb(size)}"
+
+
+def _time(minutes: float) -> str:
+    return (
+        f"{minutes / 60:.1f} h" if minutes >= 120 else f"{minutes:.1f} min" if minutes >= 2 else f"{60 * minutes:.1f} s"
+    )

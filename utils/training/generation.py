@@ -103,6 +103,12 @@ def _parts(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Adapt
         raise ConfigError(
             f"generate() takes the result of train() or an AdaptedModel; got {type(model).__name__}. Call adapt() first."
         )
+    if adapted.contract.task != "lm":
+        does = {"masked": "names hidden tokens", "seq2seq": "answers a source with a target"}
+        raise ConfigError(
+            f"{adapted.name} {does.get(adapted.contract.task, 'chooses classes')} and continues no text: generate() is for "
+            "language models (contract.task == 'lm')."
+        )
     chosen = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if chosen is None:
         raise TokenizerError("generate() needs the tokenizer that the model was trained with: pass tokenizer=.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ class Initialisation:
     reason: str
 
 
-def initialise(adapted: AdaptedModel, mode: str, sample: torch.Tensor, seed: int = 0) -> Initialisation:
+def initialise(adapted: AdaptedModel, mode: str, sample: Mapping[str, torch.Tensor], seed: int = 0) -> Initialisation:
     """Re-draw default embeddings where they spoil the start.
 
     Args:
@@ -43,7 +44,7 @@ def initialise(adapted: AdaptedModel, mode: str, sample: torch.Tensor, seed: int
         mode: "auto" re-draws embeddings from N(0, `USUAL_STD`) only where they still look like PyTorch's N(0, 1) and the
             first loss lies more than `EXCESS` nats above ln(V), as the check of initialisation sees it; "keep" never
             touches a weight.
-        sample: (B, T) int64 token ids of training text.
+        sample: a batch of training data, as `AdaptedModel.on_batch` takes it.
         seed: of a private generator.
     """
     if mode not in ("auto", "keep"):
@@ -80,12 +81,11 @@ class FirstOutputs:
     classes: int
 
 
-def first_outputs(adapted: AdaptedModel, sample: torch.Tensor) -> FirstOutputs:
-    """Loss on (B, T) ids without dropout and without a trace in the model."""
+def first_outputs(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]) -> FirstOutputs:
+    """Loss on a batch without dropout and without a trace in the model."""
     with preserved(adapted), torch.no_grad():
         adapted.eval()
-        ids = sample.to(adapted.device)
-        out = adapted(ids, labels=ids)
+        out = adapted.on_batch({name: value.to(adapted.device) for name, value in sample.items()})
     assert out.loss is not None  # labels were given
     return FirstOutputs(float(out.loss), int(out.logits.shape[-1]))
 

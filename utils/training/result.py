@@ -32,8 +32,11 @@ METRIC_COLUMNS = (
 class TrainingResult(Mapping[str, Any]):
     """The trained model with everything that was measured.
 
-    As a mapping it offers `loss_history` (mean training loss per epoch, nats per token), `step_loss_history` (one per
-    optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at `val_steps`),
+    As a mapping it offers `loss_history` (mean training loss per epoch, nats per label, which is a token or an example),
+    `step_loss_history` (one per optimizer step), `val_loss_history` and `val_bits_per_byte_history` (one per validation, at
+    `val_steps`), `val_measures_history` (the other measures of each: accuracy, perplexity of tokens, macro F1 of classes),
+    `gradient_norm_history` (one per optimizer step), `gradient_health`, `accumulation`, `val_loss_untrained` and `measures_untrained` (before the first step of this run), `task`, `class_names`, `ended_early` (why, or empty), `compile_mode`,
+    `compile_reason`, `gradient_checkpointing`,
     `bits_per_byte_history` (of the training loss, one per epoch), `bits_per_byte_untrained` (of validation, before the first step of this run; a model that comes trained begins lower), `scored_bytes`
     (UTF-8 bytes over which bits per byte are taken), `block_length` (tokens), `best_epoch`, `final_loss`, `metrics_summary` (DataFrame), `epoch_results`,
     `checkpoint_path`, `training_time` (seconds), `run_name`, `workspace_root`, `run_folder`, `objective_reason`,
@@ -85,12 +88,13 @@ class TrainingResult(Mapping[str, Any]):
         ]
         if values["resumed_from_step"]:
             rows.append(("continued", f"continued from step {values['resumed_from_step']:,} of an earlier run"))
+        unit = "nats per token" if values["task"] in ("lm", "masked", "seq2seq") else "nats per example"
         history = values["bits_per_byte_history"]
         per_byte = f" ({history[-1]:.3f} bits per byte)" if history else ""
         rows.append(
             (
                 "training loss",
-                f"{values['final_loss']:.3f} nats per token{per_byte} after {len(values['step_loss_history']):,} steps",
+                f"{values['final_loss']:.3f} {unit}{per_byte} after {len(values['step_loss_history']):,} steps",
             )
         )
         if values["val_bits_per_byte_history"]:
@@ -98,11 +102,14 @@ class TrainingResult(Mapping[str, Any]):
             start = "" if before is None else f"{before:.3f} before training → "
             rows.append(("validation", f"{start}{values['val_bits_per_byte_history'][-1]:.3f} bits per byte"))
         elif values["val_loss_history"]:
-            rows.append(("validation", f"{values['val_loss_history'][-1]:.3f} nats per token"))
+            rows.append(("validation", f"{values['val_loss_history'][-1]:.3f} {unit}{_beside(values)}"))
+        if values["ended_early"]:
+            rows.append(("ended early", values["ended_early"]))
         rows += [
             ("time", f"{values['training_time']:.0f} s, {values['precision']} ({values['precision_reason']})"),
             ("objective", values["objective_reason"]),
             ("initialisation", values["initialisation_reason"]),
+            *([("compiled", values["compile_reason"])] if self.config.compile_mode != "off" else []),
             *([("tokenizer", values["tokenizer_reason"])] if values["tokenizer_reason"] else []),
             ("checkpoint", str(values["checkpoint_path"])),
         ]
@@ -117,3 +124,13 @@ class TrainingResult(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"TrainingResult(run_name={self._values['run_name']!r}, final_loss={self._values['final_loss']:.4f})"
+
+
+def _beside(values: Mapping[str, Any]) -> str:
+    """The other measures of the newest validation, with what they were before training."""
+    newest, before = values["val_measures_history"][-1], values["measures_untrained"]
+    if "accuracy" not in newest:
+        return ""
+    start = f"{before['accuracy']:.1%} before training → " if "accuracy" in before else ""
+    rest = f", macro F1 {newest['macro_f1']:.3f}" if "macro_f1" in newest else ""
+    return f", accuracy {start}{newest['accuracy']:.1%}{rest}"

@@ -11,6 +11,7 @@ import datetime
 import io
 import json
 import logging
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from typing import Any
 
 from utils._files import sha256_of, write_json, write_text
 from utils.errors import ConfigError, TrainingError
+from utils.training.engine.checkpoint import CheckpointStore
+from utils.training.engine.mirror_folder import FileSystem
 from utils.training.run_lock import LOCK_FILE, FolderLock
+from utils.training.run_mirror import RUN_FILE, MirroredRun, mirrored_runs, restore_run, top_up
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -27,7 +31,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 """Version of run.json and manifest.json."""
 
-RUN_FILE, MANIFEST_FILE = "run.json", "manifest.json"
+MANIFEST_FILE = "manifest.json"
+"""Hashes of all files; its presence marks a run as finished."""
 
 LEFT_FILE = ".left.json"
 """Hash of the weights with which the run left the model in memory: with them it may be continued, too."""
@@ -56,6 +61,16 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         "save_every_n_steps",
         "save_every_n_minutes",
         "keep_checkpoints",
+        "mirror_dir",
+        "num_workers",
+        "fit_batch_to_memory",
+        "vocab_size",
+        "d_model",
+        "num_layers",
+        "export_bundle",
+        "export_formats",
+        "wandb_project",
+        "tensorboard",
     }
 )
 """Settings that may change between interruption and resume."""
@@ -82,6 +97,8 @@ class RunFolder:
         try:
             if weights is not None:
                 write_json(self.path / LEFT_FILE, {"weights": weights})
+        except OSError as error:  # what was trained must not be lost for a note
+            logger.warning("%s cannot be written: %s", self.path / LEFT_FILE, error)
         finally:
             if self.lock is not None:
                 self.lock.release()
@@ -96,8 +113,12 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def write_manifest(self, facts: Mapping[str, Any]) -> Path:
-        """Write hashes and sizes of all files of the run; its presence marks the run as finished."""
+    def write_manifest(self, facts: Mapping[str, Any]) -> Path | None:
+        """Write hashes and sizes of all files of the run; its presence marks the run as finished.
+
+        Returns:
+            The file; None where the disk refused it, which the log says: the result is not lost for that.
+        """
         files = sorted(
             p for p in self.path.rglob("*") if p.is_file() and p.name != MANIFEST_FILE and not p.name.startswith(".")
         )
@@ -111,7 +132,13 @@ class RunFolder:
             **facts,
             "files": listed,
         }
-        return write_json(self.path / MANIFEST_FILE, values)
+        try:
+            return write_json(self.path / MANIFEST_FILE, values)
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written, so the run counts as unfinished: %s", self.path / MANIFEST_FILE, error
+            )
+            return None
 
 
 def run_fingerprint(model: Mapping[str, str], data: str, config: TrainingConfig, total_steps: int) -> dict[str, Any]:
@@ -127,7 +154,13 @@ def run_fingerprint(model: Mapping[str, str], data: str, config: TrainingConfig,
     return {"model": dict(model), "data": data, "settings": settings, "total_steps": total_steps}
 
 
-def open_run(workspace: str | Path, run_name: str | None, fingerprint: Mapping[str, Any], resume: str) -> RunFolder:
+def open_run(
+    workspace: str | Path,
+    run_name: str | None,
+    fingerprint: Mapping[str, Any],
+    resume: str,
+    mirror_dir: str | Path | None = None,
+) -> RunFolder:
     """Find the run that continues, or make a folder for a new one; either way this process holds its lock afterwards.
 
     With resume="auto" a named run continues where it stopped; without a name the newest unfinished run of the workspace
@@ -135,9 +168,13 @@ def open_run(workspace: str | Path, run_name: str | None, fingerprint: Mapping[s
     may be those that the run started from or those that it left. resume="continue" does not look at the weights: they come
     from the checkpoint. With resume="never" a new folder is made (`name-2` where `name` is taken).
 
+    A run that is not in the workspace (a new machine) comes back from the mirror, and a run whose newest checkpoint there
+    is newer than what verifies locally takes that one.
+
     Raises:
         TrainingError: the named run exists with another model, data or settings (the message lists what differs), or
-            another training is using it.
+            another training is using it, or the mirror cannot be read and the run is not in the workspace.
+        ConfigError: the mirror lies on a Google Drive that is not mounted.
     """
     if resume not in RESUMES:
         listed = ", ".join(f"{name!r} ({meaning})" for name, meaning in RESUMES.items())
@@ -147,8 +184,51 @@ def open_run(workspace: str | Path, run_name: str | None, fingerprint: Mapping[s
         return _new_run(root, run_name or _time_name(), fingerprint)
     if run_name is None:
         found = _newest_unfinished(root, fingerprint, resume)
-        return found if found is not None else _new_run(root, _time_name(), fingerprint)
-    return _named_run(root / run_name, fingerprint, resume)
+        if found is None and _restored_unfinished(root, fingerprint, resume, mirror_dir):
+            found = _newest_unfinished(root, fingerprint, resume)
+        run = found if found is not None else _new_run(root, _time_name(), fingerprint)
+    else:
+        _restored_named(root / run_name, fingerprint, resume, mirror_dir)
+        run = _named_run(root / run_name, fingerprint, resume)
+    _remove_temporaries(run.path)
+    if mirror_dir is not None and run.continues:
+        top_up(CheckpointStore(run.checkpoints, run.run_id), run.name, mirror_dir)
+    return run
+
+
+def open_experiment(path: Path, mirror_dir: str | Path | None, files: FileSystem | None = None) -> str:
+    """The run id of a folder of checkpoints that no fingerprint guards: the folder's own, the mirror's, or a new one.
+
+    Raises:
+        TrainingError: the folder holds something else, or it is not there and the mirror cannot be read.
+        ConfigError: the mirror lies on a Google Drive that is not mounted.
+    """
+    if mirror_dir is not None and _is_free(path):
+        runs = [run for run in mirrored_runs(mirror_dir, files) if run.name == path.name]
+        newest = max(runs, key=lambda run: run.commits[0].step, default=None)
+        if newest is not None:
+            restore_run(newest, path.parent)
+    known = _read_run(path)
+    if known is None:
+        _refuse_foreign(path)
+        path.mkdir(parents=True, exist_ok=True)
+        known = {"format_version": FORMAT_VERSION, "run_id": uuid.uuid4().hex, "fingerprint": {}}
+        write_json(path / RUN_FILE, known)
+    return str(known["run_id"])
+
+
+def lock_experiment(path: Path) -> None:
+    """Keep other processes out of a folder of checkpoints until this one ends; once it is held, a second call does nothing.
+
+    Raises:
+        TrainingError: another process uses it.
+    """
+    place = path.resolve()
+    if place not in _EXPERIMENTS:
+        _EXPERIMENTS[place] = _locked(place)
+
+
+_EXPERIMENTS: dict[Path, FolderLock] = {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -160,7 +240,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         found = [words for words in found if words != MODEL_PARTS["weights"]]  # goes without saying
     if old.get("data") != new["data"]:
         found.append("text, tokenizer or block length differ")
-    earlier, later = old.get("settings", {}), new["settings"]
+    usual = TrainingConfig().to_dict()  # of settings that an older release did not have
+    earlier, later = {**usual, **old.get("settings", {})}, {**usual, **new["settings"]}
     for name in sorted({*earlier, *later}):
         if earlier.get(name) != later.get(name):
             found.append(f"{name}: {earlier.get(name)!r} → {later.get(name)!r}")
@@ -176,6 +257,59 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     writer.writerow(columns)
     writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
     write_text(path, text.getvalue())
+
+
+def _restored_unfinished(
+    root: Path, fingerprint: Mapping[str, Any], resume: str, mirror_dir: str | Path | None
+) -> bool:
+    """Whether an unfinished run of the same kind came from the mirror."""
+    for run in mirrored_runs(mirror_dir) if mirror_dir is not None else ():
+        path = root / run.name
+        if not run.finished and not path.exists() and not _changes(path, run.run["fingerprint"], fingerprint, resume):
+            return restore_run(run, root) is not None
+    return False
+
+
+def _restored_named(
+    path: Path, fingerprint: Mapping[str, Any], resume: str, mirror_dir: str | Path | None
+) -> Path | None:
+    """The run of that name from the mirror, where the workspace has none; one that differs is refused before it is copied."""
+    if mirror_dir is None or not _is_free(path):
+        return None
+    runs = [run for run in mirrored_runs(mirror_dir) if run.name == path.name]
+    fitting = [run for run in runs if not _changes(path, run.run["fingerprint"], fingerprint, resume)]
+    if runs and not fitting:
+        _refuse_changes(path, _changes(path, runs[0].run["fingerprint"], fingerprint, resume))
+    newest: MirroredRun | None = max(fitting, key=lambda run: run.commits[0].step, default=None)
+    return None if newest is None else restore_run(newest, path.parent)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is at a run's place; a folder in which a run never began is removed."""
+    if not path.is_dir() or _holdings(path):
+        return not path.exists()
+    lock = FolderLock.acquire(path)
+    if lock is None:
+        return False
+    shutil.rmtree(path)
+    lock.release()
+    return True
+
+
+def _holdings(path: Path) -> set[str]:
+    """What lies in a folder, besides the lock and what killed writes left."""
+    names = {entry.name for entry in path.iterdir()} - {LOCK_FILE}
+    return {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Delete what killed writes left beside the files of a run; this process holds the lock, so nobody is writing."""
+    for file in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
+        if file.is_file() and not file.is_symlink():
+            file.unlink(missing_ok=True)
+    for folder in path.glob(".tokenizer.*"):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _new_run(root: Path, name: str, fingerprint: Mapping[str, Any]) -> RunFolder:
@@ -296,7 +430,7 @@ def _refuse_changes(path: Path, changed: Sequence[str]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or _holdings(path)):
         raise TrainingError(
             f"{path} exists and is no run of this package (no readable {RUN_FILE}). Choose another run_name."
         )

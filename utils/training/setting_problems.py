@@ -194,7 +194,6 @@ def _together(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:
     """(settings, complaint) for combinations that cannot do what they say."""
     yield from _schedule_problems(config)
     yield from _early_stopping_problems(config)
-    yield from _interval_problems(config)
     yield from _hardware_problems(config)
     yield from _folder_problems(config)
 
@@ -236,17 +235,6 @@ def _validations(config: TrainingConfig) -> int | None:
     if config.max_steps is None and config.val_every_n_steps is None:
         return config.epochs
     return None
-
-
-def _interval_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:
-    for name, what in (("val_every_n_steps", "validation"), ("save_every_n_steps", "checkpoint")):
-        every, last = getattr(config, name), config.max_steps
-        if every is not None and last is not None and every > last:
-            yield (
-                {name, "max_steps"},
-                f"{name}={every!r} lies beyond max_steps={last!r}, so that there would be no {what} before the end: take "
-                f"{max(1, last // 5)}, say, or None.",
-            )
 
 
 def _hardware_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:

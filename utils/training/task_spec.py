@@ -65,6 +65,12 @@ class TaskSpec:
             raise ConfigError(f"class_names holds the name of each class once; got {self.class_names!r}.")
         object.__setattr__(self, "class_names", tuple(self.class_names))
 
+    def columns(self) -> dict[str, Any]:
+        """The columns that are named, as `UniversalDataModule` takes them."""
+        second = "target_column" if self.task == "seq2seq" else "label_column"
+        named = {"column": self.input_column, second: self.label_column}
+        return {name: column for name, column in named.items() if column is not None}
+
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the metric is better."""

@@ -1,4 +1,4 @@
-"""The verb `train`: model and text in, trained model out. The walk itself is `engine.trainer.Trainer`."""
+"""The verb `train`: model and data in, trained model out. Finds data and tokenizer; the rest is `engine.trainer.Trainer`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.split import sides
 from utils.tokenization.validator import TokenizerValidator
-from utils.training.dataset_utilities import TextData, resolve_data
-from utils.training.objective import check_task
+from utils.training.dataset_utilities import DatasetLoader, resolve_data
 from utils.training.result import TrainingResult
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     from transformers import PreTrainedTokenizerBase
 
     from utils.loading.model_loader import LoadedModel
+    from utils.tokenization.data_module import UniversalDataModule
+    from utils.tokenization.documents import Documents
+    from utils.training.engine.hooks import TrainingHooks
+    from utils.training.engine.trainer import Trainer
+    from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["TrainingResult", "train"]
+__all__ = ["TrainingCoordinator", "TrainingResult", "train"]
+
+LONGEST_TEXT = 512
+"""Tokens at which texts with a class or a target are cut where neither the settings nor the model name a limit."""
 
 
 def train(
@@ -42,17 +50,18 @@ def train(
     progress: bool | ProgressCallback = True,
     resume: str = "auto",
 ) -> TrainingResult:
-    """Train a model on text, or continue an interrupted training.
+    """Train a model on the task of its contract, or continue an interrupted training.
 
     The model is adapted where it is not yet, and trained in place: its weights change, and a second training goes on from
-    them. Where its attention sees later tokens, a causal copy of
-    its structure over the same weights is trained instead; the result says so.
+    them. Where the attention of a language model sees later tokens, a causal copy of its structure over the same weights is
+    trained instead, and where that is impossible it learns to name hidden tokens; the result says so.
 
     Args:
         model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
         data: "python-docs" (bundled), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
             upload, a list of texts, a `datasets.Dataset`), token ids (a tensor (N, T), or a list of tensors (T,) of one
-            length), or a `UniversalDataModule` of the task "lm". A part of the
+            length), or a `UniversalDataModule` of the model's task. A model that is no language model takes pairs: (text, class),
+            (source, target) or (image, class), or data with columns of that kind. A part of the
             documents that depends on their content alone is kept for validation (see `tokenization.split`); the data's own
             validation part is taken where it has one.
         config: settings, as `TrainingConfig` or mapping; None takes the defaults.
@@ -77,32 +86,143 @@ def train(
         >>> result = train(adapted, data="notes.txt", config=TrainingConfig(epochs=3))
         >>> result["val_bits_per_byte_history"][-1]
     """
-    require("pytorch_lightning", extra="training", feature="Training")
-    from utils.tokenization.data_module import UniversalDataModule
-    from utils.training.engine.trainer import Trainer
+    coordinator = TrainingCoordinator(
+        model, data, tokenizer=tokenizer, training_config=config, workspace=workspace, progress=progress, resume=resume
+    )
+    return coordinator.run()
 
-    settings = _settings(config)
-    adapted = adapt(model)
-    check_task(adapted)
-    root = Path(workspace if workspace is not None else settings.checkpoint_dir).expanduser()
-    with showing(progress, "Training", "steps") as report:
-        prepare = (
-            _notes_to(report) if progress is True else False
-        )  # a callable is promised steps, and nothing before them
-        blocks = _blocks_of(data)
+
+class TrainingCoordinator:
+    """The walk for whoever holds a model and data: data → tokenizer → samples → `engine.trainer.Trainer`.
+
+    Args:
+        model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
+        dataset: as `data=` of `train`.
+        config: what is known about the model, for `adapt`; an adapted model brings its own.
+        tokenizer: None lets `AdaptiveTokenizer` choose one.
+        training_config: settings, as `TrainingConfig` or mapping; None takes the defaults.
+        task_spec: task, loss and columns; None takes those of the model's contract.
+        workspace, progress, resume: as for `train`.
+        hooks: called at the turns of the run.
+
+    Attributes:
+        result: what `run` or `train` gave last.
+
+    Example:
+        >>> trainer, lit = TrainingCoordinator(model=model, config=config, dataset=texts, training_config=cfg).train()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | LoadedModel,
+        dataset: Any = "python-docs",
+        config: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        training_config: TrainingConfig | Mapping[str, Any] | None = None,
+        task_spec: TaskSpec | None = None,
+        *,
+        workspace: str | Path | None = None,
+        progress: bool | ProgressCallback = True,
+        resume: str = "auto",
+        hooks: TrainingHooks | None = None,
+    ) -> None:
+        require("pytorch_lightning", extra="training", feature="Training")
+        self.settings = _settings(training_config)
+        self.adapted = adapt(model, config)
+        self.dataset, self.tokenizer, self.spec = dataset, tokenizer, task_spec
+        self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
+        self.progress, self.resume, self.hooks = progress, resume, hooks
+        self.result: TrainingResult | None = None
+
+    def train(self) -> tuple[pl.Trainer, pl.LightningModule]:
+        """Train, or continue an interrupted training; see `train` for the errors.
+
+        Returns:
+            Lightning's trainer and module, as they are after the last step; `result` holds what was measured.
+        """
+        trainer = self._trained()
+        return trainer.engine, trainer.module
+
+    def run(self) -> TrainingResult:
+        """Train, and return what was measured."""
+        self._trained()
+        assert self.result is not None
+        return self.result
+
+    def _trained(self) -> Trainer:
+        with showing(self.progress, "Training", "steps") as report:
+            # a callable is promised steps, and nothing before them
+            notes = _notes_to(report) if self.progress is True else False
+            train_part, validation_part = self._parts(notes)
+            trainer = self._trainer(report)
+            self.result = trainer.train(train_part, validation_part)
+        return trainer
+
+    def _trainer(self, report: ProgressCallback) -> Trainer:
+        from utils.training.engine.trainer import Trainer
+
+        return Trainer(
+            self.adapted,
+            None,
+            self.settings,
+            self.spec,
+            self.tokenizer,
+            workspace=self.workspace,
+            progress=report,
+            resume=self.resume,
+            hooks=self.hooks,
+        )
+
+    def _parts(self, notes: bool | ProgressCallback) -> tuple[Any, Any]:
+        """Data for training and validation, and a tokenizer that never saw the latter."""
+        from utils.tokenization.data_module import UniversalDataModule
+
+        fraction = self.settings.validation_fraction
+        blocks = _blocks_of(self.dataset)
         if blocks is not None:
-            train_part, validation_part = _split_blocks(blocks, settings.validation_fraction)
-            trainer = Trainer(
-                adapted, None, settings, tokenizer=tokenizer, workspace=root, progress=report, resume=resume
-            )
-            return trainer.train(train_part, validation_part)
-        if isinstance(data, UniversalDataModule):
-            text, fitting = None, _proven(adapted, tokenizer if tokenizer is not None else data.tokenizer)
-        else:
-            text = resolve_data(data, settings.validation_fraction, progress=prepare)
-            fitting = _fitting_tokenizer(adapted, tokenizer, text, root / ".cache" / "tokenizers", prepare)
-        trainer = Trainer(adapted, None, settings, tokenizer=fitting, workspace=root, progress=report, resume=resume)
-        return trainer.train(data) if text is None else trainer.train(text.train, text.validation)
+            return _split_blocks(blocks, fraction)
+        if isinstance(self.dataset, UniversalDataModule):
+            if self.dataset.task != "vision":
+                self.tokenizer = _proven(self.adapted, self.tokenizer or self.dataset.tokenizer)
+            return self.dataset, None
+        if self.adapted.contract.task in ("lm", "masked"):
+            text = resolve_data(self.dataset, fraction, progress=notes)
+            self.tokenizer = self._fitting_tokenizer(text.train, notes)
+            return text.train, text.validation
+        return self._labelled(notes), None
+
+    def _labelled(self, notes: bool | ProgressCallback) -> UniversalDataModule:
+        """Examples with a class or a target each."""
+        from utils.tokenization.data_module import UniversalDataModule
+        from utils.tokenization.vision import VisionDataCollator
+
+        contract, settings = self.adapted.contract, self.settings
+        columns = {} if self.spec is None else self.spec.columns()
+        data = self.dataset
+        if isinstance(data, (str, Path)):
+            named = "target_column" if contract.task == "seq2seq" else "label_column"
+            data = DatasetLoader.from_anything(data, progress=notes, **{named: columns.get(named) or "auto"})
+        return UniversalDataModule(
+            data,
+            self.tokenizer,
+            contract.task,
+            make_tokenizer=lambda texts: self._fitting_tokenizer(texts, notes),
+            validation_fraction=settings.validation_fraction,
+            batch_size=settings.batch_size,
+            max_length=min(value for value in (settings.max_length, contract.max_length, LONGEST_TEXT) if value),
+            seed=settings.random_seed,
+            cache_dir=self.workspace / ".cache",
+            collator=VisionDataCollator.for_shape(contract.image_shape) if contract.task == "vision" else None,
+            **columns,
+        )
+
+    def _fitting_tokenizer(self, texts: Documents, notes: bool | ProgressCallback) -> PreTrainedTokenizerBase:
+        """The given tokenizer or a new one, proven to fit the model's rows."""
+        if self.tokenizer is None:
+            cache = self.workspace / ".cache" / "tokenizers"
+            self.tokenizer = AdaptiveTokenizer.load_or_create(_rows(self.adapted), texts, cache, progress=notes)
+            logger.info("tokenizer: %s", self.tokenizer.choice.reason)
+        return _proven(self.adapted, self.tokenizer)
 
 
 def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
@@ -114,21 +234,6 @@ def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConf
     if isinstance(config, Mapping):
         return TrainingConfig.from_dict(config)
     raise ConfigError(f"config= takes a TrainingConfig or a mapping of settings; got {type(config).__name__}.")
-
-
-def _fitting_tokenizer(
-    adapted: AdaptedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    text: TextData,
-    cache_dir: Path,
-    progress: bool | ProgressCallback,
-) -> PreTrainedTokenizerBase:
-    """The given tokenizer or a new one, proven to fit the model's rows. It never sees validation text."""
-    if tokenizer is not None:
-        return _proven(adapted, tokenizer)
-    chosen = AdaptiveTokenizer.load_or_create(_rows(adapted), text.train, cache_dir, progress=progress)
-    logger.info("tokenizer: %s", chosen.choice.reason)
-    return _proven(adapted, chosen)
 
 
 def _proven(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,9 @@ from markupsafe import Markup
 
 from utils._pages import render
 from utils._tables import html_table
+from utils.training.curves import Panel, Series, picture_svg
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from utils.training.result import TrainingResult
     from utils.ui.demo import Walk
 
@@ -40,42 +38,20 @@ def render_page(walk: Walk) -> str:
 
 def loss_curve_svg(result: TrainingResult, bits_per_byte: dict[str, float]) -> str:
     """Training loss per step and validation bits per byte with both baselines, as an inline SVG picture."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    figure.patch.set_alpha(0)
-    left, right = figure.subplots(1, 2)
     losses = result["step_loss_history"]
-    left.plot(range(1, len(losses) + 1), losses, color="#4c72b0", linewidth=0.8)
-    left.set(title="training loss", xlabel="optimizer step", ylabel="nats per token")
     steps = [0, *result["val_steps"]]
-    right.plot(
-        steps,
-        [bits_per_byte["untrained"], *result["val_bits_per_byte_history"]],
-        color="#4c72b0",
-        marker="o",
-        markersize=3,
+    validated = [bits_per_byte["untrained"], *result["val_bits_per_byte_history"]]
+    trigram = [("byte trigram", bits_per_byte["byte trigram"])]
+    train = Series("", range(1, len(losses) + 1), losses)
+    return picture_svg(
+        [
+            Panel("training loss", "optimizer step", "nats per token", [train]),
+            Panel(
+                "validation",
+                "optimizer step",
+                "bits per byte",
+                [Series("", steps, validated, dots=True)],
+                marks=trigram,
+            ),
+        ]
     )
-    right.axhline(bits_per_byte["byte trigram"], color="#c44e52", linestyle="--", linewidth=1)
-    right.annotate("byte trigram", (steps[-1], bits_per_byte["byte trigram"]), ha="right", va="bottom", color="#c44e52")
-    right.set(title="validation", xlabel="optimizer step", ylabel="bits per byte")
-    for axes in (left, right):
-        _plain(axes)
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    picture = buffer.getvalue()
-    return picture[picture.index("<svg") :]
-
-
-def _plain(axes: Axes) -> None:
-    """Grey lines and text that can be read on a dark and on a light page."""
-    grey = "#808080"
-    axes.patch.set_alpha(0)
-    axes.grid(alpha=0.25)
-    axes.tick_params(colors=grey)
-    axes.title.set_color(grey)
-    axes.xaxis.label.set_color(grey)
-    axes.yaxis.label.set_color(grey)
-    for spine in axes.spines.values():
-        spine.set_color(grey)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from utils.errors import CheckpointError
-from utils.training.engine.checkpoint import CheckpointStore
+from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore
 
 
 def save(store: CheckpointStore, step: int, val_loss: float | None = None):
@@ -20,6 +20,11 @@ def save(store: CheckpointStore, step: int, val_loss: float | None = None):
 @pytest.fixture
 def store(tmp_path):
     return CheckpointStore(tmp_path, "run", keep=2)
+
+
+def metadata(**changes):
+    fields = {"file": "step-00000002-000009.ckpt", "sha256": "", "size": 1, "run_id": "run", "step": 2, "sequence": 9}
+    return CheckpointMetadata(**{**fields, **changes})
 
 
 def names(store):
@@ -83,7 +88,10 @@ def test_damage_is_found_and_the_generation_before_is_used(store, kind, seed, ca
         "[]",
         "null",
         '{"file": 3}',
-        '{"file": "../x.ckpt", "sha256": "", "size": 1, "run_id": "run", "step": 1, "sequence": 9}',
+        '{"seal": 3}',
+        metadata(file="../x.ckpt").to_text(),
+        metadata(step="1").to_text(),
+        metadata().to_text().replace('"step": 2', '"step": 3'),
     ],
 )
 def test_an_unreadable_manifest_is_left_aside(store, text):
@@ -97,7 +105,7 @@ def test_generations_of_another_run_or_a_newer_format_are_not_used(store):
     bad = save(store, 2)
     manifest = (store.folder / bad.file).with_suffix(".json")
     for change in ({"run_id": "other"}, {"format_version": 99}):
-        manifest.write_text(json.dumps({**bad.to_dict(), **change}))
+        manifest.write_text(replace(bad, **change).to_text())
         assert store.newest() == good
 
 

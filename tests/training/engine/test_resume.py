@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from tests.training.tiny import make_tiny
-from utils.tokenization.packing import PackedBlocks
+from tests.training.engine import resume_table
+from tests.training.engine.resume_runs import BLOCKS, VALIDATION, StopError, StoppingTrainer, outcome, trainer
+from utils.errors import TrainingError
 from utils.training.engine import random_state
-from utils.training.engine.trainer import Trainer
-from utils.training.training_config import TrainingConfig
+from utils.training.engine.checkpoint import CheckpointStore
 
-IDS = np.random.default_rng(0).integers(0, 300, 22 * 16 + 5).astype(np.uint16)
-BLOCKS = PackedBlocks(IDS[: 22 * 16].reshape(22, 16), tail=IDS[22 * 16 :])
-"""Rows differ; 5 windows of 2 × 2 and one of 2 and 1, in which the incomplete block may lie."""
-VALIDATION = np.random.default_rng(1).integers(0, 300, (5, 16)).astype(np.uint16)
 STEPS = 12
 SCHEDULES = {
     "at the end of epochs": {},
@@ -33,74 +28,15 @@ SCHEDULES = {
 }
 
 
-class Stop(Exception):
-    """Stands for a machine that goes away."""
-
-
-class StopBefore(pl.Callback):
-    """Stops before the micro-batch that follows optimizer step `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise Stop
-
-
-class StoppingTrainer(Trainer):
-    stop_before: int | None = None
-
-    def _setup_engine(self, *arguments):
-        engine = super()._setup_engine(*arguments)
-        if self.stop_before is not None:
-            engine.callbacks.insert(0, StopBefore(self.stop_before))
-        return engine
-
-
-def trainer(workspace: Path, schedule: str, seed: int = 0, **changes) -> StoppingTrainer:
-    settings = dict(
-        learning_rate=1e-2,
-        batch_size=2,
-        gradient_accumulation_steps=2,
-        epochs=2,
-        run_name="r",
-        save_every_n_steps=1,
-        **(SCHEDULES[schedule] or {}),
-    )
-    config = TrainingConfig(**{**settings, **changes})
-    return StoppingTrainer(make_tiny(seed), None, config, workspace=workspace, resume="continue")
-
-
-def outcome(workspace: Path, schedule: str, stops: tuple[int, ...] = (), **changes):
-    """Losses, validations, learning rates, weights and optimizer state of a run that is stopped after the given steps."""
+def scheduled(workspace: Path, schedule: str, stops: tuple[int, ...] = (), **changes):
+    """The outcome under one of the schedules above."""
     validation = None if SCHEDULES[schedule] is None else VALIDATION
-    for number, step in enumerate(stops):
-        run = trainer(
-            workspace, schedule, seed=number, **changes
-        )  # other start weights: all must come from the checkpoint
-        run.stop_before = step
-        with pytest.raises(Stop):
-            run.train(BLOCKS, validation)
-    result = trainer(workspace, schedule, seed=0 if not stops else 99, **changes).train(BLOCKS, validation)
-    checkpoint = torch.load(result["checkpoint_path"], weights_only=True)
-    table = result["metrics_summary"].drop(columns="seconds")
-    return result, {
-        "losses": result["step_loss_history"],
-        "validations": list(zip(result["val_steps"], result["val_loss_history"])),
-        "rates": (result.run_folder / "metrics.csv").read_text(),
-        "epochs": table.to_csv(),
-        "weights": {k: v.numpy().tobytes() for k, v in result.model.state_dict().items()},
-        "optimizer": [
-            {k: v.numpy().tobytes() for k, v in slot.items()}
-            for slot in checkpoint["optimizer_states"][0]["state"].values()
-        ],
-    }
+    return outcome(workspace, stops, validation, **{"epochs": 2, **(SCHEDULES[schedule] or {}), **changes})
 
 
 @functools.cache
 def uninterrupted(workspace: Path, schedule: str):
-    return outcome(workspace / schedule, schedule)[1]
+    return scheduled(workspace / schedule, schedule)[1]
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +53,20 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize(("schedule", "stop"), [(name, stop) for name, stops in STOPS.items() for stop in stops])
+DEFAULT = {"at the end of epochs": (1, 6, 7), "every 2 steps": (6,), "never": (6,), "across epochs": (10,)}
+"""Those that the default run takes; the others are slow together."""
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop"),
+    [
+        pytest.param(name, stop, marks=() if stop in DEFAULT.get(name, ()) else pytest.mark.slow)
+        for name, stops in STOPS.items()
+        for stop in stops
+    ],
+)
 def test_a_run_stopped_after_any_step_resumes_exactly(tmp_path, base, schedule, stop):
-    result, got = outcome(tmp_path, schedule, (stop,))
+    result, got = scheduled(tmp_path, schedule, (stop,))
     assert result["resumed_from_step"] == stop
     expected = uninterrupted(base, schedule)
     for name in expected:
@@ -127,30 +74,36 @@ def test_a_run_stopped_after_any_step_resumes_exactly(tmp_path, base, schedule, 
     assert len(set(got["losses"])) == len(got["losses"])  # equal losses would hide a wrong order
 
 
-@pytest.mark.parametrize(("every", "stops", "resumed"), [(3, (5, 8), 6), (4, (5, 9), 8)])
+@pytest.mark.parametrize(
+    ("every", "stops", "resumed"), [(3, (5, 8), 6), pytest.param(4, (5, 9), 8, marks=pytest.mark.slow)]
+)
 def test_steps_since_the_last_save_are_repeated_exactly(tmp_path, base, every, stops, resumed):
-    result, got = outcome(tmp_path, "every 2 steps", stops, save_every_n_steps=every)
+    result, got = scheduled(tmp_path, "every 2 steps", stops, save_every_n_steps=every)
     assert result["resumed_from_step"] == resumed
     assert got == uninterrupted(base, "every 2 steps")
 
 
+@pytest.mark.slow
 def test_a_chain_of_stops_resumes_exactly(tmp_path, base):
-    _, got = outcome(tmp_path, "at the end of epochs", tuple(range(1, STEPS)))
+    _, got = scheduled(tmp_path, "at the end of epochs", tuple(range(1, STEPS)))
     assert got == uninterrupted(base, "at the end of epochs")
 
 
 def test_a_finished_run_is_returned_as_it_was(tmp_path, base):
-    _, expected = outcome(tmp_path, "cut by max_steps")
-    again, got = outcome(tmp_path, "cut by max_steps")
+    _, expected = scheduled(tmp_path, "cut by max_steps")
+    again, got = scheduled(tmp_path, "cut by max_steps")
     assert got == expected
     assert again["resumed_from_step"] == 8
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "torn manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cut", "no manifest", "torn manifest"))],
+)
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, base, damage):
-    run = trainer(tmp_path, "at the end of epochs")
+    run = trainer(tmp_path, epochs=2)
     run.stop_before = 4
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run.train(BLOCKS, VALIDATION)
     newest = sorted((tmp_path / "r" / "checkpoints").glob("*.ckpt"))[-1]
     raw = bytearray(newest.read_bytes())
@@ -162,7 +115,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, base
         "no manifest": manifest.unlink,
         "torn manifest": lambda: manifest.write_text(manifest.read_text()[:40]),
     }[damage]()
-    result, got = outcome(tmp_path, "at the end of epochs")
+    result, got = scheduled(tmp_path, "at the end of epochs")
     assert result["resumed_from_step"] == 3
     assert got == uninterrupted(base, "at the end of epochs")
 
@@ -178,33 +131,60 @@ def test_random_states_come_back_as_they_were():
     assert draw() == drawn
 
 
-KILLED = """
-import sys, os, torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from tests.training.engine.test_resume import *
-class Die(pl.Callback):
-    def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.global_step == int(sys.argv[3]):
-            os.kill(os.getpid(), 9)
-class Dying(StoppingTrainer):
-    def _setup_engine(self, *arguments):
-        engine = super()._setup_engine(*arguments)
-        engine.callbacks.insert(0, Die())
-        return engine
-run = trainer(Path(sys.argv[2]), "at the end of epochs")
-run.__class__ = Dying
-run.train(BLOCKS, VALIDATION)
-"""
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return tmp_path_factory.mktemp("table")
+
+
+PARTS = {
+    "every step, 0 workers": lambda folder: resume_table.every_step(folder, 0, range(5, 18, 8)),
+    "every step, 2 workers": lambda folder: resume_table.every_step(folder, 2, range(9, 10)),
+    "lost machines": lambda folder: resume_table.lost_machines(folder, range(7, 8)),
+    "signals": lambda folder: resume_table.signals(folder, range(5, 6)),
+}
+"""What the default run takes of the table."""
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
+def test_a_part_of_the_table_of_interrupted_runs_is_equal(table, part):
+    row = part(table)
+    assert row.equal == row.runs > 0, row.note
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_exactly_in_a_new_one(tmp_path, base):
-    root = str(Path(__file__).resolve().parents[3])
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, root, str(tmp_path), "7"], capture_output=True, text=True, cwd=tmp_path
+@pytest.mark.parametrize("number", range(len(resume_table.ROWS)))
+def test_every_run_of_the_table_is_equal(table, number):
+    row = resume_table.ROWS[number](table)
+    assert row.equal == row.runs > 0, row.note
+
+
+def test_the_end_of_a_run_is_not_held_up_by_a_signal_that_came_late(tmp_path):
+    run = trainer(tmp_path, max_steps=2)
+    run.stop_before, run.act = 1, functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(BLOCKS, VALIDATION)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again, _ = outcome(tmp_path, max_steps=2)
+    assert again["resumed_from_step"] == 2 and len(again["step_loss_history"]) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_never_replace_the_last_finite_generation(tmp_path, value, caplog):
+    class Spoilt(StoppingTrainer):
+        def _setup_module(self, adapted, plan):
+            lit = super()._setup_module(adapted, plan)
+            real = lit.training_step
+            lit.training_step = lambda *batch: real(*batch) * (value if lit.trainer.global_step >= 4 else 1.0)
+            return lit
+
+    run = trainer(tmp_path, epochs=2)
+    run.__class__ = Spoilt
+    with pytest.raises(TrainingError, match="not finite"):
+        run.train(BLOCKS, VALIDATION)
+    store = CheckpointStore(
+        tmp_path / "r" / "checkpoints", json.loads((tmp_path / "r" / "run.json").read_text())["run_id"]
     )
-    assert done.returncode == -9, done.stderr
-    result, got = outcome(tmp_path, "at the end of epochs")
-    assert result["resumed_from_step"] == 7
-    assert got == uninterrupted(base, "at the end of epochs")
+    newest = store.newest()
+    assert newest.step == 4 and "no checkpoint at step 5" in caplog.text
+    weights = store.load(store.folder / newest.file)["state_dict"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())

@@ -283,5 +283,3 @@ def test_the_precision_that_lightning_uses_is_reported(tmp_path):
 def test_wrong_settings_and_other_tasks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size=0"):
         trainer(tmp_path, batch_size=0)
-    with pytest.raises(TrainingError, match="task_spec"):
-        Trainer(make_tiny(), None, None, task_spec="masked")

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from torch.optim import Optimizer
 
 from utils.errors import TrainingError
 from utils.progress import TERMINAL_INTERVAL, ProgressCallback
+from utils.training.engine.early_stopping import judge
+from utils.training.engine.metrics import perplexity
+from utils.training.engine.module import TrainingModule
 from utils.training.run_folder import write_csv
 
 logger = logging.getLogger(__name__)
@@ -50,18 +53,25 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Validation:
-    """One pass over the validation blocks: loss in nats per token after `step` optimizer steps in `epoch`."""
+    """One pass over the validation part: loss in nats per label after `step` optimizer steps in `epoch`, and the other
+    measures (see `MetricsEngine.compute`).
+    """
 
     step: int
     epoch: int
     loss: float
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingLoop(pl.Callback):
-    """Keeps the loss of every optimizer step, ends the run at its last step, and stops it where losses are not finite."""
+    """Keeps the loss of every optimizer step, ends the run at its last step, and stops it where losses are not finite.
+
+    `total_steps` is the last step of the run, and `ended` why that is not the one that was planned.
+    """
 
     def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total_steps = total_steps
+        self.ended = ""
         self.step_losses: list[float] = []
         self.learning_rates: list[float] = []
         self.epochs: list[dict[str, float]] = []
@@ -87,7 +97,8 @@ class TrainingLoop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._window.append(outputs["loss"].detach())  # Lightning has divided it by the accumulation
+        loss = outputs.get("batch_loss", outputs["loss"])  # Lightning has divided it by the accumulation
+        self._window.append(loss.detach())
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
@@ -110,6 +121,10 @@ class TrainingLoop(pl.Callback):
         """Close the epoch that was open in the checkpoint of a run's last step."""
         if self.step_losses and (not self.epochs or self.epochs[-1]["step"] < len(self.step_losses)):
             self._close_epoch(epoch, len(self.step_losses), self.seconds)
+
+    def end_at(self, step: int, reason: str) -> None:
+        """Let the run end with this step, before the last one that was planned."""
+        self.total_steps, self.ended = step, reason
 
     def _close_epoch(self, epoch: int, step: int, elapsed: float) -> None:
         self.epochs.append({"epoch": epoch, "step": step, "seconds": elapsed - self._epoch_mark})
@@ -143,6 +158,7 @@ class TrainingLoop(pl.Callback):
             "epochs": list(self.epochs),
             "seconds": self.elapsed(),
             "epoch_mark": self._epoch_mark,
+            "ended": self.ended,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -151,6 +167,8 @@ class TrainingLoop(pl.Callback):
         self.epochs = list(state_dict["epochs"])
         self.seconds = float(state_dict["seconds"])
         self._mark, self._epoch_mark = self._clock(), float(state_dict["epoch_mark"])
+        if state_dict.get("ended"):
+            self.end_at(len(self.step_losses), str(state_dict["ended"]))
 
 
 NEVER = sys.maxsize
@@ -170,6 +188,7 @@ class ValidationLoop(pl.Callback):
     def __init__(self, every: int | None = None) -> None:
         self.every = every
         self.untrained: float | None = None
+        self.untrained_measures: dict[str, float] = {}
         self.history: list[Validation] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,11 +208,13 @@ class ValidationLoop(pl.Callback):
         trainer.val_check_batch = 1 if validate else NEVER
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = float(trainer.callback_metrics["val_loss"])
+        assert isinstance(pl_module, TrainingModule)
+        measures = pl_module.metrics.compute()
+        loss = measures.pop("loss")
         if trainer.state.fn == "fit":
-            self.history.append(Validation(trainer.global_step, trainer.current_epoch, loss))
+            self.history.append(Validation(trainer.global_step, trainer.current_epoch, loss, measures))
         else:
-            self.untrained = loss
+            self.untrained, self.untrained_measures = loss, measures
 
     @property
     def newest(self) -> Validation | None:
@@ -206,11 +227,41 @@ class ValidationLoop(pl.Callback):
         return newest.loss if newest is not None and newest.step == step and math.isfinite(newest.loss) else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untrained": self.untrained, "history": [[item.step, item.epoch, item.loss] for item in self.history]}
+        return {
+            "untrained": self.untrained,
+            "untrained_measures": dict(self.untrained_measures),
+            "history": [[item.step, item.epoch, item.loss, dict(item.measures)] for item in self.history],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untrained = state_dict["untrained"]
-        self.history = [Validation(int(step), int(epoch), float(loss)) for step, epoch, loss in state_dict["history"]]
+        self.untrained_measures = dict(state_dict.get("untrained_measures", {}))
+        self.history = [
+            Validation(int(step), int(epoch), float(loss), *map(dict, rest))
+            for step, epoch, loss, *rest in state_dict["history"]
+        ]
+
+
+class EarlyEnd(pl.Callback):
+    """Ends the run where validation has not become better for long enough. `early_stopping.judge` says when.
+
+    Args:
+        training, validation: histories; both must stand before this callback.
+        patience, min_delta: as for `judge`.
+    """
+
+    def __init__(self, training: TrainingLoop, validation: ValidationLoop, patience: int, min_delta: float) -> None:
+        self._training, self._validation = training, validation
+        self._patience, self._min_delta = patience, min_delta
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.global_step >= self._training.total_steps:
+            return
+        verdict = judge([item.loss for item in self._validation.history], self._patience, self._min_delta)
+        if verdict.stop:
+            logger.info("training ends at step %d: %s", trainer.global_step, verdict.reason)
+            self._training.end_at(trainer.global_step, verdict.reason)
+            trainer.should_stop = True
 
 
 @dataclass(frozen=True)
@@ -222,7 +273,7 @@ class LossesPerByte:
 
 
 class ProgressReporter(pl.Callback):
-    """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second."""
+    """Tells a progress callable where the run is: step, loss, bits per byte, tokens per second, and what `beside` adds."""
 
     def __init__(
         self,
@@ -231,8 +282,10 @@ class ProgressReporter(pl.Callback):
         validation: ValidationLoop,
         bits: LossesPerByte,
         tokens_per_step: int,
+        beside: Sequence[Callable[[], str]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._beside = beside
         self._progress, self._training, self._validation = progress, training, validation
         self._bits, self._tokens_per_step, self._clock = bits, tokens_per_step, clock
         self._last, self._began, self._first = -math.inf, 0.0, 0
@@ -260,6 +313,7 @@ class ProgressReporter(pl.Callback):
         seconds = self._clock() - self._began
         if step > self._first and seconds > 0:
             parts.append(f"{(step - self._first) * self._tokens_per_step / seconds:,.0f} tokens/s")
+        parts += [text for text in (say() for say in self._beside) if text]
         self._progress(step, self._training.total_steps, " · ".join(parts))
 
 
@@ -267,8 +321,17 @@ def _with_bits(loss: float, bits: Callable[[float], float] | None) -> str:
     return f"{loss:.3f}" if bits is None else f"{loss:.3f} ({bits(loss):.3f} bits/byte)"
 
 
-STEP_COLUMNS = ("step", "train/loss", "learning_rate", "val/loss", "val/bits_per_byte", "train/bits_per_byte")
-"""Columns of metrics.csv: one row per optimizer step, losses in nats per token, empty cells between validations. Bits per
+STEP_COLUMNS = (
+    "step",
+    "train/loss",
+    "learning_rate",
+    "val/loss",
+    "val/bits_per_byte",
+    "train/bits_per_byte",
+    "gradient_norm",
+    "val/accuracy",
+)
+"""Columns of metrics.csv: one row per optimizer step, losses in nats per label, empty cells between validations. Bits per
 byte of training take the bytes per token of the whole training text."""
 
 
@@ -281,8 +344,10 @@ class MetricsFile(pl.Callback):
         training: TrainingLoop,
         validation: ValidationLoop,
         bits: LossesPerByte,
+        gradient_norms: Callable[[], Sequence[float]] = tuple,
     ) -> None:
         self._path, self._training, self._validation, self._bits = path, training, validation, bits
+        self._gradient_norms = gradient_norms
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -294,14 +359,20 @@ class MetricsFile(pl.Callback):
     def write(self) -> None:
         """Write the file."""
         self._training.read_losses()
-        validated = {item.step: item.loss for item in self._validation.history}
+        validated = {item.step: item for item in self._validation.history}
+        norms = self._gradient_norms()
         pairs = zip(self._training.step_losses, self._training.learning_rates)
         rows = []
         for step, (loss, rate) in enumerate(pairs, start=1):
-            val = validated.get(step)
+            found = validated.get(step)
+            val, accuracy = (None, None) if found is None else (found.loss, found.measures.get("accuracy"))
             per_byte = (_per_byte(val, self._bits.validation), _per_byte(loss, self._bits.train))
-            rows.append((step, loss, rate, val, *per_byte))
-        write_csv(self._path, STEP_COLUMNS, rows)
+            norm = norms[step - 1] if step <= len(norms) else None
+            rows.append((step, loss, rate, val, *per_byte, norm, accuracy))
+        try:
+            write_csv(self._path, STEP_COLUMNS, rows)
+        except OSError as error:  # a full disk ends no training: the histories are in memory and in checkpoints
+            logger.warning("%s cannot be written: %s", self._path, error)
 
 
 def epoch_results(training: TrainingLoop, validations: Sequence[Validation]) -> list[EpochResult]:
@@ -336,10 +407,10 @@ def best_epoch(epochs: Sequence[EpochResult]) -> int:
 def metric_row(item: EpochResult, bits: LossesPerByte) -> tuple[Any, ...]:
     """One row of `TrainingResult.metrics_summary`: see `METRIC_COLUMNS`."""
     loss = item.val_loss
-    perplexity = None if loss is None else math.exp(min(loss, 700.0))  # a float holds e ** 709 at most
     per_byte = _per_byte(loss, bits.validation)
     train = _per_byte(item.train_loss, bits.train)
-    return (item.epoch, item.step, item.train_loss, loss, perplexity, per_byte, item.learning_rate, item.seconds, train)
+    surprise = None if loss is None else perplexity(loss)
+    return (item.epoch, item.step, item.train_loss, loss, surprise, per_byte, item.learning_rate, item.seconds, train)
 
 
 def _per_byte(loss: float | None, bits: Callable[[float], float] | None) -> float | None:

@@ -10,9 +10,11 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from utils.tokenization.batch_order import EpochBatchSampler, Window
+from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.samples import Samples
-from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
+from utils.training.engine.loop import LossesPerByte, TrainingLoop, ValidationLoop
 from utils.training.engine.resume import ResumableCheckpoint
+from utils.training.engine.watching import Watchers
 
 
 @dataclass
@@ -44,6 +46,20 @@ class Plan:
         both = f"{self.train.fingerprint}:{self.validation.fingerprint if self.validation is not None else None}"
         return hashlib.sha256(both.encode()).hexdigest()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the plan, in plain types, for checkpoints: see `recovery`."""
+        bits = {
+            part: [value.tokens, value.size] if isinstance(value, BitsPerByte) else None
+            for part, value in (("train", self.bits.train), ("validation", self.bits.validation))
+        }
+        return {
+            "scored_bytes": self.scored_bytes,
+            "block_length": self.train.longest,
+            "total_steps": self.total_steps,
+            "bits": bits,
+        }
+
 
 @dataclass
 class Loaders:
@@ -61,20 +77,26 @@ class Loaders:
 
 @dataclass
 class Callbacks:
-    """The callbacks of a run, in the order in which Lightning calls them."""
+    """The callbacks of a run, in the order in which Lightning calls them.
+
+    Attributes:
+        deciding: those that change weights or end the run.
+        checkpoint: the one that saves; it is the last, so that it sees what the others kept.
+    """
 
     training: TrainingLoop
     validation: ValidationLoop
-    progress: ProgressReporter
-    metrics: MetricsFile
+    deciding: list[pl.Callback]
+    watchers: Watchers
     checkpoint: ResumableCheckpoint
 
     def in_order(self) -> list[pl.Callback]:
-        """All of them; the one that saves is the last, so that it sees what the others kept."""
-        return [self.training, self.validation, self.progress, self.metrics, self.checkpoint]
+        """All of them."""
+        return [self.training, self.validation, *self.deciding, *self.watchers.in_order(), self.checkpoint]
 
     def restore_finished(self, checkpoint: dict[str, Any]) -> None:
         """Take the histories of a run whose last step has been done from its checkpoint."""
         for callback in (self.training, self.validation):
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+        self.watchers.load(checkpoint["callbacks"])
         self.training.finish(checkpoint["epoch"])

@@ -7,9 +7,12 @@ happen only after whole optimizer steps; where a validation follows such a step,
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,8 +22,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from utils.tokenization.batch_order import EpochBatchSampler
 from utils.tokenization.data_module import data_position
 from utils.training.engine import random_state
-from utils.training.engine.checkpoint import CheckpointStore
+from utils.training.engine.checkpoint import CheckpointStore, without_paths
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
+from utils.training.engine.surroundings import PatientSignals
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -47,41 +51,32 @@ class VerifiedCheckpointIO(CheckpointIO):
         raise NotImplementedError("checkpoints are deleted by CheckpointStore alone")
 
 
-class ResumableCheckpoint(pl.Callback):
-    """Saves at optimizer-step boundaries and restores what Lightning leaves out. Must be the last callback.
+class GenerationSaver(pl.Callback):
+    """Saves generations of any Lightning training at optimizer-step boundaries, and brings random states back.
+
+    The place in the data is the data module's to keep (`UniversalDataModule` does).
 
     Args:
         store: where generations go.
         config: how often to save.
-        sampler: order of the training blocks.
-        training, validation: histories; the newest validation loss goes into the manifest.
-        has_validation: whether validation blocks exist.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self,
-        store: CheckpointStore,
-        config: TrainingConfig,
-        sampler: EpochBatchSampler,
-        training: TrainingLoop,
-        validation: ValidationLoop,
-        has_validation: bool,
-        clock: Callable[[], float] = time.monotonic,
+        self, store: CheckpointStore, config: TrainingConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.store, self.config, self.sampler = store, config, sampler
-        self._training, self._validation, self._has_validation = training, validation, has_validation
+        self.store, self.config = store, config
         self._clock, self._saved_at = clock, clock()
         self._steps, self._saved_step, self._due = 0, -1, False
         self._random: dict[str, Any] | None = None
+        self._trouble: str | None = None
 
     # ---- coming back ------------------------------------------------------------------------------------------------
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = checkpoint[STATE_KEY]
-        self.sampler.resume_at(own["position"]["epoch"], own["position"]["batch"])
-        self._random = own["random"]
+        without_paths(checkpoint)
+        self._random = checkpoint[STATE_KEY]["random"] if STATE_KEY in checkpoint else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps = self._saved_step = trainer.global_step
@@ -103,11 +98,11 @@ class ResumableCheckpoint(pl.Callback):
         self._steps = trainer.global_step
         last = batch_idx + 1 >= trainer.num_training_batches
         self._due = self._due or self._is_due(trainer, last)
-        if self._due and not last and not self._validation_follows(trainer):
+        if self._due and not last and not self._validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and self._due:
+        if trainer.state.fn == "fit" and (self._due or self._ends(trainer)):  # early stopping decides at a validation
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,9 +112,7 @@ class ResumableCheckpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        epoch, batch = data_position(trainer)
-        position = {"epoch": epoch, "batch": batch}
-        checkpoint[STATE_KEY] = {"random": random_state.capture(), "position": position}
+        checkpoint[STATE_KEY] = {"random": random_state.capture()}
         checkpoint.pop("hyper_parameters", None)  # the run folder keeps settings; objects of other kinds would not load
         checkpoint.pop("hparams_name", None)
 
@@ -127,34 +120,168 @@ class ResumableCheckpoint(pl.Callback):
         config, step = self.config, trainer.global_step
         minutes = config.save_every_n_minutes
         return (
-            step >= self._training.total_steps
-            or (last_of_epoch and (trainer.current_epoch + 1) % config.save_every_n_epochs == 0)
+            (last_of_epoch and (trainer.current_epoch + 1) % config.save_every_n_epochs == 0)
             or (config.save_every_n_steps is not None and step % config.save_every_n_steps == 0)
             or (minutes > 0 and self._clock() - self._saved_at >= 60 * minutes)
         )
 
-    def _validation_follows(self, trainer: pl.Trainer) -> bool:
+    def _validation_follows(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether Lightning validates after the batch that has just ended (not the last of its epoch)."""
+        every = trainer.val_check_batch
+        return bool(trainer.enable_validation and math.isfinite(every) and (batch_idx + 1) % int(every) == 0)
+
+    def _loss_at(self, trainer: pl.Trainer) -> float | None:
+        """The validation loss that belongs to this very step."""
+        return None
+
+    def _ends(self, trainer: pl.Trainer) -> bool:
+        """Whether the run ends with this step."""
+        return False
+
+    def _why_not(self, trainer: pl.Trainer) -> str | None:
+        """Why the state of this moment must not become a generation, or None."""
+        assert trainer.lightning_module is not None
+        return None if _all_finite(trainer.lightning_module) else "weights are not finite"
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._due = False
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        why_not = self._why_not(trainer)
+        if why_not is not None:
+            logger.warning("no checkpoint at step %d: %s; the last good one stays", step, why_not)
+        elif self._written(trainer):
+            self._saved_step = step
+        self._saved_at = self._clock()
+
+    def _written(self, trainer: pl.Trainer) -> bool:
+        """Write and commit; a full disk costs the oldest generation, and no error of the disk ends the training."""
+        step = trainer.global_step
+        while True:
+            try:
+                path = self.store.next_path(step)
+                with _through(trainer, self.store):
+                    trainer.save_checkpoint(path, weights_only=False)
+                self.store.commit(path, step, self._loss_at(trainer), self._ends(trainer))
+            except OSError as error:
+                dropped = self.store.make_room() if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+                if dropped is None:
+                    self._tell_failure(step, error)
+                    return False
+                logger.warning("the disk is full: the checkpoint of step %d makes room", dropped.step)
+            else:
+                if self._trouble is not None:
+                    logger.warning("checkpoints can be written again: step %d is saved", step)
+                self._trouble = None
+                return True
+
+    def _tell_failure(self, step: int, error: OSError) -> None:
+        kind = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        if kind != self._trouble:  # once a kind, for every step may try
+            newest = self.store.newest()
+            last = "there is none yet" if newest is None else f"the last good one is that of step {newest.step}"
+            logger.warning("no checkpoint at step %d: %s. Training goes on; %s", step, error, last)
+        self._trouble = kind
+
+
+class ResumableCheckpoint(GenerationSaver):
+    """The saver of this package's own trainer: keeps the place in the data and the histories. Must be the last callback.
+
+    An interrupt or a request to end waits for the end of the optimizer step, which is then saved; a second one does not.
+
+    Args:
+        store: where generations go.
+        config: how often to save.
+        sampler: order of the training blocks.
+        training, validation: histories; the newest validation loss goes into the manifest.
+        has_validation: whether validation blocks exist.
+        clock: monotonic seconds.
+
+    Attributes:
+        facts: what else a result is made of, in plain types; kept in each generation for `recover`.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: TrainingConfig,
+        sampler: EpochBatchSampler,
+        training: TrainingLoop,
+        validation: ValidationLoop,
+        has_validation: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(store, config, clock)
+        self.sampler, self.facts = sampler, dict[str, Any]()
+        self._training, self._validation, self._has_validation = training, validation, has_validation
+        self._signals = PatientSignals()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        position = checkpoint[STATE_KEY]["position"]
+        self.sampler.resume_at(position["epoch"], position["batch"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        epoch, batch = data_position(trainer)
+        checkpoint[STATE_KEY].update(
+            position={"epoch": epoch, "batch": batch},
+            facts=dict(self.facts),
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._signals.listen()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._signals.leave()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._signals.act()
+
+    def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
+        asked = self._signals.wanted is not None
+        return asked or self._ends(trainer) or super()._is_due(trainer, last_of_epoch)
+
+    def _ends(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step >= self._training.total_steps
+
+    def _validation_follows(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         if not self._has_validation:
             return False
         every = self.config.val_every_n_steps
         return trainer.should_stop or (every is not None and trainer.global_step % every == 0)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        self._due = False
-        if trainer.global_step == self._saved_step:
-            return
+    def _loss_at(self, trainer: pl.Trainer) -> float | None:
+        return self._validation.loss_at(trainer.global_step)
+
+    def _why_not(self, trainer: pl.Trainer) -> str | None:
         self._training.read_losses()
-        assert trainer.lightning_module is not None
-        if not _all_finite(trainer.lightning_module):
-            logger.warning(
-                "no checkpoint at step %d: weights are not finite; the last good one stays", trainer.global_step
-            )
-            return
-        path = self.store.next_path(trainer.global_step)
-        trainer.save_checkpoint(path, weights_only=False)
-        self.store.commit(path, trainer.global_step, self._validation.loss_at(trainer.global_step))
-        self._saved_step, self._saved_at = trainer.global_step, self._clock()
+        losses = self._training.step_losses
+        if losses and not math.isfinite(losses[-1]):
+            return f"its loss is {losses[-1]}"
+        return super()._why_not(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        super()._save(trainer)
+        self._signals.act()
+
+
+@contextlib.contextmanager
+def _through(trainer: pl.Trainer, store: CheckpointStore) -> Iterator[None]:
+    """Let Lightning write into the store for a moment, whatever it writes with otherwise."""
+    strategy = trainer.strategy
+    before = strategy.checkpoint_io
+    strategy.checkpoint_io = VerifiedCheckpointIO(store)
+    try:
+        yield
+    finally:
+        strategy.checkpoint_io = before
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -4,10 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+
+logger = logging.getLogger(__name__)
+
+
+class PatientSignals:
+    """Turns the first interrupt (SIGINT) or request to end (SIGTERM) into a wish, so that a step can end and be saved.
+
+    A second one acts at once, as it would have without this class. Only the main thread can listen; elsewhere nothing
+    changes.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: int | None = None
+        self._before: dict[int, Any] = {}
+        self._process = 0
+
+    def listen(self) -> None:
+        """Begin; a second call does nothing."""
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return
+        self.wanted, self._process = None, os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if callable(before) or (before is signal.SIG_DFL and number == signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._heard)
+
+    def leave(self) -> None:
+        """Put back what was there; a second call does nothing."""
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._heard:
+                signal.signal(number, before)
+        self._before = {}
+
+    def act(self) -> None:
+        """Do what was wanted: KeyboardInterrupt, or the end of the process."""
+        wanted, self.wanted = self.wanted, None
+        self.leave()
+        if wanted is not None:
+            signal.raise_signal(wanted)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted is None and os.getpid() == self._process:  # a forked worker process is not the training
+            self.wanted = number
+            logger.warning("training stops after this optimizer step and saves it; a second signal stops it at once")
+        else:
+            self.wanted = number
+            self.act()
 
 
 @contextlib.contextmanager

@@ -6,59 +6,72 @@ and what happens inside a step to `UniversalModelAdapter`.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from utils.adapters.model_adapter import AdaptedModel, UniversalModelAdapter, adapt
-from utils.errors import DataError, TokenizerError, TrainingError
+from utils._files import write_json
+from utils.adapters.model_adapter import AdaptedModel, adapt
+from utils.errors import ConfigError, TrainingError
 from utils.progress import ProgressCallback, ignore_progress
-from utils.tokenization.batch_order import fit_window
+from utils.tokenization.batch_order import Window, fit_window
 from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
-from utils.tokenization.data_module import UniversalDataModule, check_fits
-from utils.tokenization.documents import Documents
 from utils.tokenization.loaders import DataLoaderFactory
-from utils.tokenization.packing import PackedBlocks, pack_documents
+from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
+from utils.training.engine.compilation import Compilation, compiled
+from utils.training.engine.gradient_checkpointing import checkpointed
+from utils.training.engine.hooks import DefaultHooks, TrainingHooks
 from utils.training.engine.loop import (
     NEVER,
+    EarlyEnd,
     LossesPerByte,
-    MetricsFile,
-    ProgressReporter,
     TrainingLoop,
     ValidationLoop,
-    best_epoch,
-    epoch_results,
-    metric_row,
 )
+from utils.training.engine.loss import LossStrategy, LossStrategyRegistry
+from utils.training.engine.memory import fit_to_memory, largest_batches
+from utils.training.engine.mirror import Mirror, mirroring
+from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
-from utils.training.engine.precision import check_precision, pick_precision
+from utils.training.engine.precision import check_precision, find_overflow, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
+from utils.training.engine.samples import SampleMaker
+from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.surroundings import interruptible, quiet_lightning
+from utils.training.engine.watching import watchers
 from utils.training.fingerprint import model_identity, weights_hash
+from utils.training.forecast import Forecast, forecast
 from utils.training.initialisation import Initialisation, initialise
-from utils.training.objective import check_task, choose_objective
+from utils.training.model_sizes import model_mismatches
+from utils.training.objective import choose_objective
+from utils.training.recovery import histories, places
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
 from utils.training.seed_manager import set_random_seed
 from utils.training.training_config import TrainingConfig
 
+if TYPE_CHECKING:
+    from utils.training.task_spec import TaskSpec
+
 logger = logging.getLogger(__name__)
 
-DEFAULT_BLOCK_LENGTH = 128
-"""Tokens per block where neither the settings nor the model name a limit."""
+MICRO_BATCH_FILE = "micro_batch.json"
+"""Where a run keeps the micro-batch that was found for its GPU: batches are counted by it, also on another GPU."""
 
 
 class Trainer:
@@ -68,12 +81,16 @@ class Trainer:
         model: an `AdaptedModel`, or what `adapt` takes.
         config: what is known about the model, for `adapt`; an adapted model brings its own.
         training_config: settings, as `TrainingConfig` or mapping; None takes the defaults.
-        task_spec: reserved for other tasks than next-token prediction; anything but None is refused.
+        task_spec: task, loss and columns; None takes those of the model's contract.
         tokenizer: needed where texts are passed, and for bits per byte.
         workspace: folder of the runs; None takes `training_config.checkpoint_dir`.
         progress: called with (optimizer steps done, steps in total, note).
         resume: "auto" continues an interrupted run of the same model, "continue" also where the model comes with other
             weights (those of the run count), "never" begins anew.
+        hooks: called at the turns of the run.
+
+    Attributes:
+        engine, module: Lightning's trainer and module, once `train` has begun.
 
     Example:
         >>> result = Trainer(adapted, None, TrainingConfig(max_steps=100), tokenizer=tokenizer).train(train_texts, val_texts)
@@ -84,32 +101,40 @@ class Trainer:
         model: nn.Module,
         config: Any = None,
         training_config: TrainingConfig | Mapping[str, Any] | None = None,
-        task_spec: None = None,
+        task_spec: TaskSpec | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         workspace: str | Path | None = None,
         progress: ProgressCallback = ignore_progress,
         resume: str = "auto",
+        hooks: TrainingHooks | None = None,
     ) -> None:
-        if task_spec is not None:
-            raise TrainingError("task_spec is not read yet: next-token prediction is the only task. Leave it at None.")
         settings = training_config if training_config is not None else TrainingConfig()
         self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
         self.settings.validate()
         self.adapted = adapt(model, config)
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
+        self.mirror: Mirror | None = None  # of the run, while and after it trains; its `status` says what is safe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        check_task(self.adapted)
+        self.class_names: tuple[str, ...] = ()
+        self.engine: pl.Trainer
+        self.module: pl.LightningModule
+        self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
+        check_strategy(self.settings)
+        mismatches = model_mismatches(self.settings, self.adapted)
+        if mismatches:
+            raise ConfigError("The settings and the model differ: " + " ".join(mismatches))
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
     def train(self, train_data: Any, val_data: Any = None) -> TrainingResult:
         """Train, or continue an interrupted training, to its end.
 
         Args:
-            train_data: texts (with a tokenizer), `PackedBlocks`, whole numbers of shape (N, T), or a `UniversalDataModule`
-                of the task "lm", which brings both parts; batch size and order are those of the settings.
+            train_data: a `UniversalDataModule` of the model's task, which brings both parts, or what one takes: texts, pairs
+                (text, class), (source, target) or (image, class); for next-token prediction also `PackedBlocks` or whole
+                numbers of shape (N, T). Batch size and order are those of the settings.
             val_data: the same, or None for a run without validation.
 
         Raises:
@@ -117,8 +142,8 @@ class Trainer:
             TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
         """
         set_random_seed(self.settings.random_seed, self.settings.deterministic)
-        plan = self._setup_data(train_data, val_data)
         self.adapted, objective = self._setup_objective(self.adapted)
+        plan = self._setup_data(train_data, val_data)
         run = self._setup_run(plan)
         try:
             return self._run(plan, run, objective)
@@ -128,36 +153,48 @@ class Trainer:
     def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
         """All that happens while this process holds the run's folder."""
         store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
+        with mirroring(store, run.path, self.settings.mirror_dir, self.progress) as self.mirror:
+            return self._run_here(plan, run, store, objective)
+
+    def _run_here(self, plan: Plan, run: RunFolder, store: CheckpointStore, objective: str) -> TrainingResult:
+        """The same, while the run's checkpoints are mirrored."""
         newest = store.newest()
         initialisation = self._setup_initialisation(plan, newest is not None)
+        precision, why = self._setup_precision(plan)
+        micro_batch = self._setup_micro_batch(plan, run, precision)
+        forecast = self._setup_forecast(plan)
         lit = self._setup_module(self.adapted, plan)
         loaders = self._setup_loaders(plan)
         callbacks = self._setup_callbacks(plan, loaders, run, store)
-        precision, why = self._setup_precision()
         self._log_start(run, plan, newest, f"{precision} ({why})")
-        with quiet_lightning():
+        with quiet_lightning(), self._setup_memory() as memory, self._setup_compilation(plan, precision) as compilation:
             engine = self._setup_engine(plan, callbacks, store, precision)
             precision = str(engine.precision)  # what Lightning really uses
+            self.engine, self.module = engine, lit
+            facts = {
+                "objective_reason": objective,
+                "initialisation_reason": initialisation.reason,
+                "tokenizer_reason": _tokenizer_reason(self.tokenizer),
+                "precision": precision,
+                "precision_reason": why,
+                "compile_mode": compilation.mode,
+                "compile_reason": compilation.reason,
+                "gradient_checkpointing": memory,
+                "micro_batch_reason": micro_batch,
+                "forecast": None if forecast is None else forecast.summary(),
+                "task": self.adapted.contract.task,
+                "class_names": list(self.class_names),
+                "resumed_from_step": newest.step if newest is not None else 0,
+            }
+            callbacks.checkpoint.facts = {**facts, **plan.facts}
             self._fit(engine, lit, loaders, callbacks, store, newest)
         self.adapted.eval()
-        facts = {
-            "objective_reason": objective,
-            "initialisation_reason": initialisation.reason,
-            "tokenizer_reason": _tokenizer_reason(self.tokenizer),
-            "precision": precision,
-            "precision_reason": why,
-            "resumed_from_step": newest.step if newest is not None else 0,
-        }
         return self._collect(plan, run, store, callbacks, facts)
 
     # ---- steps, each of which a subclass can override ----------------------------------------------------------------
     def _setup_data(self, train_data: Any, val_data: Any) -> Plan:
         """Blocks of both parts, and how many steps they make."""
-        if isinstance(train_data, UniversalDataModule):
-            train_data, val_data = _parts_of(train_data)
-        length = self._block_length()
-        train = self._blocks(train_data, length, "training")
-        validation = None if val_data is None else self._blocks(val_data, length, "validation")
+        train, validation = self._setup_samples(train_data, val_data)
         settings = self.settings
         window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
         if window.why:
@@ -168,13 +205,32 @@ class Trainer:
         scored = bits.validation.size if isinstance(bits.validation, BitsPerByte) else None
         return Plan(train, validation, window, total, per_epoch, bits, scored)
 
+    def _setup_samples(self, train_data: Any, val_data: Any) -> tuple[Samples, Samples | None]:
+        """Samples of both parts, for the task of the model."""
+        maker = SampleMaker(self.adapted, self.settings, self.tokenizer, self.workspace / ".cache", self.spec)
+        found = maker.both(train_data, val_data)
+        self.tokenizer, self.class_names = maker.tokenizer, maker.class_names
+        return found
+
     def _bits(self, samples: Samples | None) -> BitsPerByte | None:
-        known = isinstance(samples, (PackedBlocks, PaddedDocuments)) and self.tokenizer is not None
+        known = (
+            self.adapted.contract.task == "lm"
+            and isinstance(samples, (PackedBlocks, PaddedDocuments))
+            and self.tokenizer is not None
+        )
         return BitsPerByte.of(samples, self.tokenizer) if known else None  # type: ignore[arg-type]
 
     def _setup_objective(self, adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
-        """The model to train and why next-token prediction is honest for it."""
-        chosen, reason = choose_objective(adapted, self.settings.objective)
+        """The model to train, on the task of its contract, and why that is honest for it."""
+        mode = self.settings.objective
+        if self.spec is not None and mode == "auto" and self.spec.task == "masked":
+            mode = "masked"
+        chosen, reason = choose_objective(adapted, mode)
+        if self.spec is not None and self.spec.task != chosen.contract.task:
+            raise TrainingError(
+                f"The task is {self.spec.task!r}, and {adapted.name} is a {chosen.contract.task!r} model. Take a TaskSpec of its "
+                "task, or say what the model is: AdaptedModel(model, config, contract=CallContract(task=..., ...))."
+            )
         if chosen is not adapted:
             logger.warning("%s", reason)
         return chosen, reason
@@ -182,7 +238,7 @@ class Trainer:
     def _setup_run(self, plan: Plan) -> RunFolder:
         """The run's folder, with settings and tokenizer in it."""
         fingerprint = run_fingerprint(model_identity(self.adapted), plan.fingerprint, self.settings, plan.total_steps)
-        run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume)
+        run = open_run(self.workspace, self.settings.run_name, fingerprint, self.resume, self.settings.mirror_dir)
         try:
             self.settings.save(run.path / "config.json")
             if self.tokenizer is not None:
@@ -205,25 +261,27 @@ class Trainer:
         if started:
             return Initialisation((), "weights come from the run's checkpoint")
         self.adapted.to(self.device)
-        sample = plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))["input_ids"]
-        self.adapted.check_inputs(sample)
+        sample = self._sample(plan)
+        self.adapted.check_inputs(sample["input_ids"] if "input_ids" in sample else sample["pixel_values"])
         return initialise(self.adapted, self.settings.initialisation, sample, self.settings.random_seed)
+
+    def _sample(self, plan: Plan) -> dict[str, torch.Tensor]:
+        """A batch of training data."""
+        return plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))
 
     def _setup_module(self, adapted: AdaptedModel, plan: Plan) -> pl.LightningModule:
         """The Lightning module, with optimizer and schedule of this trainer where a subclass brings them."""
-        settings = self.settings
-        lit = UniversalModelAdapter(
-            adapted,
-            tokenizer=self.tokenizer,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup_ratio=settings.warmup_ratio,
-            total_steps=plan.total_steps,
-        )
+        lit = TrainingModule(adapted, self.settings, plan.total_steps, self._setup_loss(adapted), self.tokenizer)
         optimizer = self._setup_optimizer(adapted)
         if optimizer is not None:
             lit.configure_optimizers = lambda: self._optimizer_and_schedule(optimizer, plan)  # type: ignore[method-assign]
         return lit
+
+    def _setup_loss(self, adapted: AdaptedModel) -> LossStrategy:
+        """What a batch costs."""
+        if self.spec is not None and self.spec.loss is not None:
+            return LossStrategyRegistry.get(self.spec.loss)
+        return LossStrategyRegistry.for_task(adapted.contract.task)
 
     def _setup_optimizer(self, adapted: AdaptedModel) -> Optimizer | None:
         """Another optimizer than AdamW, or None."""
@@ -235,28 +293,102 @@ class Trainer:
 
     def _setup_loaders(self, plan: Plan) -> Loaders:
         """Loaders over both parts."""
-        factory = DataLoaderFactory(self.settings.random_seed, pin_memory=self.device.type == "cuda")
+        settings = self.settings
+        factory = DataLoaderFactory(
+            settings.random_seed, pin_memory=self.device.type == "cuda", workers=settings.num_workers
+        )
         validation = None if plan.validation is None else factory.validation(plan.validation, plan.window.batch_size)
         return Loaders(factory.train(plan.train, plan.window), validation)
 
     def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
         """The callbacks of the run; the one that saves comes last."""
-        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(self.settings.val_every_n_steps)
+        settings = self.settings
+        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(settings.val_every_n_steps)
+        resumable = ResumableCheckpoint(
+            store, settings, loaders.sampler, training, validation, plan.validation is not None
+        )
         return Callbacks(
             training,
             validation,
-            ProgressReporter(self.progress, training, validation, plan.bits, plan.tokens_per_step),
-            MetricsFile(run.path / "metrics.csv", training, validation, plan.bits),
-            ResumableCheckpoint(
-                store, self.settings, loaders.sampler, training, validation, plan.validation is not None
-            ),
+            [*self._average(), *self._early_end(training, validation)],
+            watchers(run, settings, training, validation, plan.bits, plan.tokens_per_step, self.progress, self.hooks),
+            resumable,
         )
 
-    def _setup_precision(self) -> tuple[str, str]:
+    def _mirrored(self) -> str:
+        """How far the mirror is, for the progress display."""
+        return "" if self.mirror is None else self.mirror.status.summary()
+
+    def _average(self) -> list[pl.Callback]:
+        """The moving average of the weights."""
+        decay = self.settings.ema_decay
+        return [] if decay is None else [EMAWeightAveraging(decay=decay)]
+
+    def _early_end(self, training: TrainingLoop, validation: ValidationLoop) -> list[pl.Callback]:
+        patience = self.settings.early_stopping_patience
+        return (
+            []
+            if patience is None
+            else [EarlyEnd(training, validation, patience, self.settings.early_stopping_min_delta)]
+        )
+
+    def _setup_precision(self, plan: Plan) -> tuple[str, str]:
         """Precision and its reason."""
         if self.settings.precision != "auto":
             return self.settings.precision, "set by precision="
-        return pick_precision(self.device)
+        return pick_precision(self.device, probe=lambda: find_overflow(self.adapted, self._sample(plan)))
+
+    def _setup_micro_batch(self, plan: Plan, run: RunFolder, precision: str) -> str:
+        """Let micro-batches fit into the GPU's memory; a run that continues keeps those that it began with.
+
+        Changes `plan.window`, whose product of micro-batch and accumulation stays.
+        """
+        window, kept = plan.window, run.path / MICRO_BATCH_FILE
+        if kept.is_file():
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            plan.window = Window(found["batch_size"], found["accumulation"])
+            return str(found["reason"])
+        if not self.settings.fit_batch_to_memory or self.device.type != "cuda":
+            return "that of the settings"
+        fitted = fit_to_memory(
+            self.adapted.to(self.device),
+            largest_batches(plan.train),
+            window.batch_size,
+            window.accumulation,
+            precision,
+            self.settings.ema_decay is not None,
+        )
+        plan.window = Window(fitted.batch_size, fitted.accumulation, window.why)
+        values = {"batch_size": fitted.batch_size, "accumulation": fitted.accumulation, "reason": fitted.reason}
+        write_json(kept, values)
+        logger.info("micro-batch: %s", fitted.reason)
+        return fitted.reason
+
+    def _setup_forecast(self, plan: Plan) -> Forecast | None:
+        """What the run will take, where somebody watches its progress."""
+        if self.progress is ignore_progress:
+            return None
+        found = forecast(
+            self.adapted.to(self.device),
+            self.settings,
+            plan.train,
+            plan.validation,
+            window=plan.window,
+            workspace=self.workspace,
+            device=self.device,
+        )
+        logger.log(logging.INFO if found.fits else logging.WARNING, "%s", found.summary())
+        return found
+
+    def _setup_memory(self) -> contextlib.AbstractContextManager[str]:
+        """Gradient checkpointing, for the time of the training."""
+        return checkpointed(self.adapted) if self.settings.gradient_checkpointing else contextlib.nullcontext("off")
+
+    def _setup_compilation(self, plan: Plan, precision: str) -> contextlib.AbstractContextManager[Compilation]:
+        """torch.compile, for the time of the training."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+        batch = self._sample(plan) if self.settings.compile_mode != "off" else {}
+        return compiled(self.adapted, self.settings.compile_mode, batch, dtype)
 
     def _setup_engine(self, plan: Plan, callbacks: Callbacks, store: CheckpointStore, precision: str) -> pl.Trainer:
         """The one `pytorch_lightning.Trainer` of the run."""
@@ -292,7 +424,7 @@ class Trainer:
         newest: CheckpointMetadata | None,
     ) -> None:
         """Train from the beginning, from a checkpoint, or not at all where the last step has been done."""
-        if newest is not None and newest.step >= callbacks.training.total_steps:
+        if newest is not None and (newest.ends or newest.step >= callbacks.training.total_steps):
             finished = store.load(store.folder / newest.file)
             lit.load_state_dict(finished["state_dict"])
             callbacks.restore_finished(finished)
@@ -308,36 +440,6 @@ class Trainer:
         if schedule is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _block_length(self) -> int:
-        limit, asked = self.adapted.contract.max_length, self.settings.max_length
-        if limit is None and asked is None:
-            logger.info("neither max_length nor the model names a limit: blocks of %d tokens", DEFAULT_BLOCK_LENGTH)
-            return DEFAULT_BLOCK_LENGTH
-        return min(value for value in (limit, asked) if value is not None)
-
-    def _blocks(self, data: Any, length: int, what: str) -> Samples:
-        blocks = self._as_samples(data, length, what)
-        check_fits(blocks, self.adapted.contract.vocab_size, self.adapted.contract.max_length, what)
-        return blocks
-
-    def _as_samples(self, data: Any, length: int, what: str) -> Samples:
-        if isinstance(data, Samples):
-            return data
-        if isinstance(data, torch.Tensor):
-            data = data.cpu().numpy()
-        if isinstance(data, np.ndarray):
-            return PackedBlocks(data)
-        if not isinstance(data, (str, Documents)) or not len(data):
-            raise DataError(
-                f"The {what} data must be texts, PackedBlocks or whole numbers of shape (N, T); got "
-                f"{'an empty ' if isinstance(data, Documents) else ''}{type(data).__name__}."
-            )
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"The {what} data is text, and there is no tokenizer to turn it into ids: pass tokenizer=."
-            )
-        return pack_documents(data, self.tokenizer, length, self.workspace / ".cache", what)
 
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
         if newest is not None:
@@ -355,50 +457,20 @@ class Trainer:
         self, plan: Plan, run: RunFolder, store: CheckpointStore, callbacks: Callbacks, facts: dict[str, Any]
     ) -> TrainingResult:
         """Metrics file, manifest and result."""
-        callbacks.metrics.write()
-        training, validation = callbacks.training, callbacks.validation
-        epochs = epoch_results(training, validation.history)
-        newest, best = store.newest(), store.best()
-        bits = plan.bits
+        callbacks.watchers.metrics.write()
         values = {
-            "loss_history": [item.train_loss for item in epochs],
-            "step_loss_history": list(training.step_losses),
-            "val_loss_history": [item.loss for item in validation.history],
-            "val_steps": [item.step for item in validation.history],
-            "bits_per_byte_history": [] if bits.train is None else [bits.train(item.train_loss) for item in epochs],
-            "val_bits_per_byte_history": []
-            if bits.validation is None
-            else [bits.validation(item.loss) for item in validation.history],
-            "bits_per_byte_untrained": None
-            if bits.validation is None or validation.untrained is None
-            else bits.validation(validation.untrained),
+            **histories(callbacks.training, callbacks.validation, plan.bits),
+            **callbacks.watchers.histories(),
+            **places(run.path, store),
             "scored_bytes": plan.scored_bytes,
             "block_length": plan.train.longest,
-            "best_epoch": best_epoch(epochs),
-            "final_loss": epochs[-1].train_loss,
-            "epoch_results": epochs,
-            "metric_rows": [metric_row(item, bits) for item in epochs],
-            "checkpoint_path": None if newest is None else str(store.folder / newest.file),
-            "best_checkpoint_path": None if best is None else str(store.folder / best.file),
-            "training_time": training.seconds,
-            "run_name": run.name,
-            "workspace_root": str(self.workspace),
-            "run_folder": str(run.path),
             **facts,
         }
         if not run.finished:
             run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
-        return TrainingResult(self.adapted, self.tokenizer, self.settings, values)
-
-
-def _parts_of(module: UniversalDataModule) -> tuple[Samples, Samples | None]:
-    """Both parts of a data module, where they are for next-token training."""
-    if module.task != "lm":
-        raise TrainingError(
-            f"The data module is for the task {module.task!r}, and this trainer trains next-token prediction. Give the module "
-            "to a pytorch_lightning.Trainer: trainer.fit(UniversalModelAdapter(model), module)."
-        )
-    return module.train_samples, module.validation_samples
+        result = TrainingResult(self.adapted, self.tokenizer, self.settings, values)
+        self.hooks.on_training_end(result)
+        return result
 
 
 def _tokenizer_reason(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
