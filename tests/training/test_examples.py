@@ -34,8 +34,8 @@ def trained(ex: TaskExample, workspace: Path, steps: int | None = None) -> Train
 
 
 @torch.no_grad()
-def score(ex: TaskExample, adapted: AdaptedModel) -> float:
-    """The example's metric on its validation part, computed here and nowhere else."""
+def score(ex: TaskExample, adapted: AdaptedModel) -> tuple[float, float]:
+    """The example's metric on its validation part, computed here and nowhere else, and the mean loss in nats."""
     module = ex.data_module()
     module.setup()
     right = asked = 0
@@ -50,8 +50,8 @@ def score(ex: TaskExample, adapted: AdaptedModel) -> float:
         asked += int(scored.sum())
         nats -= float(logits.log_softmax(-1)[scored].gather(-1, labels[scored][:, None]).sum())
     if ex.spec.metric == "accuracy":
-        return right / asked
-    return BitsPerByte.of(module.validation_samples, ex.tokenizer())(nats / asked)
+        return right / asked, nats / asked
+    return BitsPerByte.of(module.validation_samples, ex.tokenizer())(nats / asked), nats / asked
 
 
 def check_example(name: str, workspace: Path) -> None:
@@ -59,7 +59,7 @@ def check_example(name: str, workspace: Path) -> None:
     begin = time.process_time()
     result = trained(ex, workspace)
     seconds = time.process_time() - begin
-    reached, baseline = score(ex, result.model), ex.baseline()
+    reached, baseline = score(ex, result.model)[0], ex.baseline()
     FOUND[name] = f"{ex.spec.metric} {reached:.3f}, target {ex.target}, baseline {baseline:.3f}, {seconds:.0f} s"
     assert ex.spec.is_better(ex.target, baseline), "the target asks for more than the baseline"
     assert ex.spec.is_better(reached, ex.target), FOUND[name]
@@ -85,10 +85,10 @@ def test_the_classification_reaches_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_untrained_model_is_far_from_the_target_and_learns(name: str, tmp_path: Path) -> None:
     ex = example(name)
-    before = score(ex, ex.adapted().eval())
-    assert not ex.spec.is_better(before, ex.target)
+    metric, nats = score(ex, ex.adapted().eval())
+    assert not ex.spec.is_better(metric, ex.target)
     result = trained(ex, tmp_path, steps=12)
-    assert result["val_loss_history"][-1] < result["val_loss_untrained"]
+    assert result["val_loss_history"][-1] < result["val_loss_untrained"] == pytest.approx(nats, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

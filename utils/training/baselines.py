@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.errors import DataError
-from utils.tokenization.bits import scored_bytes
+from utils.tokenization.bits import Tokens, scored_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
@@ -71,7 +70,7 @@ def byte_trigram_bits_per_byte(train: bytes, validation: bytes) -> float:
     return WittenBellTrigram(train).bits(validation) / len(validation)
 
 
-def byte_trigram_on_blocks(train: bytes, blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+def byte_trigram_on_blocks(train: bytes, blocks: Tokens, tokenizer: PreTrainedTokenizerBase) -> float:
     """Bits per byte of the same trigram on exactly the bytes that a model is scored on in packed blocks.
 
     As for the model, the first token of each block is known and free, and nothing before the block is seen. The model also pays for end-of-text marks, which stand for no byte; the trigram

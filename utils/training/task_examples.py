@@ -99,7 +99,7 @@ class TaskExample:
         """Both parts as batches, with the batch size, length, seed and accumulation of the settings."""
         from utils.tokenization.data_module import UniversalDataModule
 
-        config, collator = self.config, self.collator()
+        config = self.config
         return UniversalDataModule(
             self.train,
             self.tokenizer(),
@@ -110,7 +110,7 @@ class TaskExample:
             seed=config.random_seed,
             accumulation=config.gradient_accumulation_steps,
             workers=config.num_workers,
-            **({} if collator is None else {"collator": collator}),
+            collator=self.collator(),
         )
 
     def baseline(self) -> float:
@@ -153,7 +153,7 @@ def _lm() -> TaskExample:
 
 def _masked() -> TaskExample:
     texts = stories(2200, SEED)
-    sizes = {"vocab_size": 384, "max_seq_len": 64}
+    sizes = {"vocab_size": 512, "max_seq_len": 48}
     return TaskExample(
         "mlm_tiny",
         TaskSpec.named("masked"),
@@ -161,11 +161,11 @@ def _masked() -> TaskExample:
         texts[:2000],
         texts[2000:],
         TrainingConfig(
-            max_steps=600, batch_size=16, max_length=64, learning_rate=3e-3, objective="masked", val_every_n_steps=150
+            max_steps=700, batch_size=16, max_length=48, learning_rate=3e-3, objective="masked", val_every_n_steps=175
         ),
-        target=0.7,
-        make_model=lambda: TinyMaskedLM(384, 64),
-        make_tokenizer=functools.partial(_bpe, "mlm_tiny", 384),
+        target=0.55,
+        make_model=lambda: TinyMaskedLM(512, 48),
+        make_tokenizer=functools.partial(_bpe, "mlm_tiny", 512),
         make_baseline=_most_frequent_token,
         sizes=sizes,
     )
@@ -180,7 +180,7 @@ def _classification() -> TaskExample:
         "Sentences that praise, blame or only report; 'not' turns them round, what others say does not count.",
         pairs[:2000],
         pairs[2000:],
-        TrainingConfig(epochs=6, batch_size=32, max_length=48, learning_rate=2e-3),
+        TrainingConfig(epochs=4, batch_size=32, max_length=48, learning_rate=2e-3),
         target=0.9,
         make_model=lambda: TinyClassifier(400, 48, 3),
         make_tokenizer=functools.partial(_bpe, "cls_tiny", 400),
