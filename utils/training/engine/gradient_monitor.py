@@ -272,9 +272,9 @@ class GradientMonitor(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        places = [place for place, (_, p) in enumerate(self._parameters) if p.grad is not None]
-        gradients = [self._parameters[place][1].grad for place in places]
-        norms = _norms(gradients, pl_module.device)  # type: ignore[arg-type]
+        found = [(place, p.grad) for place, (_, p) in enumerate(self._parameters) if p.grad is not None]
+        places = [place for place, _ in found]
+        norms = _norms([gradient for _, gradient in found], pl_module.device)
         self.total = torch.linalg.vector_norm(norms)
         self._unread.append(self.total)
         step = len(self._norms) + len(self._unread)
