@@ -7,6 +7,9 @@ holds a turn of each, in rotating order, and gives one ratio each; figures are m
 intervals, by the clock and by processor time (programs beside this one only touch the former, mostly). The bare loop runs
 twice a round: the control says what this machine alone adds.
 
+The own cost of each engine is what a step of a model without arithmetic takes longer than in the bare loop: the least of all
+rounds, since other work only ever adds time. It tells what the ratios cannot on a busy machine.
+
 Then: a checkpoint generation with its hash against `torch.save` alone, and the own cost per step of the callbacks that
 count and watch. Exit code 1 where an interval lies wholly beyond its limit, by processor time.
 """
@@ -46,8 +49,6 @@ from utils.training.engine.checkpoint import CheckpointStore
 from utils.training.engine.trainer import Trainer
 from utils.training.training_config import TrainingConfig
 
-STEPS, WARM_UP = 14, 4
-"""Optimizer steps of a turn, and how many of them do not count."""
 RATE, CLIP, DECAY = 5e-4, 1.0, 0.01
 LIMITS = {"loop": 0.97, "transformers": 1.0, "lightning": 1.0}
 """Least throughput of our trainer as a multiple of each other's."""
@@ -62,11 +63,39 @@ NAMES = {
 }
 
 
+class Small(nn.Module):
+    """Hardly any arithmetic, so that what remains is the engine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(ROWS, 4)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) → (B, T, V)."""
+        return F.linear(self.tokens(input_ids), self.tokens.weight)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained in a turn: a model, (batch, length) tokens a step, steps, and how many of them do not count."""
+
+    model: Callable[[], nn.Module]
+    batch: int
+    length: int
+    steps: int
+    warm_up: int
+
+
+WHOLE, OWN = Task(Decoder, BATCH, LENGTH, 14, 4), Task(Small, 2, 8, 150, 30)
+
+
 class Stamped(PackedBlocks):
     """Blocks that remember when each batch was asked for, by the clock and by processor time."""
 
-    def __init__(self) -> None:
-        super().__init__(np.random.default_rng(0).integers(0, ROWS, (STEPS * BATCH, LENGTH)).astype(np.uint16))
+    def __init__(self, task: Task = WHOLE) -> None:
+        shape = (task.steps * task.batch, task.length)
+        super().__init__(np.random.default_rng(0).integers(0, ROWS, shape).astype(np.uint16))
+        self.task = task
         self.stamps: list[tuple[float, float]] = []
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -75,17 +104,18 @@ class Stamped(PackedBlocks):
 
     def per_step(self) -> tuple[float, float]:
         """Seconds per step after the warm-up, by both clocks."""
-        (wall, cpu), (end_wall, end_cpu), steps = self.stamps[WARM_UP], self.stamps[-1], len(self.stamps) - 1 - WARM_UP
+        warm_up = self.task.warm_up
+        (wall, cpu), (end_wall, end_cpu), steps = self.stamps[warm_up], self.stamps[-1], len(self.stamps) - 1 - warm_up
         return (end_wall - wall) / steps, (end_cpu - cpu) / steps
 
 
 class WithLoss(nn.Module):
-    """The decoder with a loss of its own, as the other engines want it."""
+    """The model with a loss of its own, as the other engines want it."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.decoder = Decoder()
+        self.decoder = task.model()
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, T) → loss and logits (B, T, V)."""
@@ -97,9 +127,9 @@ class WithLoss(nn.Module):
 class PlainModule(pl.LightningModule):
     """What a person writes around a model for Lightning."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.model = WithLoss()
+        self.task, self.model = task, WithLoss(task)
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         """The loss, logged."""
@@ -109,25 +139,27 @@ class PlainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and a schedule per step."""
-        optimizer, schedule = optimizer_of(self)
+        optimizer, schedule = optimizer_of(self, self.task)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def optimizer_of(model: nn.Module, task: Task) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with a schedule, the same for every engine but ours, whose own does as much."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / STEPS)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / task.steps)
 
 
 def loader_of(blocks: Stamped) -> torch.utils.data.DataLoader[Any]:
     """Shuffled batches."""
-    return torch.utils.data.DataLoader(blocks, batch_size=BATCH, shuffle=True, collate_fn=lambda batch: batch)
+    return torch.utils.data.DataLoader(
+        blocks, batch_size=blocks.task.batch, shuffle=True, collate_fn=lambda batch: batch
+    )
 
 
 def by_loop(blocks: Stamped, folder: Path) -> None:
     """Train as a person writes it down."""
-    model = WithLoss().train()
-    optimizer, schedule = optimizer_of(model)
+    model = WithLoss(blocks.task).train()
+    optimizer, schedule = optimizer_of(model, blocks.task)
     for batch in loader_of(blocks):
         optimizer.zero_grad()
         loss = model(**batch)["loss"]
@@ -140,23 +172,26 @@ def by_loop(blocks: Stamped, folder: Path) -> None:
 def by_ours(blocks: Stamped, folder: Path) -> None:
     """Train with `Trainer` and its callbacks."""
     torch.manual_seed(0)
-    settings = TrainingConfig(learning_rate=RATE, weight_decay=DECAY, batch_size=BATCH, max_steps=STEPS)
-    Trainer(adapt(Decoder()), None, settings, workspace=folder, resume="never").train(blocks)
+    task = blocks.task
+    settings = TrainingConfig(learning_rate=RATE, weight_decay=DECAY, batch_size=task.batch, max_steps=task.steps)
+    Trainer(adapt(task.model()), None, settings, workspace=folder, resume="never").train(blocks)
 
 
 def by_lightning(blocks: Stamped, folder: Path) -> None:
     """Train with Lightning as it comes: progress bar, summary, logger, checkpoints."""
-    engine = pl.Trainer(max_steps=STEPS, gradient_clip_val=CLIP, accelerator="cpu", default_root_dir=str(folder))
-    engine.fit(PlainModule(), loader_of(blocks))
+    engine = pl.Trainer(
+        max_steps=blocks.task.steps, gradient_clip_val=CLIP, accelerator="cpu", default_root_dir=str(folder)
+    )
+    engine.fit(PlainModule(blocks.task), loader_of(blocks))
 
 
 def by_transformers(blocks: Stamped, folder: Path) -> None:
     """Train with `transformers.Trainer`, which reports to nobody and saves nothing."""
-    model = WithLoss()
+    model, task = WithLoss(blocks.task), blocks.task
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=BATCH,
+        max_steps=task.steps,
+        per_device_train_batch_size=task.batch,
         max_grad_norm=CLIP,
         use_cpu=True,
         report_to=[],
@@ -166,7 +201,7 @@ def by_transformers(blocks: Stamped, folder: Path) -> None:
         dataloader_pin_memory=False,
     )
     transformers.Trainer(
-        model, arguments, train_dataset=blocks, data_collator=lambda batch: batch, optimizers=optimizer_of(model)
+        model, arguments, train_dataset=blocks, data_collator=lambda batch: batch, optimizers=optimizer_of(model, task)
     ).train()
 
 
@@ -190,9 +225,9 @@ class Seconds:
         return [theirs / mine for theirs, mine in zip(self.of[other], self.of[ours])]
 
 
-def turn(name: str) -> tuple[float, float]:
+def turn(name: str, task: Task = WHOLE) -> tuple[float, float]:
     """One short run, silent; seconds per step by the clock and by processor time."""
-    blocks = Stamped()
+    blocks = Stamped(task)
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
@@ -204,13 +239,13 @@ def turn(name: str) -> tuple[float, float]:
     return blocks.per_step()
 
 
-def compare(rounds: int, progress: Callable[[str], None]) -> tuple[Seconds, Seconds]:
+def compare(rounds: int, progress: Callable[[str], None], task: Task = WHOLE) -> tuple[Seconds, Seconds]:
     """All engines in turns; the order rotates from round to round."""
     wall, cpu = Seconds(), Seconds()
     names = list(TURNS)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            by_wall, by_cpu = turn(name)
+            by_wall, by_cpu = turn(name, task)
             wall.of[name].append(by_wall)
             cpu.of[name].append(by_cpu)
         progress(f"round {number + 1} of {rounds}")
@@ -310,6 +345,11 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"throughput of {NAMES[ours]} over {NAMES[other]}{verdict}")
         say(f"  by processor time {told(ratios)}; by the clock {told(wall.throughput(other, ours))}")
     step = statistics.median(cpu.of["loop"])
+    _, own = compare(max(3, options.rounds), lambda note: None, OWN)
+    least = {name: min(values) for name, values in own.of.items()}
+    for name in ("ours", "lightning", "transformers"):
+        more = least[name] - least["loop"]
+        say(f"own cost of {NAMES[name]}: {more * 1e6:.0f} µs a step more than the loop, {more / step:.2%} of its step")
     for name, seconds in callback_costs(200).items():
         say(f"{name}: {seconds * 1e6:.0f} µs a step, {seconds / step:.2%} of one of the bare loop")
     for parameters in (2_000_000, 20_000_000):

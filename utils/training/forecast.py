@@ -18,7 +18,7 @@ import torch
 from utils._tables import html_table, text_table
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.memory import GB
-from utils.tokenization.batch_order import Window, fit_window
+from utils.tokenization.batch_order import EpochBatchSampler, Window, fit_window
 from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.samples import Samples
 from utils.training.engine.memory import available_memory, estimate_memory, largest_batches
@@ -327,7 +327,8 @@ def free_bytes(folder: Path) -> float | None:
 def _usual_batch(train: Samples, window: Window, config: TrainingConfig) -> Mapping[str, torch.Tensor]:
     """The micro-batch of the first epoch whose padded size is the median one."""
     sampler = DataLoaderFactory(config.random_seed).train(train, window).batch_sampler
-    batches = sampler.batches(0)  # type: ignore[union-attr]
+    assert isinstance(sampler, EpochBatchSampler)
+    batches = sampler.batches(0)
     lengths = train.lengths
     if lengths is None:
         return train.__getitems__(batches[0])

@@ -6,6 +6,7 @@ and accumulation never changes, so neither does what is learnt. What autograd ke
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
@@ -124,7 +125,7 @@ def estimate_memory(adapted: AdaptedModel, batches: Batches, ema: bool = False) 
     with preserved(adapted):
         adapted.train()
         one, two = (batches(1), batches(2))
-        kept = [saved_by(adapted, lambda batch=batch: batch_loss(adapted, batch)) for batch in (one, two)]  # type: ignore[misc]
+        kept = [saved_by(adapted, functools.partial(batch_loss, adapted, batch)) for batch in (one, two)]
         fixed = fixed_bytes(adapted.model)
     if ema:
         fixed["averaged weights"] = fixed["parameters"]

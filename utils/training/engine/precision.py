@@ -132,7 +132,7 @@ def find_overflow(
         adapted.train()
         with watch.modules(), autocast, watch:
             loss = _loss(adapted, sample)
-        gradients = ()
+        gradients: tuple[str, ...] = ()
         if half:
             loss.backward()
             gradients = tuple(_not_finite(adapted.model))
