@@ -225,10 +225,13 @@ class Mirror:
     def _sources(self, newest: CheckpointMetadata, opened: contextlib.ExitStack) -> list[_Source]:
         """Everything that a new machine needs; checkpoints are open from now on, so that they may be deleted meanwhile."""
         best = self.store.best()
-        generations = [newest] if best is None or best.sequence >= newest.sequence else [newest, best]
+        older = best is not None and best.sequence < newest.sequence
+        generations = [newest, best] if best is not None and older else [newest]
         found = []
         for metadata in generations:
             path = self.store.folder / metadata.file
+            if metadata is best and self.store.problem_of(metadata) is not None:
+                continue  # damaged here: the newest one is what matters
             file = opened.enter_context(path.open("rb"))
             chunks = iter(functools.partial(file.read, CHUNK), b"")
             found.append(_Source(f"{CHECKPOINTS}/{path.name}", metadata.size, metadata.sha256, chunks))
