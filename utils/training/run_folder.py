@@ -21,7 +21,7 @@ from typing import Any
 from utils._files import sha256_of, write_json, write_text
 from utils.errors import ConfigError, TrainingError
 from utils.training.engine.checkpoint import CheckpointStore
-from utils.training.engine.mirror_folder import FileSystem
+from utils.training.engine.mirror_folder import FileSystem, mirror_path, require_mounted
 from utils.training.run_lock import LOCK_FILE, FolderLock
 from utils.training.run_mirror import RUN_FILE, MirroredRun, mirrored_runs, restore_run, top_up
 from utils.training.training_config import TrainingConfig
@@ -180,6 +180,8 @@ def open_run(
         listed = ", ".join(f"{name!r} ({meaning})" for name, meaning in RESUMES.items())
         raise ConfigError(f"resume={resume!r} is unknown. Known: {listed}.")
     root = Path(workspace)
+    if mirror_dir is not None:
+        require_mounted(mirror_path(mirror_dir), FileSystem())
     if resume == "never":
         return _new_run(root, run_name or _time_name(), fingerprint)
     if run_name is None:
@@ -190,9 +192,13 @@ def open_run(
     else:
         _restored_named(root / run_name, fingerprint, resume, mirror_dir)
         run = _named_run(root / run_name, fingerprint, resume)
-    _remove_temporaries(run.path)
-    if mirror_dir is not None and run.continues:
-        top_up(CheckpointStore(run.checkpoints, run.run_id), run.name, mirror_dir)
+    try:
+        _remove_temporaries(run.path)
+        if mirror_dir is not None and run.continues:
+            top_up(CheckpointStore(run.checkpoints, run.run_id), run.name, mirror_dir)
+    except BaseException:
+        run.leave()
+        raise
     return run
 
 

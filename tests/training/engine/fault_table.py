@@ -367,7 +367,7 @@ def _vanishing(after: int) -> Callable[[str, Path], None]:
 
 
 # ---- everything together --------------------------------------------------------------------------------------------
-def histories(folder: Path, examples: int = 100) -> Row:
+def histories(folder: Path, examples: int = 60) -> Row:
     """Random histories of saves, copies, crashes, damage, deletions and resumes."""
     from hypothesis import HealthCheck, settings
     from hypothesis.stateful import run_state_machine_as_test

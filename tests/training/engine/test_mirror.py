@@ -110,8 +110,13 @@ def test_only_the_newest_waits_while_a_slow_mirror_copies(run, drive):
     assert not orphans(drive)
 
 
-@pytest.mark.parametrize("number", ERRNOS.values(), ids=ERRNOS.keys())
-@pytest.mark.parametrize("operation", ["make", "names", "free", "write", "chunk", "written", "read", "remove", None])
+OPERATIONS = ("make", "names", "free", "write", "chunk", "written", "read", "remove")
+
+
+@pytest.mark.parametrize(
+    ("number", "operation"),
+    [*((number, None) for number in ERRNOS.values()), *((errno.EIO, operation) for operation in OPERATIONS)],
+)
 def test_an_error_is_overcome_and_told_once(run, drive, number, operation, caplog):
     mirror = run.mirror(drive, FaultyFileSystem(raising(number, (operation,) if operation else (), times=3)))
     for step in (1, 2, 3, 4):

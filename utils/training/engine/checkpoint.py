@@ -285,13 +285,12 @@ class CheckpointStore:
         path.unlink(missing_ok=True)
 
     def _remove_orphans(self) -> None:
-        """Delete what a killed save left: temporary files, and checkpoint files without a manifest."""
-        for path in self.folder.iterdir():
-            unfinished = (
-                path.suffix == ".ckpt" and _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists()
-            )
-            if path.is_file() and not path.is_symlink() and (unfinished or _TEMPORARY.fullmatch(path.name)):
-                path.unlink(missing_ok=True)
+        """Delete what a killed save left: temporary files, checkpoints without a manifest, and the other way round."""
+        names = {path.name for path in self.folder.iterdir() if path.is_file() and not path.is_symlink()}
+        for name in names:
+            other = name[:-5] + {".ckpt": ".json", ".json": ".ckpt"}.get(name[-5:], "")
+            if _TEMPORARY.fullmatch(name) or (_NAME.fullmatch(name) and other not in names):
+                (self.folder / name).unlink(missing_ok=True)
 
 
 class _HashingWriter(io.RawIOBase):

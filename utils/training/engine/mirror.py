@@ -97,7 +97,7 @@ class Mirror:
         run_path: the run's folder.
         mirror_dir: where mirrors of runs lie.
         files: the file system of the mirror.
-        pauses: seconds before the first retry, and at most; each retry doubles them.
+        pauses: seconds before the first retry, and at most; each retry doubles them. None takes the usual ones.
 
     Raises:
         ConfigError: `mirror_dir` lies on a Google Drive that is not mounted.
@@ -109,12 +109,13 @@ class Mirror:
         run_path: Path,
         mirror_dir: str | Path,
         files: FileSystem | None = None,
-        pauses: tuple[float, float] = (FIRST_PAUSE, LONGEST_PAUSE),
+        pauses: tuple[float, float] | None = None,
     ) -> None:
         self.files = files if files is not None else FileSystem()
         root = mirror_path(mirror_dir)
         require_mounted(root, self.files)
-        self.store, self.run_path, self._pauses = store, run_path, pauses
+        self.store, self.run_path = store, run_path
+        self._pauses = pauses if pauses is not None else (FIRST_PAUSE, LONGEST_PAUSE)
         self.folder = MirrorFolder(folder_of(root, run_path.name, store.run_id), self.files)
         self._changed = threading.Condition()
         self._offered: CheckpointMetadata | None = None
@@ -225,10 +226,13 @@ class Mirror:
     def _sources(self, newest: CheckpointMetadata, opened: contextlib.ExitStack) -> list[_Source]:
         """Everything that a new machine needs; checkpoints are open from now on, so that they may be deleted meanwhile."""
         best = self.store.best()
-        generations = [newest] if best is None or best.sequence >= newest.sequence else [newest, best]
+        older = best is not None and best.sequence < newest.sequence
+        generations = [newest, best] if best is not None and older else [newest]
         found = []
         for metadata in generations:
             path = self.store.folder / metadata.file
+            if metadata is best and self.store.problem_of(metadata) is not None:
+                continue  # damaged here: the newest one is what matters
             file = opened.enter_context(path.open("rb"))
             chunks = iter(functools.partial(file.read, CHUNK), b"")
             found.append(_Source(f"{CHECKPOINTS}/{path.name}", metadata.size, metadata.sha256, chunks))

@@ -153,7 +153,11 @@ class Trainer:
     def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
         """All that happens while this process holds the run's folder."""
         store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
-        with mirroring(store, run.path, self.settings.mirror_dir, self.progress) as self.mirror:
+
+        def report(done: int, total: int | None, note: str = "") -> None:  # progress counts steps, and a copy is none
+            self.progress(plan.total_steps, plan.total_steps, note)
+
+        with mirroring(store, run.path, self.settings.mirror_dir, report) as self.mirror:
             return self._run_here(plan, run, store, objective)
 
     def _run_here(self, plan: Plan, run: RunFolder, store: CheckpointStore, objective: str) -> TrainingResult:
