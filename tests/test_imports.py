@@ -60,9 +60,6 @@ LATER = {  # feature → what it will bring, "module: names" in each line
         utils.training.engine.metrics: MetricsEngine DriftMetrics
         utils.training.training_config: TrainingConfigBuilder compare_configs
         utils.training.task_spec: TaskSpec
-        utils.training.metrics_tracker: MetricsTracker
-        utils.training.drift_metrics: compute_dataset_profile compare_profiles
-        utils.training.dashboard: Dashboard
         utils.training.checkpoint_manager: CheckpointManager
         utils.training.training_core: TrainingCoordinator""",
     "more export formats": """utils: TorchScriptExporter ModelCardGenerator

@@ -138,7 +138,7 @@ class Dashboard:
         return [
             loss_panel(self.history["train/loss"], self.history["val/loss"], axis),
             self._quality(),
-            self._single("learning_rate", "learning rate", "per step"),
+            self._single("learning_rate", "learning rate", ""),
             self._single("gradient_norm", "gradient norm", "L2, all gradients", logarithmic=True),
             self._resources(),
             self._drift(),
@@ -204,10 +204,7 @@ class Dashboard:
         column = self.history[name]
         if not column:
             return Panel(title, missing=NOT_RECORDED)
-        positive = all(value > 0 for value in column.y)
-        return Panel(
-            title, self.history.axis, unit, [Series("", column.x, column.y)], logarithmic=logarithmic and positive
-        )
+        return Panel(title, self.history.axis, unit, [Series("", column.x, column.y)], logarithmic=logarithmic)
 
     def _resources(self) -> Panel:
         speed, memory = self.history["tokens_per_second"], _mapped(self.history["memory_bytes"], lambda size: size / 2**30)
@@ -274,9 +271,8 @@ def _read_columns(path: Path) -> tuple[str, dict[str, Column]]:
     columns = {}
     for name in names:
         pairs = [(_cell(row[key]), _cell(row[name])) for row in rows]
-        column = _column(*zip(*[(x, y) for x, y in pairs if x is not None and y is not None])) if any(
-            x is not None and y is not None for x, y in pairs
-        ) else Column()  # fmt: skip
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        column = _column([x for x, _ in known], [y for _, y in known])
         if name != key and column:
             columns[name] = column
     return ("optimizer step" if key == "step" else "epoch"), columns
