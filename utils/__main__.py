@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     validate.set_defaults(run=_validate)
     rerun = commands.add_parser("rerun", help="make a run again from its folder, from the first step on")
     rerun.add_argument("folder", metavar="run", help="folder of the run")
-    rerun.add_argument("--workspace", metavar="DIR", help="folder for the new run (default: the one that holds the run)")
+    rerun.add_argument(
+        "--workspace", metavar="DIR", help="folder for the new run (default: the one that holds the run)"
+    )
     rerun.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
     rerun.set_defaults(run=_rerun)
     return parser

@@ -28,7 +28,10 @@ PANELS = ("loss", "perplexity and bits per byte", "learning rate", "gradient nor
 def folder(tmp_path):
     """A run that recorded everything."""
     run = tmp_path / "my run"
-    rows = [(s, 3 / s, 1e-3 / s, 3 / s if s % 10 == 0 else None, 1 / s if s % 10 == 0 else None, 2 / s, 0.5) for s in range(1, 101)]
+    rows = [
+        (s, 3 / s, 1e-3 / s, 3 / s if s % 10 == 0 else None, 1 / s if s % 10 == 0 else None, 2 / s, 0.5)
+        for s in range(1, 101)
+    ]
     write_csv(run / "metrics.csv", (*STEP_COLUMNS, "gradient_norm"), rows)
     write_csv(run / "resources.csv", RESOURCE_COLUMNS, [(50, 5.0, 1000.0, 2**30), (100, 10.0, 1100.0, 2**31)])
     (run / "config.json").write_text(json.dumps({"learning_rate": 1e-3, "batch_size": 8, "notes": HOSTILE}), "utf-8")
@@ -141,6 +144,8 @@ def test_the_running_mean_has_as_many_points_as_the_curve():
 
 
 def test_labels_are_text_in_every_picture():
-    panel = Panel(HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, [1, 2], [1, 2]), Series("b", [1], [1])], marks=[(HOSTILE, 1)])
+    panel = Panel(
+        HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, [1, 2], [1, 2]), Series("b", [1], [1])], marks=[(HOSTILE, 1)]
+    )
     assert "<script" not in picture_svg([panel], 1)
     assert picture_png([panel, Panel("x", bars=[(HOSTILE, 1.0)])]).startswith(b"\x89PNG")

@@ -29,7 +29,10 @@ CODE = [
 def foreign(documents: int, seed: int = 0) -> list[str]:
     """Text of a made-up language: its own words of frequent vowels, used as often as words are (Zipf)."""
     draw = random.Random(seed)
-    words = ["".join(draw.choice("kptsmnlrvj") + draw.choice("aeiouäöy") for _ in range(draw.randint(1, 5))) for _ in range(800)]
+    words = [
+        "".join(draw.choice("kptsmnlrvj") + draw.choice("aeiouäöy") for _ in range(draw.randint(1, 5)))
+        for _ in range(800)
+    ]
     weights = [1 / rank for rank in range(1, 801)]
     return [" ".join(draw.choices(words, weights, k=draw.randint(40, 160))) + "." for _ in range(documents)]
 
@@ -48,7 +51,9 @@ def bpe():
 
 
 @pytest.mark.parametrize("with_tokens", [False, True])
-@pytest.mark.parametrize(("first", "second"), [(20, 20), (40, 40), (100, 100), (390, 390), (20, 600), (600, 40), (3, 5)])
+@pytest.mark.parametrize(
+    ("first", "second"), [(20, 20), (40, 40), (100, 100), (390, 390), (20, 600), (600, 40), (3, 5)]
+)
 def test_samples_of_one_source_show_no_drift_at_any_size(bpe, first, second, with_tokens):
     tokenizer = bpe if with_tokens else None
     for seed in range(2):
@@ -71,7 +76,9 @@ def test_false_alarms_are_rarer_than_one_in_a_hundred(bpe, with_tokens):
 
 
 @pytest.mark.parametrize("with_tokens", [False, True])
-@pytest.mark.parametrize("other", [foreign(200), CODE, [text.upper() for text in ENGLISH]], ids=["language", "code", "capitals"])
+@pytest.mark.parametrize(
+    "other", [foreign(200), CODE, [text.upper() for text in ENGLISH]], ids=["language", "code", "capitals"]
+)
 def test_another_language_or_domain_is_high(bpe, other, with_tokens):
     tokenizer = bpe if with_tokens else None
     found = compare_profiles(compute_dataset_profile(ENGLISH, tokenizer), compute_dataset_profile(other, tokenizer))

@@ -15,7 +15,15 @@ from utils.adapters.model_adapter import adapt
 from utils.errors import TrainingError
 from utils.loading.model_loader import load_model
 from utils.training import run_manifest
-from utils.training.run_manifest import Recipe, code_revision, compare_losses, describe_data, hardware, package_versions, rerun
+from utils.training.run_manifest import (
+    Recipe,
+    code_revision,
+    compare_losses,
+    describe_data,
+    hardware,
+    package_versions,
+    rerun,
+)
 from utils.training.training_core import train
 
 MODEL = """

@@ -183,7 +183,8 @@ def _line(axes: Axes, series: Series, colour: str) -> Line2D:
         linewidth=1.0,
         label=_plain_text(thin.label) or "_",
         drawstyle="steps-post" if thin.stepped else "default",
-        **({"marker": "o", "markersize": 3} if thin.dots or len(thin.y) == 1 else {}),
+        marker="o" if thin.dots or len(thin.y) == 1 else "",
+        markersize=3,
     )[0]
 
 

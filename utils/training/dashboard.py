@@ -207,7 +207,10 @@ class Dashboard:
         return Panel(title, self.history.axis, unit, [Series("", column.x, column.y)], logarithmic=logarithmic)
 
     def _resources(self) -> Panel:
-        speed, memory = self.history["tokens_per_second"], _mapped(self.history["memory_bytes"], lambda size: size / 2**30)
+        speed, memory = (
+            self.history["tokens_per_second"],
+            _mapped(self.history["memory_bytes"], lambda size: size / 2**30),
+        )
         if not speed and not memory:
             return Panel("speed and memory", missing=NOT_RECORDED)
         left = [Series("tokens per second", speed.x, speed.y, dots=True)] if speed else []

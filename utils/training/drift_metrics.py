@@ -24,9 +24,7 @@ from utils._files import write_json
 from utils._tables import html_table, text_table
 from utils.adapters.contract import TASKS
 from utils.errors import ConfigError, DataError, TokenizerError
-from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.encoding import Encoder, Recipe, tokenizer_fingerprint
-from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
 from utils.tokenization.text_sample import take_sample
 from utils.tokenization.vision import Images, to_unit
@@ -119,7 +117,9 @@ class DatasetProfile:
             name: {"title": item.title, "edges": list(item.edges), "counts": [_written(row) for row in item.counts]}
             for name, item in self.features.items()
         }
-        plain = {name: getattr(self, name) for name in ("task", "unit", "vocabulary", "samples", "taken", "format_version")}
+        plain = {
+            name: getattr(self, name) for name in ("task", "unit", "vocabulary", "samples", "taken", "format_version")
+        }
         return {**plain, "figures": dict(self.figures), "features": features}
 
     @classmethod
@@ -557,7 +557,8 @@ def compare_profiles(
     """Say in what two data sets differ, and how much.
 
     Args:
-        first, second: profiles of the same kind of data, counted with the same tokenizer.
+        first: profile of one data set.
+        second: profile of another of the same kind, counted with the same tokenizer.
         names: what the two are called in the verdict.
 
     Raises:

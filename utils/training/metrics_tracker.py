@@ -100,7 +100,8 @@ class MetricsTracker:
 
         Args:
             epoch: its number, from 0.
-            train_metrics, val_metrics: name → number, or a tensor of one; "loss" in nats per token also gives the perplexity.
+            train_metrics: name → number, or a tensor of one.
+            val_metrics: the same, of the validation; its "loss" in nats per token also gives the perplexity.
             learning_rate: at the end of the epoch.
             gradient_norm: L2 norm of all gradients together.
             epoch_duration: seconds.
@@ -123,7 +124,7 @@ class MetricsTracker:
             sink.log([{STEP: epoch, "epoch": epoch, **row}])
 
     def get_summary(self) -> pd.DataFrame:
-        """One row per epoch, in order: epoch, train/loss, val/loss, val/perplexity, other metrics, learning_rate, …"""
+        """One row per epoch, in order; the columns are epoch, losses, perplexity, other metrics, learning rate and so on."""
         import pandas as pd
 
         return pd.DataFrame(self._table(), columns=self._columns())
@@ -186,7 +187,9 @@ def _run_id(folder: Path) -> str:
     except FileNotFoundError:
         return uuid.uuid4().hex
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / STATE_FILE} is no file of a MetricsTracker ({error}). Choose another folder.") from error
+        raise ConfigError(
+            f"{folder / STATE_FILE} is no file of a MetricsTracker ({error}). Choose another folder."
+        ) from error
     return str(found)
 
 

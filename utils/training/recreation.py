@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from utils.errors import TrainingError
-from utils.progress import ProgressCallback
 from utils.training.engine.plan import Plan
 from utils.training.engine.trainer import Trainer
 from utils.training.fingerprint import model_identity

@@ -119,7 +119,12 @@ def describe_data(data: Any) -> dict[str, Any]:
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         if path.is_file():
-            return {"kind": "file", "path": str(path.resolve()), "sha256": sha256_of(path), "bytes": path.stat().st_size}
+            return {
+                "kind": "file",
+                "path": str(path.resolve()),
+                "sha256": sha256_of(path),
+                "bytes": path.stat().st_size,
+            }
         if path.is_dir():
             return {"kind": "folder", "path": str(path.resolve()), "files": list_files(path)}
         return {"kind": "hub", "name": str(data), "revision": _hub_revision(str(data))}
@@ -252,7 +257,9 @@ class Recipe:
         if model["kind"] == "object":
             return [f"model: {model['name']} was made by a program; pass model= as it was before the run"]
         if model["kind"] == "saved":
-            return [] if Path(model["origin"]).is_dir() else [f"model: the folder {model['origin']} is gone; pass model="]
+            return (
+                [] if Path(model["origin"]).is_dir() else [f"model: the folder {model['origin']} is gone; pass model="]
+            )
         root, wrong = self.folder / SOURCE_FOLDER, []
         for name, digest in model["sha256"].items():
             path = root / name
@@ -314,7 +321,9 @@ def rerun(
     _refuse(recipe, recipe.problems(model, data))
     changed = recipe.changed_versions()
     if changed:
-        logger.warning("other versions than in the run, so losses may differ in their last digits: %s", ", ".join(changed))
+        logger.warning(
+            "other versions than in the run, so losses may differ in their last digits: %s", ", ".join(changed)
+        )
     if model is None:
         model = load_model(recipe.source(), class_name=recipe.values["model"]["class_name"], trust=trust, seed=seed)
     settings = TrainingConfig.from_dict(
@@ -340,7 +349,9 @@ def compare_losses(first: str | Path, second: str | Path) -> str:
     if len(one) == len(other) == equal:
         return f"All {equal:,} training losses are equal."
     most = max((abs(float(a) - float(b)) for a, b in zip(one, other)), default=0.0)
-    return f"{equal:,} of {max(len(one), len(other)):,} training losses are equal; the largest difference is {most:.2g}."
+    return (
+        f"{equal:,} of {max(len(one), len(other)):,} training losses are equal; the largest difference is {most:.2g}."
+    )
 
 
 def _losses(path: Path) -> list[str]:

@@ -46,6 +46,12 @@ def loss_curve_svg(result: TrainingResult, bits_per_byte: dict[str, float]) -> s
     return picture_svg(
         [
             Panel("training loss", "optimizer step", "nats per token", [train]),
-            Panel("validation", "optimizer step", "bits per byte", [Series("", steps, validated, dots=True)], marks=trigram),
+            Panel(
+                "validation",
+                "optimizer step",
+                "bits per byte",
+                [Series("", steps, validated, dots=True)],
+                marks=trigram,
+            ),
         ]
     )

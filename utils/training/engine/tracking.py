@@ -29,7 +29,7 @@ class TrackingCallback(pl.Callback):
     Args:
         destination: where to log; its run begins with the first step and ends with the training, however that ends.
         training, validation: histories.
-        bits: turns losses into bits per byte.
+        bits: turns losses into bits per byte; None logs none.
         resources: samples of speed and memory; None logs none.
         gradient_norms: gives the gradient norm of every optimizer step so far; None logs none.
         clock: monotonic seconds.
@@ -40,14 +40,15 @@ class TrackingCallback(pl.Callback):
         destination: Destination,
         training: TrainingLoop,
         validation: ValidationLoop,
-        bits: LossesPerByte = LossesPerByte(),
+        bits: LossesPerByte | None = None,
         resources: ResourceMonitor | None = None,
         gradient_norms: Callable[[], Sequence[float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         destination.check()
         self.destination = destination
-        self._training, self._validation, self._bits = training, validation, bits
+        self._training, self._validation = training, validation
+        self._bits = bits if bits is not None else LossesPerByte()
         self._resources, self._gradient_norms, self._clock = resources, gradient_norms, clock
         self._sinks: list[Sink] = []
         self._logged, self._untrained, self._last = 0, False, 0.0
