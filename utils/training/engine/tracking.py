@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 
 from utils.training.engine.loop import LossesPerByte, TrainingLoop, ValidationLoop
 from utils.training.engine.resources import ResourceMonitor
-from utils.training.metrics_tracker import perplexity
 from utils.training.tracking import STEP, Destination, Sink
 
 logger = logging.getLogger(__name__)
@@ -103,12 +102,12 @@ class TrackingCallback(pl.Callback):
         """One row per step with everything known of it; step 0 holds the validation before training."""
         rows: dict[int, dict[str, float]] = {}
         if not self._untrained and self._validation.untrained is not None:
-            rows[0] = self._validated(self._validation.untrained)
+            rows[0] = self._validated(self._validation.untrained, self._validation.untrained_measures)
         for step in range(self._logged + 1, upto + 1):
             rows[step] = self._stepped(step)
         for item in self._validation.history:
             if item.step in rows:
-                rows[item.step] |= self._validated(item.loss)
+                rows[item.step] |= self._validated(item.loss, item.measures)
         for sample in self._resources.samples if self._resources is not None else ():
             if sample.step in rows:
                 rows[sample.step]["tokens_per_second"] = sample.tokens_per_second
@@ -126,6 +125,6 @@ class TrackingCallback(pl.Callback):
             row["gradient_norm"] = float(norms[step - 1])
         return row
 
-    def _validated(self, loss: float) -> dict[str, float]:
-        row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+    def _validated(self, loss: float, measures: Mapping[str, float]) -> dict[str, float]:
+        row = {"val/loss": loss, **{f"val/{name}": value for name, value in measures.items()}}
         return row if self._bits.validation is None else {**row, "val/bits_per_byte": self._bits.validation(loss)}
