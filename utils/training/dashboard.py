@@ -22,7 +22,8 @@ from utils._tables import text_table
 from utils.errors import ConfigError
 from utils.training.curves import Panel, Series, picture_png, picture_svg
 from utils.training.drift_metrics import DriftMetrics
-from utils.training.metrics_tracker import METRICS_FILE, perplexity
+from utils.training.engine.metrics import perplexity
+from utils.training.metrics_tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _mapped(column: Column, change: Any) -> Column:
-    return Column(column.x, tuple(change(value) for value in column.y))
+    return _column(column.x, [change(value) for value in column.y])
 
 
 def _column(x: Sequence[float], y: Sequence[float]) -> Column:

@@ -9,7 +9,6 @@ import csv
 import datetime
 import json
 import logging
-import math
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils._files import write_json
 from utils.errors import ConfigError
+from utils.training.engine.metrics import perplexity
 from utils.training.run_folder import write_csv
 from utils.training.tracking import STEP, Destination, Sink
 
@@ -30,13 +30,6 @@ METRICS_FILE, STATE_FILE = "metrics.csv", "tracker.json"
 FIRST_COLUMNS = ("epoch", "train/loss", "val/loss", "val/perplexity")
 LAST_COLUMNS = ("learning_rate", "gradient_norm", "epoch_duration")
 FORMAT_VERSION = 1
-LARGEST_EXPONENT = 700.0
-"""exp of more than 709 is no float."""
-
-
-def perplexity(loss: float) -> float:
-    """Perplexity of a loss in nats per token."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 class MetricsTracker:
