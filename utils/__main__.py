@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_command.add_arguments(train)
     train.set_defaults(run=train_command.run_training)
+    rerun = commands.add_parser("rerun", help="make a run again from its folder, from the first step on")
+    rerun.add_argument("folder", metavar="run", help="folder of the run")
+    rerun.add_argument(
+        "--workspace", metavar="DIR", help="folder for the new run (default: the one that holds the run)"
+    )
+    rerun.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
+    rerun.set_defaults(run=_rerun)
     return parser
 
 
@@ -120,6 +127,15 @@ def _validate(options: argparse.Namespace) -> int:
     if options.html:
         print(f"Report: {report.save_html(options.html)}")
     return 0 if report.passed else 1
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from utils.training.run_manifest import compare_losses, rerun
+
+    result = rerun(options.folder, options.workspace, trust=options.trust)
+    print(result.summary())
+    print(f"\n{compare_losses(options.folder, result.run_folder)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from utils._extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
 GREY = "#808080"
@@ -64,7 +65,7 @@ class Panel:
         series: curves. right: curves with an axis of their own at the right, called `right_label`.
         bars: (name, value), drawn from the top down instead of curves.
         marks: (name, value) of lines across.
-        logarithmic: whether the y axis is. wide: whether the x axis is.
+        logarithmic: whether the y axis may be, where values span decades. wide: whether the x axis is.
         missing: said in the middle where there is nothing to draw.
     """
 
@@ -138,10 +139,10 @@ def _bars(axes: Axes, panel: Panel) -> None:
     axes.barh(list(places), [value for _, value in panel.bars], color=COLOURS[0])
     axes.set_yticks(list(places), names, fontsize=7)
     axes.invert_yaxis()
-    axes.set(xlabel=_plain_text(panel.ylabel), ylabel="")
-    for name, value in panel.marks:
+    for _, value in panel.marks:
         axes.axvline(value, color=COLOURS[3], linestyle="--", linewidth=0.8)
-        axes.annotate(_plain_text(name), (value, -0.5), rotation=90, va="top", ha="right", fontsize=6, color=COLOURS[3])
+    marked = ", ".join(f"{name} from {value:g}" for name, value in panel.marks)
+    axes.set(xlabel=_plain_text(f"{panel.ylabel} ({marked})" if marked else panel.ylabel), ylabel="")
 
 
 def _curves(axes: Axes, panel: Panel) -> None:
@@ -158,7 +159,7 @@ def _curves(axes: Axes, panel: Panel) -> None:
         axes.annotate(
             _plain_text(name), (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=COLOURS[3]
         )
-    if panel.logarithmic:
+    if panel.logarithmic and _spans_decades(panel.series):
         axes.set_yscale("log")
     if panel.wide:
         axes.set_xscale("symlog", linthresh=1.0)
@@ -167,7 +168,13 @@ def _curves(axes: Axes, panel: Panel) -> None:
         axes.legend(handles=labelled, fontsize=7, labelcolor=GREY, framealpha=0)
 
 
-def _line(axes: Axes, series: Series, colour: str):  # type: ignore[no-untyped-def]
+def _spans_decades(curves: Sequence[Series]) -> bool:
+    """Whether the values are positive and the largest is ten times the smallest: else a logarithmic axis tells nothing."""
+    values = [value for series in curves for value in series.y if math.isfinite(value)]
+    return bool(values) and min(values) > 0 and max(values) >= 10 * min(values)
+
+
+def _line(axes: Axes, series: Series, colour: str) -> Line2D:
     thin = series.thinned()
     return axes.plot(
         list(thin.x),
@@ -176,7 +183,8 @@ def _line(axes: Axes, series: Series, colour: str):  # type: ignore[no-untyped-d
         linewidth=1.0,
         label=_plain_text(thin.label) or "_",
         drawstyle="steps-post" if thin.stepped else "default",
-        **({"marker": "o", "markersize": 3} if thin.dots or len(thin.y) == 1 else {}),
+        marker="o" if thin.dots or len(thin.y) == 1 else "",
+        markersize=3,
     )[0]
 
 

@@ -22,7 +22,8 @@ from utils._tables import text_table
 from utils.errors import ConfigError
 from utils.training.curves import Panel, Series, picture_png, picture_svg
 from utils.training.drift_metrics import DriftMetrics
-from utils.training.metrics_tracker import METRICS_FILE, perplexity
+from utils.training.engine.metrics import perplexity
+from utils.training.metrics_tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Dashboard:
         return [
             loss_panel(self.history["train/loss"], self.history["val/loss"], axis),
             self._quality(),
-            self._single("learning_rate", "learning rate", "per step"),
+            self._single("learning_rate", "learning rate", ""),
             self._single("gradient_norm", "gradient norm", "L2, all gradients", logarithmic=True),
             self._resources(),
             self._drift(),
@@ -204,10 +205,7 @@ class Dashboard:
         column = self.history[name]
         if not column:
             return Panel(title, missing=NOT_RECORDED)
-        positive = all(value > 0 for value in column.y)
-        return Panel(
-            title, self.history.axis, unit, [Series("", column.x, column.y)], logarithmic=logarithmic and positive
-        )
+        return Panel(title, self.history.axis, unit, [Series("", column.x, column.y)], logarithmic=logarithmic)
 
     def _resources(self) -> Panel:
         speed, memory = (
@@ -250,7 +248,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _mapped(column: Column, change: Any) -> Column:
-    return Column(column.x, tuple(change(value) for value in column.y))
+    return _column(column.x, [change(value) for value in column.y])
 
 
 def _column(x: Sequence[float], y: Sequence[float]) -> Column:
@@ -277,9 +275,8 @@ def _read_columns(path: Path) -> tuple[str, dict[str, Column]]:
     columns = {}
     for name in names:
         pairs = [(_cell(row[key]), _cell(row[name])) for row in rows]
-        column = _column(*zip(*[(x, y) for x, y in pairs if x is not None and y is not None])) if any(
-            x is not None and y is not None for x, y in pairs
-        ) else Column()  # fmt: skip
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        column = _column([x for x, _ in known], [y for _, y in known])
         if name != key and column:
             columns[name] = column
     return ("optimizer step" if key == "step" else "epoch"), columns

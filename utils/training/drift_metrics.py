@@ -510,9 +510,8 @@ class DriftMetrics:
 
     def panels(self) -> list[Panel]:
         """Four panels: the distribution of symbols (or brightness), lengths (or sizes), a second look, and the verdicts."""
-        shown = ("symbols", "lengths", "unknown") if self.profiles[0].task == "text" else (
-            "brightness", "sizes", "channel 0 mean"
-        )  # fmt: skip
+        is_text = self.profiles[0].task == "text"
+        shown = ("symbols", "lengths", "unknown") if is_text else ("brightness", "sizes", "channel 0 mean")
         return [*(self._panel(name) for name in shown), self._verdict_panel()]
 
     def figure(self) -> bytes:
@@ -527,7 +526,7 @@ class DriftMetrics:
         pair = [profile.features.get(name) for profile in self.profiles]
         first, second = pair
         if first is None or second is None:
-            return Panel(name, missing="not recorded")
+            return Panel("unknown tokens" if name == "unknown" else name, missing="not recorded")
         if name == "symbols":
             order = np.argsort(-(first.shares + second.shares), kind="stable")[:200]
             series = [
@@ -558,7 +557,8 @@ def compare_profiles(
     """Say in what two data sets differ, and how much.
 
     Args:
-        first, second: profiles of the same kind of data, counted with the same tokenizer.
+        first: profile of one data set.
+        second: profile of another of the same kind, counted with the same tokenizer.
         names: what the two are called in the verdict.
 
     Raises:

@@ -9,7 +9,6 @@ import csv
 import datetime
 import json
 import logging
-import math
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils._files import write_json
 from utils.errors import ConfigError
+from utils.training.engine.metrics import perplexity
 from utils.training.run_folder import write_csv
 from utils.training.tracking import STEP, Destination, Sink
 
@@ -30,13 +30,6 @@ METRICS_FILE, STATE_FILE = "metrics.csv", "tracker.json"
 FIRST_COLUMNS = ("epoch", "train/loss", "val/loss", "val/perplexity")
 LAST_COLUMNS = ("learning_rate", "gradient_norm", "epoch_duration")
 FORMAT_VERSION = 1
-LARGEST_EXPONENT = 700.0
-"""exp of more than 709 is no float."""
-
-
-def perplexity(loss: float) -> float:
-    """Perplexity of a loss in nats per token."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 class MetricsTracker:
@@ -100,7 +93,8 @@ class MetricsTracker:
 
         Args:
             epoch: its number, from 0.
-            train_metrics, val_metrics: name → number, or a tensor of one; "loss" in nats per token also gives the perplexity.
+            train_metrics: name → number, or a tensor of one.
+            val_metrics: the same, of the validation; its "loss" in nats per token also gives the perplexity.
             learning_rate: at the end of the epoch.
             gradient_norm: L2 norm of all gradients together.
             epoch_duration: seconds.
@@ -123,7 +117,7 @@ class MetricsTracker:
             sink.log([{STEP: epoch, "epoch": epoch, **row}])
 
     def get_summary(self) -> pd.DataFrame:
-        """One row per epoch, in order: epoch, train/loss, val/loss, val/perplexity, other metrics, learning_rate, …"""
+        """One row per epoch, in order; the columns are epoch, losses, perplexity, other metrics, learning rate and so on."""
         import pandas as pd
 
         return pd.DataFrame(self._table(), columns=self._columns())

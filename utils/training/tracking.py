@@ -82,8 +82,8 @@ def choose_mode(
         return WandbMode("online", f"key from the environment variable {KEY}", key)
     if key := ((colab_secret if secret is None else secret)(KEY) or "").strip():
         return WandbMode("online", f"key from the Colab secret {KEY}", key)
-    if key := _in_netrc(environ):
-        return WandbMode("online", "key from the netrc file", key)
+    if left := _in_netrc(environ):
+        return WandbMode("online", "key from the netrc file", left)
     return WandbMode("offline", f"no key: set the environment variable or Colab secret {KEY} to log online")
 
 
@@ -292,7 +292,7 @@ class TensorBoardSink:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = Path(folder)
-        self._writer: Any = SummaryWriter(str(self.folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(self.folder), purge_step=first_step)
 
     def log(self, rows: Iterable[Row]) -> None:
         """Take rows in the order of their steps."""

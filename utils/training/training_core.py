@@ -19,6 +19,7 @@ from utils.tokenization.split import sides
 from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import DatasetLoader, resolve_data
 from utils.training.result import TrainingResult
+from utils.training.run_manifest import describe_data
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -158,10 +159,14 @@ class TrainingCoordinator:
             self.result = trainer.train(train_part, validation_part)
         return trainer
 
-    def _trainer(self, report: ProgressCallback) -> Trainer:
+    def _kind(self) -> type[Trainer]:
+        """The class that trains."""
         from utils.training.engine.trainer import Trainer
 
-        return Trainer(
+        return Trainer
+
+    def _trainer(self, report: ProgressCallback) -> Trainer:
+        return self._kind()(
             self.adapted,
             None,
             self.settings,
@@ -171,6 +176,7 @@ class TrainingCoordinator:
             progress=report,
             resume=self.resume,
             hooks=self.hooks,
+            data_origin=describe_data(self.dataset),
         )
 
     def _parts(self, notes: bool | ProgressCallback) -> tuple[Any, Any]:

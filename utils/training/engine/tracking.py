@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 
 from utils.training.engine.loop import LossesPerByte, TrainingLoop, ValidationLoop
 from utils.training.engine.resources import ResourceMonitor
-from utils.training.metrics_tracker import perplexity
 from utils.training.tracking import STEP, Destination, Sink
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class TrackingCallback(pl.Callback):
     Args:
         destination: where to log; its run begins with the first step and ends with the training, however that ends.
         training, validation: histories.
-        bits: turns losses into bits per byte.
+        bits: turns losses into bits per byte; None logs none.
         resources: samples of speed and memory; None logs none.
         gradient_norms: gives the gradient norm of every optimizer step so far; None logs none.
         clock: monotonic seconds.
@@ -40,14 +39,15 @@ class TrackingCallback(pl.Callback):
         destination: Destination,
         training: TrainingLoop,
         validation: ValidationLoop,
-        bits: LossesPerByte = LossesPerByte(),
+        bits: LossesPerByte | None = None,
         resources: ResourceMonitor | None = None,
         gradient_norms: Callable[[], Sequence[float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         destination.check()
         self.destination = destination
-        self._training, self._validation, self._bits = training, validation, bits
+        self._training, self._validation = training, validation
+        self._bits = bits if bits is not None else LossesPerByte()
         self._resources, self._gradient_norms, self._clock = resources, gradient_norms, clock
         self._sinks: list[Sink] = []
         self._logged, self._untrained, self._last = 0, False, 0.0
@@ -102,12 +102,12 @@ class TrackingCallback(pl.Callback):
         """One row per step with everything known of it; step 0 holds the validation before training."""
         rows: dict[int, dict[str, float]] = {}
         if not self._untrained and self._validation.untrained is not None:
-            rows[0] = self._validated(self._validation.untrained)
+            rows[0] = self._validated(self._validation.untrained, self._validation.untrained_measures)
         for step in range(self._logged + 1, upto + 1):
             rows[step] = self._stepped(step)
         for item in self._validation.history:
             if item.step in rows:
-                rows[item.step] |= self._validated(item.loss)
+                rows[item.step] |= self._validated(item.loss, item.measures)
         for sample in self._resources.samples if self._resources is not None else ():
             if sample.step in rows:
                 rows[sample.step]["tokens_per_second"] = sample.tokens_per_second
@@ -125,6 +125,6 @@ class TrackingCallback(pl.Callback):
             row["gradient_norm"] = float(norms[step - 1])
         return row
 
-    def _validated(self, loss: float) -> dict[str, float]:
-        row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+    def _validated(self, loss: float, measures: Mapping[str, float]) -> dict[str, float]:
+        row = {"val/loss": loss, **{f"val/{name}": value for name, value in measures.items()}}
         return row if self._bits.validation is None else {**row, "val/bits_per_byte": self._bits.validation(loss)}

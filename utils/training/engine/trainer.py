@@ -62,6 +62,7 @@ from utils.training.objective import choose_objective
 from utils.training.recovery import histories, places
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
+from utils.training.run_manifest import write_recipe
 from utils.training.seed_manager import set_random_seed
 from utils.training.training_config import TrainingConfig
 
@@ -88,6 +89,7 @@ class Trainer:
         resume: "auto" continues an interrupted run of the same model, "continue" also where the model comes with other
             weights (those of the run count), "never" begins anew.
         hooks: called at the turns of the run.
+        data_origin: where the data came from, as `describe_data` says it; None where nobody knows.
 
     Attributes:
         engine, module: Lightning's trainer and module, once `train` has begun.
@@ -108,6 +110,7 @@ class Trainer:
         progress: ProgressCallback = ignore_progress,
         resume: str = "auto",
         hooks: TrainingHooks | None = None,
+        data_origin: Mapping[str, Any] | None = None,
     ) -> None:
         settings = training_config if training_config is not None else TrainingConfig()
         self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
@@ -120,6 +123,7 @@ class Trainer:
         self.class_names: tuple[str, ...] = ()
         self.engine: pl.Trainer
         self.module: pl.LightningModule
+        self.data_origin = data_origin
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
         check_strategy(self.settings)
@@ -247,10 +251,18 @@ class Trainer:
             self.settings.save(run.path / "config.json")
             if self.tokenizer is not None:
                 save_tokenizer(self.tokenizer, run.path / "tokenizer")
+            write_recipe(run.path, self.adapted, self.data_origin, self._not_written_down())
         except BaseException:
             run.leave()
             raise
         return run
+
+    def _not_written_down(self) -> dict[str, str]:
+        """What goes into the run and only a program can bring again."""
+        found = {} if self.spec is None else {"task_spec": f"{self.spec.name} was passed by a program"}
+        if type(self).__module__.split(".")[0] != "utils":
+            found["trainer"] = f"the class {type(self).__qualname__} of a program"
+        return found
 
     def _weights_left(self) -> str | None:
         """Hash of the weights in memory; None where the device no longer gives them."""
