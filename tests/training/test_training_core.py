@@ -59,6 +59,7 @@ def test_the_walk_gives_model_tokenizer_figures_and_files(tmp_path):
         "config.json",
         "metrics.csv",
         "run.json",
+        "recipe.json",
         "manifest.json",
         "tokenizer",
         "checkpoints",
