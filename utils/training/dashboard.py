@@ -21,14 +21,12 @@ from utils._pages import render
 from utils._tables import text_table
 from utils.errors import ConfigError
 from utils.training.curves import Panel, Series, picture_png, picture_svg
-from utils.training.drift_metrics import DriftMetrics
+from utils.training.drift_metrics import DRIFT_FILE, DriftMetrics
 from utils.training.engine.metrics import perplexity
 from utils.training.metrics_tracker import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-DRIFT_FILE = "drift.json"
-"""Where a run's folder keeps the comparison of its training and validation data (`DriftMetrics.save`)."""
 RESOURCES_FILE = "resources.csv"
 NOT_RECORDED = "not recorded"
 TEMPLATE = Path(__file__).with_name("templates") / "dashboard.html"

@@ -62,6 +62,10 @@ _SPLITS = 24
 _HASH = np.uint64(2654435761)  # Knuth's multiplicative hash, 2**32 over the golden ratio
 
 
+DRIFT_FILE = "drift.json"
+"""Where a run's folder keeps the comparison of its training and validation data (`DriftMetrics.save`)."""
+
+
 @dataclass(frozen=True)
 class Feature:
     """Counts of one thing, in groups of documents.
@@ -640,3 +644,10 @@ def _ratio(freedom: int) -> float:
     """How many times its mean a chi-square exceeds once in 30,000 times (Wilson and Hilferty 1931)."""
     spread = 2 / (9 * freedom)
     return (1 - spread + _SURE * math.sqrt(spread)) ** 3
+
+
+def drift_between(train: Samples, validation: Samples, tokenizer: PreTrainedTokenizerBase | None) -> DriftMetrics:
+    """How far the validation part of a run's data lies from its training part."""
+    profiles = (compute_dataset_profile(part, tokenizer) for part in (train, validation))
+    first, second = profiles
+    return compare_profiles(first, second, ("training", "validation"))

@@ -11,9 +11,9 @@ import torch
 
 from tests.training.tiny import make_tiny
 from utils.errors import ConfigError, TrainingError
+from utils.training.engine.live import LivePlotCallback
 from utils.training.engine.memory import MicroBatch
 from utils.training.engine.trainer import MICRO_BATCH_FILE, Trainer
-from utils.training.engine.watching import PlotCallback
 from utils.training.recovery import recover
 from utils.training.training_config import TrainingConfig
 
@@ -107,7 +107,7 @@ def test_the_plot_is_drawn_as_training_goes(tmp_path):
     class Plotting(Trainer):
         def _setup_callbacks(self, *arguments):
             callbacks = super()._setup_callbacks(*arguments)
-            callbacks.watchers.rest.append(PlotCallback(callbacks.training, callbacks.validation, plot))
+            callbacks.watchers.rest.append(LivePlotCallback(callbacks.training, callbacks.validation, plot))
             return callbacks
 
     run(tmp_path, Plotting).train(BLOCKS, BLOCKS[:3])

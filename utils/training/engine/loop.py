@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from utils.errors import TrainingError
 from utils.progress import TERMINAL_INTERVAL, ProgressCallback
-from utils.training.engine.early_stopping import judge
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.module import TrainingModule
 from utils.training.run_folder import write_csv
@@ -240,28 +239,6 @@ class ValidationLoop(pl.Callback):
             Validation(int(step), int(epoch), float(loss), *map(dict, rest))
             for step, epoch, loss, *rest in state_dict["history"]
         ]
-
-
-class EarlyEnd(pl.Callback):
-    """Ends the run where validation has not become better for long enough. `early_stopping.judge` says when.
-
-    Args:
-        training, validation: histories; both must stand before this callback.
-        patience, min_delta: as for `judge`.
-    """
-
-    def __init__(self, training: TrainingLoop, validation: ValidationLoop, patience: int, min_delta: float) -> None:
-        self._training, self._validation = training, validation
-        self._patience, self._min_delta = patience, min_delta
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.global_step >= self._training.total_steps:
-            return
-        verdict = judge([item.loss for item in self._validation.history], self._patience, self._min_delta)
-        if verdict.stop:
-            logger.info("training ends at step %d: %s", trainer.global_step, verdict.reason)
-            self._training.end_at(trainer.global_step, verdict.reason)
-            trainer.should_stop = True
 
 
 @dataclass(frozen=True)

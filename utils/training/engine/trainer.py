@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
@@ -32,13 +31,14 @@ from utils.tokenization.bpe_trainer import save_tokenizer
 from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
+from utils.training.drift_metrics import DRIFT_FILE, drift_between
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
 from utils.training.engine.compilation import Compilation, compiled
+from utils.training.engine.deciding import deciders
 from utils.training.engine.gradient_checkpointing import checkpointed
 from utils.training.engine.hooks import DefaultHooks, TrainingHooks
 from utils.training.engine.loop import (
     NEVER,
-    EarlyEnd,
     LossesPerByte,
     TrainingLoop,
     ValidationLoop,
@@ -53,7 +53,7 @@ from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpoint
 from utils.training.engine.samples import SampleMaker
 from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.surroundings import interruptible, quiet_lightning
-from utils.training.engine.watching import watchers
+from utils.training.engine.watching import destination_of, watchers
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.forecast import Forecast, forecast
 from utils.training.initialisation import Initialisation, initialise
@@ -127,6 +127,7 @@ class Trainer:
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
         check_strategy(self.settings)
+        destination_of(self.settings, self.workspace, "").check()
         mismatches = model_mismatches(self.settings, self.adapted)
         if mismatches:
             raise ConfigError("The settings and the model differ: " + " ".join(mismatches))
@@ -252,6 +253,8 @@ class Trainer:
             if self.tokenizer is not None:
                 save_tokenizer(self.tokenizer, run.path / "tokenizer")
             write_recipe(run.path, self.adapted, self.data_origin, self._not_written_down())
+            if plan.validation is not None and not run.continues:
+                drift_between(plan.train, plan.validation, self.tokenizer).save(run.path / DRIFT_FILE)
         except BaseException:
             run.leave()
             raise
@@ -326,27 +329,25 @@ class Trainer:
         return Callbacks(
             training,
             validation,
-            [*self._average(), *self._early_end(training, validation)],
-            watchers(run, settings, training, validation, plan.bits, plan.tokens_per_step, self.progress, self.hooks),
+            deciders(settings, training, validation),
+            watchers(
+                run,
+                settings,
+                training,
+                validation,
+                plan.bits,
+                plan.tokens_per_step,
+                self.progress,
+                self.hooks,
+                self._mirrored,
+                {"model": self.adapted.name, "parameters": self.adapted.num_parameters()},
+            ),
             resumable,
         )
 
     def _mirrored(self) -> str:
         """How far the mirror is, for the progress display."""
         return "" if self.mirror is None else self.mirror.status.summary()
-
-    def _average(self) -> list[pl.Callback]:
-        """The moving average of the weights."""
-        decay = self.settings.ema_decay
-        return [] if decay is None else [EMAWeightAveraging(decay=decay)]
-
-    def _early_end(self, training: TrainingLoop, validation: ValidationLoop) -> list[pl.Callback]:
-        patience = self.settings.early_stopping_patience
-        return (
-            []
-            if patience is None
-            else [EarlyEnd(training, validation, patience, self.settings.early_stopping_min_delta)]
-        )
 
     def _setup_precision(self, plan: Plan) -> tuple[str, str]:
         """Precision and its reason."""

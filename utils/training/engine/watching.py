@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,10 +14,10 @@ from utils.progress import ProgressCallback, ignore_progress
 from utils.training.engine.gradient_accumulator import GradientAccumulator
 from utils.training.engine.gradient_monitor import GradientMonitor
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
+from utils.training.engine.live import LivePlotCallback
 from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
 from utils.training.engine.resources import RESOURCES_FILE, ResourceMonitor
 from utils.training.engine.tracking import TrackingCallback
-from utils.training.live_plot import LivePlot
 from utils.training.run_folder import RunFolder
 from utils.training.tracking import Destination
 from utils.training.training_config import TrainingConfig
@@ -62,24 +64,13 @@ class Watchers(Watched):
         return [self.accumulator, self.gradients, self.metrics, *self.rest]
 
 
-class PlotCallback(pl.Callback):
-    """Draws the loss as training goes, where a notebook shows it."""
-
-    def __init__(self, training: TrainingLoop, validation: ValidationLoop, plot: LivePlot | None = None) -> None:
-        self._training, self._validation, self._plot = training, validation, plot or LivePlot()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._plot.wanted:  # reading losses makes a GPU wait
-            self._training.read_losses()
-            self._plot.update(self._training.step_losses, self._validated())
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._plot.close(self._training.step_losses, self._validated())
-
-    def _validated(self) -> list[tuple[int, float]]:
-        return [(item.step, item.loss) for item in self._validation.history]
+def destination_of(
+    settings: TrainingConfig, folder: Path, run_id: str, about: Mapping[str, Any] = MappingProxyType({})
+) -> Destination:
+    """Where a run is tracked."""
+    config = {**settings.to_dict(), **about}
+    project, board = settings.wandb_project, settings.tensorboard
+    return Destination(folder, run_id, project, board, name=folder.name, notes=settings.notes, config=config)
 
 
 def watchers(
@@ -92,6 +83,7 @@ def watchers(
     progress: ProgressCallback,
     hooks: TrainingHooks,
     mirrored: Callable[[], str] = str,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Watchers:
     """The watchers of a run.
 
@@ -105,6 +97,7 @@ def watchers(
         progress: told where the run is.
         hooks: a person's own.
         mirrored: says how far the mirror is; empty where there is none.
+        about: what trackers are told besides the settings, such as the model's name.
     """
     gradients = GradientMonitor()
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
@@ -122,17 +115,9 @@ def watchers(
         HooksCallback(hooks, run.name, training, validation),
     ]
     if progress is not ignore_progress:
-        rest.append(PlotCallback(training, validation))
+        rest.append(LivePlotCallback(training, validation))
     if settings.wandb_project is not None or settings.tensorboard:
-        destination = Destination(
-            run.path,
-            run.run_id,
-            settings.wandb_project,
-            settings.tensorboard,
-            name=run.name,
-            notes=settings.notes,
-            config=settings.to_dict(),
-        )
+        destination = destination_of(settings, run.path, run.run_id, about)
         rest.append(TrackingCallback(destination, training, validation, bits, resources, norms))
     metrics = MetricsFile(run.path / "metrics.csv", training, validation, bits, norms)
     return Watchers(GradientAccumulator(), gradients, metrics=metrics, rest=rest)
