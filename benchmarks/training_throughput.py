@@ -307,6 +307,11 @@ def callback_costs(steps: int) -> dict[str, float]:
     return found
 
 
+def _verdict(low: float, high: float, limit: float) -> str:
+    """What an interval says about a lower limit."""
+    return "BELOW" if high < limit else "holds" if low >= limit else "the interval does not decide"
+
+
 def told(values: list[float]) -> str:
     """Median, interval and number as text."""
     low, high = median_interval(values)
@@ -340,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         ratios = cpu.throughput(other, ours)
         low, high = median_interval(ratios)
         limit = LIMITS.get(other)
-        verdict = "" if limit is None else f": {'BELOW' if high < limit else 'holds'} the limit of {limit}"
+        verdict = "" if limit is None else f": {_verdict(low, high, limit)} {limit}"
         kept = kept and (limit is None or high >= limit)
         say(f"throughput of {NAMES[ours]} over {NAMES[other]}{verdict}")
         say(f"  by processor time {told(ratios)}; by the clock {told(wall.throughput(other, ours))}")
