@@ -63,6 +63,8 @@ def test_the_walk_gives_model_tokenizer_figures_and_files(tmp_path):
         "manifest.json",
         "tokenizer",
         "checkpoints",
+        "resources.csv",
+        "drift.json",
     }
     assert TrainingConfig.load(folder / "config.json").learning_rate == 1e-2
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 6

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.optim import Optimizer
 
 from utils.adapters.lightning_adapter import UniversalModelAdapter
 from utils.adapters.model_adapter import AdaptedModel
@@ -42,6 +43,10 @@ class TrainingModule(UniversalModelAdapter):
         total_steps: optimizer steps of the whole run.
         strategy: what a batch costs.
         tokenizer: kept for callers.
+
+    Attributes:
+        split: parts into which a micro-batch is cut.
+        gradient_norm: gives the norm of all gradients of the step where somebody measures it; see `GradientMonitor.total`.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class TrainingModule(UniversalModelAdapter):
             schedule=settings.learning_rate_schedule,
         )
         self.strategy, self.metrics, self.label_smoothing = strategy, MetricsEngine(strategy), settings.label_smoothing
+        self.gradient_norm: Callable[[], torch.Tensor | None] | None = None
         self.split = 1
         self._window: list[Batch] = []
         self._graph: torch.Tensor | None = (
@@ -110,6 +116,20 @@ class TrainingModule(UniversalModelAdapter):
             losses = self._unless_memory_ends(lambda: [self._backward_in_parts(one, factor) for one in self._window])
         if losses:
             self._late.copy_(losses[-1] / self._accumulation())
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm that was measured already; it is the costly half of clipping."""
+        total = self.gradient_norm() if self.gradient_norm is not None else None
+        if total is None or not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(parameters) != sum(p.requires_grad for p in self.parameters()):  # an optimizer of some of them
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
 
     def _backward_in_parts(self, batch: Batch, factor: torch.Tensor) -> torch.Tensor:
         """Gradients of a micro-batch, part by part, and its loss; each label weighs what it does in the whole."""

@@ -175,6 +175,8 @@ class Trainer:
         lit = self._setup_module(self.adapted, plan)
         loaders = self._setup_loaders(plan)
         callbacks = self._setup_callbacks(plan, loaders, run, store)
+        if isinstance(lit, TrainingModule):
+            lit.gradient_norm = lambda: callbacks.watchers.gradients.total
         self._log_start(run, plan, newest, f"{precision} ({why})")
         with quiet_lightning(), self._setup_memory() as memory, self._setup_compilation(plan, precision) as compilation:
             engine = self._setup_engine(plan, callbacks, store, precision)
