@@ -50,3 +50,31 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     monkeypatch.setattr(run_lock, "lock_file", refuse)
     assert FolderLock.acquire(tmp_path) is not None
     assert "cannot be locked" in caplog.text
+
+
+def test_a_forked_worker_that_outlives_a_killed_training_keeps_nothing_locked(tmp_path):
+    import os
+    import signal
+    import time
+
+    read, write = os.pipe()
+    training = os.fork()
+    if training == 0:
+        lock = FolderLock.acquire(tmp_path)
+        worker = os.fork()
+        if worker == 0:
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+        os._exit(0 if lock is not None else 1)
+    worker = int(os.read(read, 20))
+    assert FolderLock.acquire(tmp_path) is None
+    os.kill(training, signal.SIGKILL)
+    os.waitpid(training, 0)
+    try:
+        lock = FolderLock.acquire(tmp_path)
+        assert lock is not None
+        lock.release()
+    finally:
+        os.kill(worker, signal.SIGKILL)

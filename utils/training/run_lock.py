@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +19,8 @@ LOCK_FILE = ".lock"
 
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
+_held_here: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
 
 class FolderLock:
     """A lock on a folder, held until `release` or until the process ends in whatever way, `kill -9` included.
@@ -27,6 +31,7 @@ class FolderLock:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        _held_here.add(self)
 
     @classmethod
     def acquire(cls, folder: Path) -> FolderLock | None:
@@ -45,3 +50,13 @@ class FolderLock:
         """Let others use the folder; a second call does nothing."""
         with contextlib.suppress(OSError):  # closing ends the lock; a file of a vanished mount has none left
             self._file.close()
+
+
+def _drop_inherited() -> None:
+    """Let go of locks in a forked process: workers outlive a killed training by seconds, and would keep its run closed."""
+    for lock in list(_held_here):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_inherited)

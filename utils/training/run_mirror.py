@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,7 +185,7 @@ def _generation_fetched(run: MirroredRun, commit: Commit, store: CheckpointStore
 
 
 @contextlib.contextmanager
-def _building(workspace: Path) -> Any:
+def _building(workspace: Path) -> Iterator[Path]:
     """A hidden folder that goes away again unless it was moved to its place."""
     building = workspace / f"{_UNFINISHED}{uuid.uuid4().hex[:12]}"
     building.mkdir()

@@ -247,6 +247,7 @@ def _server() -> Any:
 
 def _quietly(workspace: str, answer: str, changes: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    multiprocessing.set_start_method("fork", force=True)  # for its workers: else each imports everything anew
     train_in_this_process(workspace, answer, changes)
 
 
