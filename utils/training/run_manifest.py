@@ -29,7 +29,7 @@ from utils.loading.model_loader import DEFAULT_SEED, load_model
 from utils.progress import ProgressCallback
 from utils.tokenization.tokenizer_files import load_saved
 from utils.training.dataset_utilities import BUNDLED, DatasetLoader
-from utils.training.run_folder import RUN_FILE
+from utils.training.run_mirror import RUN_FILE
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -42,6 +43,8 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})-(\d{6,})\.(ckpt|json)")
 _TEMPORARY = re.compile(r"\.(step-.*\.(ckpt|json)\.)?[\w-]*\.tmp|\.step-\d+-\d+\.json\.\w+")
 _CHUNK = 1 << 22
+HASHED_BESIDE = 1 << 16
+"""Bytes from which a piece is hashed in a thread beside its writing; less is not worth the handing over."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,11 @@ class CheckpointStore:
         """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
         target = self._own(path)
         with self._all_or_nothing(target), whole_file(target) as stream:
-            hashing = _HashingWriter(stream)
-            try:
-                torch.save(dict(state), cast(IO[bytes], hashing))
-            except RuntimeError as error:  # torch hides what the disk said
-                raise hashing.error or error from error
+            with contextlib.closing(_HashingWriter(stream)) as hashing:
+                try:
+                    torch.save(dict(state), cast(IO[bytes], hashing))
+                except RuntimeError as error:  # torch hides what the disk said
+                    raise hashing.error or error from error
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
 
     def commit(
@@ -294,25 +297,40 @@ class CheckpointStore:
 
 
 class _HashingWriter(io.RawIOBase):
-    """Passes bytes on and hashes them on the way. torch writes archives front to back, so the hash is the file's."""
+    """Passes bytes on and hashes them meanwhile. torch writes archives front to back, so the hash is the file's.
+
+    Hashing takes as long as writing; both let go of the interpreter, so that large pieces are hashed beside their writing.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
         self.digest, self.size, self._stream = hashlib.sha256(), 0, stream
         self.error: OSError | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        self.digest.update(view)
+        hashed = self._beside.submit(self.digest.update, view) if view.nbytes >= HASHED_BESIDE else None
         try:
             self._stream.write(view)
         except OSError as error:
             self.error = error
             raise
+        finally:
+            if hashed is not None:  # the view must not change before
+                hashed.result()
+        if hashed is None:
+            self.digest.update(view)
         self.size += view.nbytes
         return view.nbytes
+
+    def close(self) -> None:
+        """End the thread; the stream stays open."""
+        self._beside.shutdown()
+        super().close()
 
 
 class CheckpointManager:

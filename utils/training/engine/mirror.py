@@ -120,7 +120,8 @@ class Mirror:
         self._changed = threading.Condition()
         self._offered: CheckpointMetadata | None = None
         self._done_sequence, self._safe_step = 0, -1
-        self._state, self._problem, self._failures, self._in_a_row, self._skipped = "idle", None, 0, 0, 0
+        self._problem: str | None = None
+        self._state, self._failures, self._in_a_row, self._skipped = "idle", 0, 0, 0
         self._retry_at = -math.inf
         self._closing = self._final_done = self._stop = False
         self._bytes_done = self._bytes_total = 0

@@ -128,6 +128,8 @@ class GenerationSaver(pl.Callback):
     def _validation_follows(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether Lightning validates after the batch that has just ended (not the last of its epoch)."""
         every = trainer.val_check_batch
+        if every is None:
+            return False
         return bool(trainer.enable_validation and math.isfinite(every) and (batch_idx + 1) % int(every) == 0)
 
     def _loss_at(self, trainer: pl.Trainer) -> float | None:
