@@ -149,12 +149,15 @@ class CheckpointStore:
     def write(self, state: Mapping[str, Any], path: str | Path) -> None:
         """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
         target = self._own(path)
-        with self._all_or_nothing(target), whole_file(target) as stream:
-            with contextlib.closing(_HashingWriter(stream)) as hashing:
-                try:
-                    torch.save(dict(state), cast(IO[bytes], hashing))
-                except RuntimeError as error:  # torch hides what the disk said
-                    raise hashing.error or error from error
+        with (
+            self._all_or_nothing(target),
+            whole_file(target) as stream,
+            contextlib.closing(_HashingWriter(stream)) as hashing,
+        ):
+            try:
+                torch.save(dict(state), cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch hides what the disk said
+                raise hashing.error or error from error
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
 
     def commit(
