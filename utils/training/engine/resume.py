@@ -271,7 +271,8 @@ class ResumableCheckpoint(GenerationSaver):
 
     def _save(self, trainer: pl.Trainer) -> None:
         super()._save(trainer)
-        self._signals.act()
+        if self._signals.wanted is not None:
+            self._signals.act()
 
 
 @contextlib.contextmanager
