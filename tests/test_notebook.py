@@ -11,7 +11,7 @@ import pytest
 
 import utils.examples
 from utils import notebook
-from utils.errors import GistNotFoundError
+from utils.errors import ConfigError, GistNotFoundError
 from utils.loading.gist_reference import parse_gist_reference
 
 ID = "0123456789abcdef0123456789abcdef"
@@ -131,6 +131,39 @@ def test_without_ipython_it_is_not_colab(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not notebook.in_colab()
     notebook.show_errors_plainly()  # and there is nobody to show errors to
+
+
+def test_drive_is_mounted_where_that_is_wanted_and_nowhere_else(colab: Callable, monkeypatch, tmp_path) -> None:
+    assert notebook.drive_folder(False) is None
+    with pytest.raises(ConfigError, match=r"in Colab only. Untick SAVE_TO_GOOGLE_DRIVE"):
+        notebook.drive_folder(True)
+    colab("")
+    mounted = []
+
+    def mount(folder: str) -> None:
+        mounted.append(folder)
+        (tmp_path / "My Drive").mkdir()
+
+    sys.modules["google.colab"].drive = SimpleNamespace(mount=mount)
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path)
+    assert notebook.drive_folder(True) == str(tmp_path / "My Drive" / "transformer-builder")
+    assert mounted == [str(tmp_path)]
+
+
+def test_a_refused_drive_says_what_to_do(colab: Callable) -> None:
+    colab("")
+
+    def mount(folder: str) -> None:
+        raise ValueError("mount failed")
+
+    sys.modules["google.colab"].drive = SimpleNamespace(mount=mount)
+    with pytest.raises(ConfigError, match=r"not mounted \(mount failed\). Run the cell again and allow it, or untick"):
+        notebook.drive_folder(True)
+
+
+def test_the_end_says_what_is_kept(tmp_path) -> None:
+    assert "lost when it ends" in notebook.finish_drive(None)
+    assert notebook.finish_drive(str(tmp_path)) == f"{tmp_path} is a folder of this machine."
 
 
 REPOSITORY = "https://github.com/owner/name"

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import utils.examples
 from utils._pages import render
-from utils.errors import GistIdError, TransformerBuilderError
+from utils.errors import ConfigError, GistIdError, TransformerBuilderError
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 IN_FRAGMENT = re.compile(r"[#&?]gist_id=([0-9A-Za-z]+)(?:&revision=([0-9a-f]{40}))?")
 GIST_ADDRESS = re.compile(r"\bgist(?:\.github(?:usercontent)?\.com)?/(?:[\w.-]+/)?([0-9a-f]{20,40})\b")
+DRIVE = Path("/content/drive")
+"""Where Colab mounts Google Drive."""
+
 FRONT_END_SECONDS = 3
 """How long to wait for the browser, which never answers when no page is open."""
 
@@ -260,6 +263,52 @@ def training_notebook(repository: str) -> str:
         return "training.ipynb"
     owner_and_name = repository.removesuffix("/").removesuffix(".git").split("github.com/")[-1]
     return f"https://colab.research.google.com/github/{owner_and_name}/blob/main/training.ipynb"
+
+
+def drive_folder(wanted: bool) -> str | None:
+    """Mount Google Drive where that is wanted, and name the folder on it in which runs are mirrored.
+
+    A cell of its own must call it: Colab asks for consent, and waits.
+
+    Args:
+        wanted: the form's tick; without it nothing is mounted and nothing is mirrored.
+
+    Raises:
+        ConfigError: this is not Colab, or Drive was not mounted.
+    """
+    if not wanted:
+        return None
+    if not in_colab():
+        raise ConfigError(
+            "Google Drive can be mounted in Colab only. Untick SAVE_TO_GOOGLE_DRIVE; a folder of your own is given to "
+            "utils.TrainingConfig(mirror_dir=...)."
+        )
+    from google.colab import drive
+
+    try:
+        drive.mount(str(DRIVE))
+    except (ValueError, OSError) as error:  # refused, timed out
+        raise ConfigError(
+            f"Google Drive was not mounted ({error}). Run the cell again and allow it, or untick SAVE_TO_GOOGLE_DRIVE."
+        ) from error
+    own = next((DRIVE / name for name in ("MyDrive", "My Drive") if (DRIVE / name).is_dir()), DRIVE / "MyDrive")
+    return str(own / "transformer-builder")
+
+
+def finish_drive(folder: str | None) -> str:
+    """Send everything to Drive and unmount it, at the very end; says what was done.
+
+    Args:
+        folder: what `drive_folder` gave.
+    """
+    if folder is None:
+        return (
+            "Nothing was mirrored to Google Drive; files in this session are lost when it ends. Download what you need."
+        )
+    from utils.training.engine.mirror import flush_drive
+
+    done = flush_drive(folder)
+    return f"Everything is on Google Drive, in {folder}." if done else f"{folder} is a folder of this machine."
 
 
 def show_errors_plainly() -> None:
