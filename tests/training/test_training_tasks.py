@@ -12,6 +12,7 @@ from utils.errors import TrainingError
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.tokenization.data_module import UniversalDataModule
 from utils.training.engine.trainer import Trainer
+from utils.training.task_spec import example
 from utils.training.training_config import TrainingConfig
 from utils.training.training_core import TrainingCoordinator, train
 
@@ -168,3 +169,11 @@ def test_a_data_module_for_another_task_is_refused(tmp_path):
     module = UniversalDataModule(images(), task="vision", collator=None)
     with pytest.raises(TrainingError, match=r"for the task 'vision', and the model is trained on 'classification'"):
         train(adapt(Classifier()), module, {"max_steps": 1}, workspace=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["cls_tiny", "lm_tiny"])
+def test_a_built_in_example_is_data_by_its_name(tmp_path, name):
+    ex = example(name)
+    result = train(ex.adapted(), name, {"max_steps": 2}, workspace=tmp_path, progress=False)
+    assert result["task"] == ex.spec.task and len(result["val_loss_history"]) == 1
+    assert set(result["class_names"]) == set(ex.spec.class_names)

@@ -30,6 +30,7 @@ from utils.progress import ProgressCallback
 from utils.tokenization.tokenizer_files import load_saved
 from utils.training.dataset_utilities import BUNDLED, DatasetLoader
 from utils.training.run_mirror import RUN_FILE
+from utils.training.task_examples import EXAMPLES
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def describe_data(data: Any) -> dict[str, Any]:
 
     What a program holds in memory is described as such; it cannot be had again without the program.
     """
-    if isinstance(data, str) and data in BUNDLED:
+    if isinstance(data, str) and (data in BUNDLED or data in EXAMPLES):
         return {"kind": "bundled", "name": data}
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
@@ -278,7 +279,11 @@ class Recipe:
         if data["kind"] == "hub":
             return [] if data["revision"] else [f"data: the commit of {data['name']} was not known; pass data="]
         if data["kind"] == "bundled":
-            return [] if data["name"] in BUNDLED else [f"data: there is no bundled {data['name']!r} any more"]
+            return (
+                []
+                if data["name"] in (*BUNDLED, *EXAMPLES)
+                else [f"data: there is no bundled {data['name']!r} any more"]
+            )
         path = Path(data["path"])
         if not path.exists():
             return [f"data: {path} is gone; pass data="]

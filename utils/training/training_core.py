@@ -20,6 +20,8 @@ from utils.tokenization.validator import TokenizerValidator
 from utils.training.dataset_utilities import DatasetLoader, resolve_data
 from utils.training.result import TrainingResult
 from utils.training.run_manifest import describe_data
+from utils.training.task_examples import EXAMPLES
+from utils.training.task_spec import example
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def train(
 
     Args:
         model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
-        data: "python-docs" (bundled), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
+        data: "python-docs" (bundled), the name of a built-in example ("lm_tiny", "cls_tiny", …: see `task_spec`), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
             upload, a list of texts, a `datasets.Dataset`), token ids (a tensor (N, T), or a list of tensors (T,) of one
             length), or a `UniversalDataModule` of the model's task. A model that is no language model takes pairs: (text, class),
             (source, target) or (image, class), or data with columns of that kind. A part of the
@@ -183,28 +185,27 @@ class TrainingCoordinator:
         """Data for training and validation, and a tokenizer that never saw the latter."""
         from utils.tokenization.data_module import UniversalDataModule
 
-        fraction = self.settings.validation_fraction
-        blocks = _blocks_of(self.dataset)
+        fraction, data = self.settings.validation_fraction, _example_or(self.dataset)
+        blocks = _blocks_of(data)
         if blocks is not None:
             return _split_blocks(blocks, fraction)
-        if isinstance(self.dataset, UniversalDataModule):
-            if self.dataset.task != "vision":
-                self.tokenizer = _proven(self.adapted, self.tokenizer or self.dataset.tokenizer)
-            return self.dataset, None
+        if isinstance(data, UniversalDataModule):
+            if data.task != "vision":
+                self.tokenizer = _proven(self.adapted, self.tokenizer or data.tokenizer)
+            return data, None
         if self.adapted.contract.task in ("lm", "masked"):
-            text = resolve_data(self.dataset, fraction, progress=notes)
+            text = resolve_data(data, fraction, progress=notes)
             self.tokenizer = self._fitting_tokenizer(text.train, notes)
             return text.train, text.validation
-        return self._labelled(notes), None
+        return self._labelled(data, notes), None
 
-    def _labelled(self, notes: bool | ProgressCallback) -> UniversalDataModule:
+    def _labelled(self, data: Any, notes: bool | ProgressCallback) -> UniversalDataModule:
         """Examples with a class or a target each."""
         from utils.tokenization.data_module import UniversalDataModule
         from utils.tokenization.vision import VisionDataCollator
 
         contract, settings = self.adapted.contract, self.settings
         columns = {} if self.spec is None else self.spec.columns()
-        data = self.dataset
         if isinstance(data, (str, Path)):
             named = "target_column" if contract.task == "seq2seq" else "label_column"
             data = DatasetLoader.from_anything(data, progress=notes, **{named: columns.get(named) or "auto"})
@@ -251,6 +252,14 @@ def _proven(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) ->
     if not found.lossless:
         logger.warning("the tokenizer does not give every text back as it was: %s", "; ".join(found.notes))
     return tokenizer
+
+
+def _example_or(data: Any) -> Any:
+    """Both parts of a built-in example, where its name was given."""
+    if not isinstance(data, str) or data not in EXAMPLES:
+        return data
+    found = example(data)
+    return {"train": list(found.train), "validation": list(found.validation)}
 
 
 def _blocks_of(data: Any) -> torch.Tensor | None:

@@ -171,14 +171,19 @@ class Trainer:
         initialisation = self._setup_initialisation(plan, newest is not None)
         precision, why = self._setup_precision(plan)
         micro_batch = self._setup_micro_batch(plan, run, precision)
-        forecast = self._setup_forecast(plan)
+        done = newest is not None and (newest.ends or newest.step >= plan.total_steps)
+        forecast = None if done else self._setup_forecast(plan)
         lit = self._setup_module(self.adapted, plan)
         loaders = self._setup_loaders(plan)
         callbacks = self._setup_callbacks(plan, loaders, run, store)
         if isinstance(lit, TrainingModule):
             lit.gradient_norm = lambda: callbacks.watchers.gradients.total
         self._log_start(run, plan, newest, f"{precision} ({why})")
-        with quiet_lightning(), self._setup_memory() as memory, self._setup_compilation(plan, precision) as compilation:
+        with (
+            quiet_lightning(),
+            self._setup_memory() as memory,
+            self._setup_compilation(plan, precision, done) as compilation,
+        ):
             engine = self._setup_engine(plan, callbacks, store, precision)
             precision = str(engine.precision)  # what Lightning really uses
             self.engine, self.module = engine, lit
@@ -403,8 +408,12 @@ class Trainer:
         """Gradient checkpointing, for the time of the training."""
         return checkpointed(self.adapted) if self.settings.gradient_checkpointing else contextlib.nullcontext("off")
 
-    def _setup_compilation(self, plan: Plan, precision: str) -> contextlib.AbstractContextManager[Compilation]:
+    def _setup_compilation(
+        self, plan: Plan, precision: str, done: bool
+    ) -> contextlib.AbstractContextManager[Compilation]:
         """torch.compile, for the time of the training."""
+        if done:
+            return contextlib.nullcontext(Compilation("off", "nothing was left to train"))
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
         batch = self._sample(plan) if self.settings.compile_mode != "off" else {}
         return compiled(self.adapted, self.settings.compile_mode, batch, dtype)
