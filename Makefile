@@ -19,7 +19,7 @@ CORES := -n auto --dist worksteal
 export TORCH_INDEX_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check bench zoo format lock clean
+.PHONY: help demo test test-slow test-all check bench tables zoo format lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -41,10 +41,17 @@ check: $(DONE) ## lint, formatting and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing
+bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing, training (a quarter of an hour)
 	$(RUN) -m benchmarks.adapter_overhead
 	$(RUN) benchmarks/tokenizer_training.py
 	$(RUN) benchmarks/packing.py
+	$(RUN) benchmarks/padded_training.py
+	$(RUN) benchmarks/training_throughput.py
+	$(RUN) benchmarks/mirroring.py
+
+tables: $(DONE) ## how often interrupted and damaged runs come back: k of n (a quarter of an hour)
+	$(RUN) -m tests.training.engine.resume_table
+	$(RUN) -m tests.training.engine.fault_table
 
 zoo: $(DONE) ## adapt a hundred models of many kinds and list what was found out about each
 	$(RUN) -m tests.zoo
