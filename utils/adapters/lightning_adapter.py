@@ -123,13 +123,16 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; with `total_steps` also a linear warm-up and a decay to `final_rate` of the peak, per step."""
-        optimizer = torch.optim.AdamW(
-            decay_groups(self.adapted, self.weight_decay), lr=self.learning_rate, betas=self.betas
-        )
+        optimizer = self.usual_optimizer()
         if self.total_steps is None:
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
+
+    def usual_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW at the peak rate."""
+        groups = decay_groups(self.adapted, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
 
     def rate_at(self, step: int) -> float:
         """Learning rate at an optimizer step, as a share of the peak."""

@@ -24,10 +24,10 @@ from utils.training.curves import Panel, Series, picture_png, picture_svg
 from utils.training.drift_metrics import DRIFT_FILE, DriftMetrics
 from utils.training.engine.metrics import perplexity
 from utils.training.metrics_tracker import METRICS_FILE
+from utils.training.run_folder import RESOURCES_FILE
 
 logger = logging.getLogger(__name__)
 
-RESOURCES_FILE = "resources.csv"
 NOT_RECORDED = "not recorded"
 TEMPLATE = Path(__file__).with_name("templates") / "dashboard.html"
 _SMOOTHED = 50

@@ -41,7 +41,8 @@ class RecoveredRun(TrainingResult):
     """A `TrainingResult` that was read and not trained; where no model was given it has none.
 
     Attributes:
-        weights: verified weights of the newest generation, by the adapted model's names.
+        weights: verified weights of the newest generation (of the best one, where validation ended the run), by the adapted
+            model's names.
         step: optimizer steps done; total_steps: those of the whole run; finished: whether it came to its end.
     """
 
@@ -111,9 +112,12 @@ def recover(
             f"The run {path.name!r} in {path.parent} has no checkpoint that verifies: nothing was saved yet, or all is damaged."
         )
     checkpoint = store.load(store.folder / metadata.file)
+    values, total = _values(checkpoint, path, store)
+    best = store.best() if values["ended_early"] else None
+    handed_over = checkpoint if best is None else store.load(store.folder / best.file)
     weights = {
         name.removeprefix(WEIGHTS): value
-        for name, value in checkpoint["state_dict"].items()
+        for name, value in handed_over["state_dict"].items()
         if name.startswith(WEIGHTS)
     }
     adapted = None
@@ -121,9 +125,15 @@ def recover(
         adapted = adapt(model)
         adapted.load_state_dict(weights_for(adapted, weights, metadata.file))
         adapted.eval()
-    values, total = _values(checkpoint, path, store)
     return RecoveredRun(
-        adapted, _tokenizer(path), config, values, weights, metadata, (path / "manifest.json").is_file(), total
+        adapted,
+        _tokenizer(path),
+        config,
+        values,
+        weights,
+        metadata,
+        metadata.ends or (path / "manifest.json").is_file(),
+        total,
     )
 
 

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 """Version of run.json and manifest.json."""
 
+RESOURCES_FILE = "resources.csv"
+"""Where a run keeps its speed and memory over time."""
+
 MANIFEST_FILE = "manifest.json"
 """Hashes of all files; its presence marks a run as finished."""
 

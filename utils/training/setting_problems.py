@@ -208,33 +208,12 @@ def _schedule_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]
 
 
 def _early_stopping_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:
-    patience = config.early_stopping_patience
-    if patience is None:
-        if config.early_stopping_min_delta > 0:
-            yield (
-                {"early_stopping_min_delta", "early_stopping_patience"},
-                f"early_stopping_min_delta={config.early_stopping_min_delta!r} does nothing without early_stopping_patience: "
-                "set the patience too, such as 3.",
-            )
-        return
-    names = {"early_stopping_patience", "val_every_n_steps", "max_steps", "epochs"}
-    validations = _validations(config)
-    if validations is not None and patience >= validations:
+    if config.early_stopping_patience is None and config.early_stopping_min_delta > 0:
         yield (
-            names,
-            f"early_stopping_patience={patience!r} can never run out: there {'is' if validations == 1 else 'are'} "
-            f"{validations} validation{'s' if validations > 1 else ''} in all. Take fewer, or validate more often with "
-            "val_every_n_steps.",
+            {"early_stopping_min_delta", "early_stopping_patience"},
+            f"early_stopping_min_delta={config.early_stopping_min_delta!r} does nothing without early_stopping_patience: "
+            "set the patience too, such as 3.",
         )
-
-
-def _validations(config: TrainingConfig) -> int | None:
-    """Validations of the whole run; None where that depends on the data."""
-    if config.max_steps is not None and config.val_every_n_steps is not None:
-        return math.ceil(config.max_steps / config.val_every_n_steps)
-    if config.max_steps is None and config.val_every_n_steps is None:
-        return config.epochs
-    return None
 
 
 def _hardware_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.adapters.contract import TASKS
 from utils.errors import ConfigError
+from utils.training.engine.loss import LossStrategyRegistry
 from utils.training.setting_names import hint
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TaskSpec:
         for what, value, known in (("task", self.task, TASKS), ("metric", self.metric, tuple(METRICS))):
             if value not in known:
                 raise ConfigError(f"{what}={value!r} is unknown{hint(value, known)} Known: {', '.join(known)}.")
+        LossStrategyRegistry.get(self.loss)  # raises where there is none
         if isinstance(self.class_names, str) or len(set(self.class_names)) < len(self.class_names):
             raise ConfigError(f"class_names holds the name of each class once; got {self.class_names!r}.")
         object.__setattr__(self, "class_names", tuple(self.class_names))

@@ -49,6 +49,7 @@ def train(
     config: TrainingConfig | Mapping[str, Any] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    task_spec: TaskSpec | None = None,
     workspace: str | Path | None = None,
     progress: bool | ProgressCallback = True,
     resume: str = "auto",
@@ -70,6 +71,7 @@ def train(
         config: settings, as `TrainingConfig` or mapping; None takes the defaults.
         tokenizer: None lets `AdaptiveTokenizer` choose one for the model's embedding rows and the training text; the result
             says which and why (`tokenizer_reason`).
+        task_spec: task, loss, columns and names of classes; None takes those of the model's contract.
         workspace: folder of the runs; None takes `config.checkpoint_dir`.
         progress: True shows a display, False none; or a callable (steps done, steps in total, note).
         resume: "auto" continues an interrupted run of the same model (code, contract, weights), data and settings;
@@ -90,7 +92,14 @@ def train(
         >>> result["val_bits_per_byte_history"][-1]
     """
     coordinator = TrainingCoordinator(
-        model, data, tokenizer=tokenizer, training_config=config, workspace=workspace, progress=progress, resume=resume
+        model,
+        data,
+        tokenizer=tokenizer,
+        training_config=config,
+        task_spec=task_spec,
+        workspace=workspace,
+        progress=progress,
+        resume=resume,
     )
     return coordinator.run()
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
 from tests.training.tiny import make_tiny
 from utils.training.engine.early_stopping import judge
 from utils.training.engine.loop import ValidationLoop
 from utils.training.engine.trainer import Trainer
+from utils.training.recovery import recover
 from utils.training.training_config import TrainingConfig
 
 NAN = float("nan")
@@ -58,6 +62,14 @@ def test_a_run_ends_early_is_finished_and_stays_so(tmp_path, monkeypatch, settin
     assert len(first["step_loss_history"]) == steps and "2 validations old (patience 2)" in first["ended_early"]
     assert (first.run_folder / "manifest.json").is_file() and first["checkpoint_path"]
     assert f"step-{steps:08d}" in first["checkpoint_path"]
+    best = torch.load(first["best_checkpoint_path"], weights_only=True)["state_dict"]
+    assert first["best_checkpoint_path"] != first["checkpoint_path"]
+    assert all(value.equal(best[f"adapted.{name}"]) for name, value in first.model.state_dict().items())
+    assert json.loads((first.run_folder / "manifest.json").read_text())["steps"] == steps
+    recovered = recover(first.run_folder, make_tiny(seed=3))
+    assert recovered.finished and all(
+        value.equal(best[f"adapted.{name}"]) for name, value in recovered.model.state_dict().items()
+    )
     again = trained(tmp_path, monkeypatch, [0.1] * 20, **settings)  # the cell is run again
     assert again["step_loss_history"] == first["step_loss_history"] and again["resumed_from_step"] == steps
     assert again["ended_early"] == first["ended_early"]

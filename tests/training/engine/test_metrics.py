@@ -13,8 +13,8 @@ from utils.training.engine.metrics import MetricsEngine, macro_f1, perplexity
 
 def measured(name, *batches):
     engine = MetricsEngine(LossStrategyRegistry.get(name))
-    for logits, batch, loss in batches:
-        engine.update(ModelOutputs(logits, torch.tensor(loss)), batch)
+    for logits, batch in batches:
+        engine.update(ModelOutputs(logits), batch)
     return engine
 
 
@@ -24,25 +24,29 @@ def hot(ids, classes):
 
 def test_a_perfect_next_token_predictor_scores_one_and_a_copier_does_not():
     ids = torch.tensor([[1, 2, 3, 4, 5]])
-    perfect = measured("next_token", (hot(ids.roll(-1, 1), 8), {"input_ids": ids}, 0.5)).compute()
-    copier = measured("next_token", (hot(ids, 8), {"input_ids": ids}, 0.5)).compute()
+    perfect = measured("next_token", (hot(ids.roll(-1, 1), 8), {"input_ids": ids})).compute()
+    copier = measured("next_token", (hot(ids, 8), {"input_ids": ids})).compute()
     assert perfect["accuracy"] == 1.0 and copier["accuracy"] == 0.0
-    assert perfect["perplexity"] == pytest.approx(math.exp(0.5))
+    surprise = math.log(math.e + 7) - 1  # softmax of one 1 and seven 0
+    assert perfect["loss"] == pytest.approx(surprise) and perfect["perplexity"] == pytest.approx(math.exp(surprise))
 
 
 def test_every_label_counts_alike_whatever_the_batches():
-    ids = torch.arange(6).view(1, 6)
-    long = (hot(ids, 8), {"input_ids": ids, "labels": ids}, 2.0)
-    short = (hot(ids, 8), {"input_ids": ids, "labels": torch.tensor([[0, 7, -100, -100, -100, -100]])}, 8.0)
-    found = measured("masked", long, short).compute()
-    assert found["loss"] == pytest.approx((6 * 2 + 2 * 8) / 8) and found["accuracy"] == pytest.approx(7 / 8)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 8, generator=generator)
+    labels = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 7, -100, -100, -100, -100]])
+    apart = [(logits[i : i + 1], {"input_ids": labels[i : i + 1], "labels": labels[i : i + 1]}) for i in range(2)]
+    found = measured("masked", *apart).compute()
+    expected = torch.nn.functional.cross_entropy(logits.view(-1, 8), labels.view(-1))
+    assert found["loss"] == pytest.approx(float(expected))
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).sum() / 8))
 
 
 def test_a_batch_without_labels_adds_nothing():
     ids = torch.arange(3).view(1, 3)
-    empty = (hot(ids, 8), {"input_ids": ids, "labels": torch.full((1, 3), -100)}, float("nan"))
-    full = (hot(ids, 8), {"input_ids": ids, "labels": ids}, 1.0)
-    assert measured("masked", empty, full).compute()["loss"] == 1.0
+    empty = (hot(ids, 8), {"input_ids": ids, "labels": torch.full((1, 3), -100)})
+    full = (hot(ids, 8), {"input_ids": ids, "labels": ids})
+    assert measured("masked", empty, full).compute() == measured("masked", full).compute()
     assert math.isnan(measured("masked", empty).compute()["loss"]) and math.isnan(measured("masked").compute()["loss"])
 
 
@@ -54,7 +58,7 @@ def test_classes_are_rated_as_scikit_learn_rates_them():
     )
     engine = measured(
         "classification",
-        *((hot(g, 6), {"input_ids": g, "labels": y}, 1.0) for g, y in zip(guesses.split(25), labels.split(25))),
+        *((hot(g, 6), {"input_ids": g, "labels": y}) for g, y in zip(guesses.split(25), labels.split(25))),
     )
     found = engine.compute()
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, guesses))

@@ -498,6 +498,12 @@ def refuse_unsafe_loading() -> None:
         )
 
 
+def changed_environment(versions: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """What of the environment that wrote a checkpoint is another one now: name → (before, now)."""
+    now = environment()
+    return {name: (before, now[name]) for name, before in versions.items() if name in now and now[name] != before}
+
+
 def environment() -> dict[str, str]:
     """Versions on which bit-exact resume depends."""
     from importlib.metadata import PackageNotFoundError, version
@@ -507,6 +513,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
     }
     for name in ("pytorch-lightning", "transformers", "tokenizers"):
         try:

@@ -1,4 +1,4 @@
-"""Micro-batches counted against optimizer steps, and the one answer to "was this a real step?".
+"""Micro-batches counted against optimizer steps, samples and labels.
 
 Lightning calls `on_train_batch_end` for every micro-batch; what belongs to optimizer steps asks `stepped` there. Weights no
 loss: the share of each micro-batch comes with the batch (`tokenization.batch_order`).

@@ -265,7 +265,13 @@ class GradientMonitor(pl.Callback):
         return [(i.layer, f"{i.norm:.3g}", f"{i.share:.1%}", i.status, i.advice) for i in ranked]
 
     # ---- what Lightning tells ----------------------------------------------------------------------------------------
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watch(trainer, pl_module)  # Lightning announces no epoch where a run goes on in the middle of one
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watch(trainer, pl_module)
+
+    def _watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._parameters = [(_short(n), p) for n, p in pl_module.named_parameters() if p.requires_grad]
 

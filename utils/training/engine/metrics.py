@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs
+from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs, cross_entropy
 from utils.tokenization.bits import BitsPerByte, Segment, scored_bytes, token_byte_lengths
 from utils.training.drift_metrics import DriftMetrics
 from utils.training.engine.loss import Batch, LossStrategy
@@ -34,7 +34,7 @@ def perplexity(loss: float) -> float:
 
 
 class MetricsEngine:
-    """Loss, accuracy and, for classes, macro F1 over many batches, each label counting alike.
+    """Cross-entropy, accuracy and, for classes, macro F1 over many batches, each label counting alike.
 
     Example:
         >>> engine = MetricsEngine(LossStrategyRegistry.get("classification"))
@@ -54,14 +54,12 @@ class MetricsEngine:
 
     @torch.no_grad()
     def update(self, outputs: ModelOutputs, batch: Batch) -> None:
-        """Add a batch: `outputs` with loss, as the strategy gives them."""
+        """Add a batch; of `outputs` only the logits are read."""
         scores, labels = self.strategy.targets(outputs.logits, batch)
         real = labels != IGNORED_LABEL
         guesses = scores.argmax(-1)
-        count = real.sum()
-        assert outputs.loss is not None  # a strategy gives one
-        loss = torch.where(count > 0, outputs.loss.double() * count, 0.0)  # a batch without labels has none
-        sums = torch.stack([loss, ((guesses == labels) & real).sum().double(), count.double()])
+        loss = cross_entropy(scores, labels, reduction="sum").double()  # without what models add to their training loss
+        sums = torch.stack([loss, ((guesses == labels) & real).sum().double(), real.sum().double()])
         self._sums = sums if self._sums is None else self._sums + sums
         if self.strategy.task in PER_CLASS_TASKS:
             self._count_classes(guesses[real], labels[real], scores.shape[-1])

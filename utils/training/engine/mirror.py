@@ -51,7 +51,7 @@ CHECKPOINTS, FINISHED = "checkpoints", "manifest.json"
 LARGEST_BESIDE = 64 << 20
 """Bytes of the largest file beside the checkpoints that is mirrored."""
 
-KEPT_FOLDERS = ("tokenizer",)
+KEPT_FOLDERS = ("tokenizer", "source")
 """Folders of a run that are mirrored besides its checkpoints and the files beside them."""
 
 
@@ -143,8 +143,6 @@ class Mirror:
         """How far the mirror is now."""
         with self._changed:
             state, problem = self._state, self._problem
-            if state != "closed" and not self._thread.is_alive():
-                state, problem = "stopped", problem or "the copying ended unexpectedly"
             return MirrorStatus(
                 str(self.folder.path),
                 None if self._safe_step < 0 else self._safe_step,
@@ -185,13 +183,18 @@ class Mirror:
 
     # ---- in the background ------------------------------------------------------------------------------------------
     def _work(self) -> None:
-        while self._has_work():
-            try:
-                self._copy()
-            except _StoppedError:
-                return
-            except (OSError, ConfigError) as error:
-                self._failed(error)
+        try:
+            while self._has_work():
+                try:
+                    self._copy()
+                except (OSError, ConfigError) as error:
+                    self._failed(error)
+        except _StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever ends the thread is told by the status, and ends no training
+            with self._changed:
+                self._state, self._problem = "stopped", f"the copying ended unexpectedly: {_words(error)}"
+            logger.warning("mirror %s: %s", self.folder.path, self._problem)
 
     def _has_work(self) -> bool:
         """Wait for something to do; False at the end."""

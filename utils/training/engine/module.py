@@ -19,6 +19,7 @@ from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import TrainingError
 from utils.tokenization.loaders import SHARE
 from utils.training.engine.loss import LossStrategy
+from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import MetricsEngine
 from utils.training.training_config import TrainingConfig
 
@@ -154,8 +155,9 @@ class TrainingModule(UniversalModelAdapter):
         """What the action gives, or None where the GPU has no memory left for it; what it had taken is free then."""
         try:
             return action()
-        except torch.OutOfMemoryError:
-            pass  # the traceback holds the graph: freeing comes after this block
+        except RuntimeError as error:  # its traceback holds the graph: freeing comes after this block
+            if not is_out_of_memory(error):
+                raise
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -5,6 +5,7 @@ Reading these numbers makes no GPU wait: speed comes from the clock, memory from
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import torch
 
 from utils.training.run_folder import write_csv
 
-RESOURCES_FILE = "resources.csv"
+logger = logging.getLogger(__name__)
+
 RESOURCE_COLUMNS = ("step", "seconds", "tokens_per_second", "memory_bytes")
 SAMPLE_SECONDS = 5.0
 """Between two samples at the beginning; doubled whenever there are `MOST_SAMPLES`."""
@@ -116,7 +118,10 @@ class ResourceMonitor(pl.Callback):
     def _write(self) -> None:
         if self._path is not None:
             rows = [(item.step, item.seconds, item.tokens_per_second, item.memory_bytes) for item in self.samples]
-            write_csv(self._path, RESOURCE_COLUMNS, rows)
+            try:
+                write_csv(self._path, RESOURCE_COLUMNS, rows)
+            except OSError as error:  # a full disk ends no training
+                logger.warning("%s cannot be written: %s", self._path, error)
 
     def state_dict(self) -> dict[str, Any]:
         rows = [[item.step, item.seconds, item.tokens_per_second, item.memory_bytes] for item in self.samples]

@@ -81,6 +81,16 @@ class GenerationSaver(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps = self._saved_step = trainer.global_step
         self._saved_at = self._clock()
+        self._tell_of_order(trainer)
+
+    def _tell_of_order(self, trainer: pl.Trainer) -> None:
+        """Say so where the order of the data cannot go on where it was."""
+        sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
+        if not hasattr(sampler, "resume_at"):
+            logger.warning(
+                "the order of the training data is not part of checkpoints: a run that goes on in the middle of an epoch sees "
+                "some of its data twice and some not at all. Take a UniversalDataModule, or resume from ends of epochs only"
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -102,11 +112,15 @@ class GenerationSaver(pl.Callback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and (self._due or self._ends(trainer)):  # early stopping decides at a validation
+        if trainer.state.fn == "fit" and (self._due or self._ends(trainer) or self._is_best(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._due:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step > 0:  # the end of a run is worth a generation, whatever the intervals say
             self._save(trainer)
 
     def on_save_checkpoint(
@@ -137,7 +151,11 @@ class GenerationSaver(pl.Callback):
         return None
 
     def _ends(self, trainer: pl.Trainer) -> bool:
-        """Whether the run ends with this step."""
+        """Whether the run ends with this step; early stopping decides so at a validation."""
+        return False
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        """Whether the validation that has just ended was the best one."""
         return False
 
     def _why_not(self, trainer: pl.Trainer) -> str | None:
@@ -244,7 +262,7 @@ class ResumableCheckpoint(GenerationSaver):
         self._signals.leave()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._signals.act()
+        self._signals.act()  # the last step has been saved at its own end
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
         asked = self._signals.wanted is not None
@@ -252,6 +270,10 @@ class ResumableCheckpoint(GenerationSaver):
 
     def _ends(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step >= self._training.total_steps
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        losses = [item.loss for item in self._validation.history]
+        return len(losses) > 1 and losses[-1] < min(losses[:-1])
 
     def _validation_follows(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         if not self._has_validation:

@@ -93,18 +93,19 @@ class TrackingCallback(pl.Callback):
             return
         if read:
             self._training.read_losses()
-        rows = self._rows(upto)
+        rows = self._rows(upto, read)
         for sink in self._sinks:
             sink.log(rows)
         self._logged, self._untrained = upto, True
 
-    def _rows(self, upto: int) -> list[dict[str, float]]:
+    def _rows(self, upto: int, read: bool) -> list[dict[str, float]]:
         """One row per step with everything known of it; step 0 holds the validation before training."""
         rows: dict[int, dict[str, float]] = {}
         if not self._untrained and self._validation.untrained is not None:
             rows[0] = self._validated(self._validation.untrained, self._validation.untrained_measures)
+        norms = self._gradient_norms() if read and self._gradient_norms is not None else ()
         for step in range(self._logged + 1, upto + 1):
-            rows[step] = self._stepped(step)
+            rows[step] = self._stepped(step, norms)
         for item in self._validation.history:
             if item.step in rows:
                 rows[item.step] |= self._validated(item.loss, item.measures)
@@ -115,12 +116,11 @@ class TrackingCallback(pl.Callback):
                     rows[sample.step]["memory_gib"] = sample.memory_bytes / 2**30
         return [{STEP: step, **row} for step, row in rows.items()]
 
-    def _stepped(self, step: int) -> dict[str, float]:
+    def _stepped(self, step: int, norms: Sequence[float]) -> dict[str, float]:
         loss = self._training.step_losses[step - 1]
         row = {"train/loss": loss, "learning_rate": self._training.learning_rates[step - 1]}
         if self._bits.train is not None:
             row["train/bits_per_byte"] = self._bits.train(loss)
-        norms = self._gradient_norms() if self._gradient_norms is not None else ()
         if len(norms) >= step:
             row["gradient_norm"] = float(norms[step - 1])
         return row

@@ -1,12 +1,13 @@
 """The engine under `train`: prepares model and blocks, builds one `pytorch_lightning.Trainer`, and collects the result.
 
 Each step is a method that a subclass can override. Leaves texts to `dataset_utilities`, files of a run to `run_folder`,
-and what happens inside a step to `UniversalModelAdapter`.
+and what happens inside a step to `engine.module`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -32,7 +33,7 @@ from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
 from utils.training.drift_metrics import DRIFT_FILE, drift_between
-from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, environment
+from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, changed_environment, environment
 from utils.training.engine.compilation import Compilation, compiled
 from utils.training.engine.deciding import deciders
 from utils.training.engine.gradient_checkpointing import checkpointed
@@ -44,7 +45,7 @@ from utils.training.engine.loop import (
     ValidationLoop,
 )
 from utils.training.engine.loss import LossStrategy, LossStrategyRegistry
-from utils.training.engine.memory import fit_to_memory, largest_batches
+from utils.training.engine.memory import fit_to_memory, is_out_of_memory, largest_batches
 from utils.training.engine.mirror import Mirror, mirroring
 from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
@@ -71,8 +72,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MICRO_BATCH_FILE = "micro_batch.json"
-"""Where a run keeps the micro-batch that was found for its GPU: batches are counted by it, also on another GPU."""
+CHOICES_FILE = "choices.json"
+"""Where a run keeps what was chosen for its device: precision and micro-batch, by which its batches are counted."""
+
+SAMPLE_ROWS = 2
+"""Rows of the batch on which weights and precision are tried: few, so that they fit wherever training does."""
 
 
 class Trainer:
@@ -160,7 +164,8 @@ class Trainer:
         store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
 
         def report(done: int, total: int | None, note: str = "") -> None:  # progress counts steps, and a copy is none
-            self.progress(plan.total_steps, plan.total_steps, note)
+            newest = store.generations()[:1]
+            self.progress(newest[0].step if newest else 0, plan.total_steps, note)
 
         with mirroring(store, run.path, self.settings.mirror_dir, report) as self.mirror:
             return self._run_here(plan, run, store, objective)
@@ -169,10 +174,32 @@ class Trainer:
         """The same, while the run's checkpoints are mirrored."""
         newest = store.newest()
         initialisation = self._setup_initialisation(plan, newest is not None)
-        precision, why = self._setup_precision(plan)
-        micro_batch = self._setup_micro_batch(plan, run, precision)
+        with self._setup_memory() as memory:
+            return self._run_chosen(
+                plan,
+                run,
+                store,
+                newest,
+                {
+                    "objective_reason": objective,
+                    "initialisation_reason": initialisation.reason,
+                    "gradient_checkpointing": memory,
+                },
+            )
+
+    def _run_chosen(
+        self,
+        plan: Plan,
+        run: RunFolder,
+        store: CheckpointStore,
+        newest: CheckpointMetadata | None,
+        reasons: dict[str, Any],
+    ) -> TrainingResult:
+        """The same, with what is chosen for the device."""
+        chosen = self._setup_choices(plan, run)
+        precision, why, micro_batch = chosen["precision"], chosen["precision_reason"], chosen["micro_batch_reason"]
         done = newest is not None and (newest.ends or newest.step >= plan.total_steps)
-        forecast = None if done else self._setup_forecast(plan)
+        forecast = None if done else self._setup_forecast(plan, precision)
         lit = self._setup_module(self.adapted, plan)
         loaders = self._setup_loaders(plan)
         callbacks = self._setup_callbacks(plan, loaders, run, store)
@@ -181,21 +208,18 @@ class Trainer:
         self._log_start(run, plan, newest, f"{precision} ({why})")
         with (
             quiet_lightning(),
-            self._setup_memory() as memory,
             self._setup_compilation(plan, precision, done) as compilation,
         ):
             engine = self._setup_engine(plan, callbacks, store, precision)
             precision = str(engine.precision)  # what Lightning really uses
             self.engine, self.module = engine, lit
             facts = {
-                "objective_reason": objective,
-                "initialisation_reason": initialisation.reason,
+                **reasons,
                 "tokenizer_reason": _tokenizer_reason(self.tokenizer),
                 "precision": precision,
                 "precision_reason": why,
                 "compile_mode": compilation.mode,
                 "compile_reason": compilation.reason,
-                "gradient_checkpointing": memory,
                 "micro_batch_reason": micro_batch,
                 "forecast": None if forecast is None else forecast.summary(),
                 "task": self.adapted.contract.task,
@@ -204,6 +228,7 @@ class Trainer:
             }
             callbacks.checkpoint.facts = {**facts, **plan.facts}
             self._fit(engine, lit, loaders, callbacks, store, newest)
+            self._hand_over_best(lit, store, callbacks)
         self.adapted.eval()
         return self._collect(plan, run, store, callbacks, facts)
 
@@ -287,27 +312,36 @@ class Trainer:
         if started:
             return Initialisation((), "weights come from the run's checkpoint")
         self.adapted.to(self.device)
-        sample = self._sample(plan)
+        sample = self._sample(plan, SAMPLE_ROWS)
         self.adapted.check_inputs(sample["input_ids"] if "input_ids" in sample else sample["pixel_values"])
         return initialise(self.adapted, self.settings.initialisation, sample, self.settings.random_seed)
 
-    def _sample(self, plan: Plan) -> dict[str, torch.Tensor]:
+    def _sample(self, plan: Plan, rows: int) -> dict[str, torch.Tensor]:
         """A batch of training data."""
-        return plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size)))
+        return plan.train.__getitems__(range(min(len(plan.train), plan.window.batch_size, rows)))
 
     def _setup_module(self, adapted: AdaptedModel, plan: Plan) -> pl.LightningModule:
         """The Lightning module, with optimizer and schedule of this trainer where a subclass brings them."""
         lit = TrainingModule(adapted, self.settings, plan.total_steps, self._setup_loss(adapted), self.tokenizer)
         optimizer = self._setup_optimizer(adapted)
+        if optimizer is None and type(self)._setup_scheduler is not Trainer._setup_scheduler:
+            optimizer = lit.usual_optimizer()  # a schedule of one's own for the usual optimizer
         if optimizer is not None:
             lit.configure_optimizers = lambda: self._optimizer_and_schedule(optimizer, plan)  # type: ignore[method-assign]
         return lit
 
     def _setup_loss(self, adapted: AdaptedModel) -> LossStrategy:
         """What a batch costs."""
-        if self.spec is not None and self.spec.loss is not None:
-            return LossStrategyRegistry.get(self.spec.loss)
-        return LossStrategyRegistry.for_task(adapted.contract.task)
+        task = adapted.contract.task
+        if self.spec is None:
+            return LossStrategyRegistry.for_task(task)
+        strategy = LossStrategyRegistry.get(self.spec.loss)
+        if strategy.task != task:
+            raise TrainingError(
+                f"The loss {strategy.name!r} is for the task {strategy.task!r}, and {adapted.name} is trained on {task!r}. Take "
+                f"a TaskSpec with loss={LossStrategyRegistry.for_task(task).name!r}, or a strategy of that task."
+            )
+        return strategy
 
     def _setup_optimizer(self, adapted: AdaptedModel) -> Optimizer | None:
         """Another optimizer than AdamW, or None."""
@@ -360,20 +394,40 @@ class Trainer:
         """Precision and its reason."""
         if self.settings.precision != "auto":
             return self.settings.precision, "set by precision="
-        return pick_precision(self.device, probe=lambda: find_overflow(self.adapted, self._sample(plan)))
+        return pick_precision(self.device, probe=lambda: find_overflow(self.adapted, self._sample(plan, SAMPLE_ROWS)))
 
-    def _setup_micro_batch(self, plan: Plan, run: RunFolder, precision: str) -> str:
-        """Let micro-batches fit into the GPU's memory; a run that continues keeps those that it began with.
-
-        Changes `plan.window`, whose product of micro-batch and accumulation stays.
-        """
-        window, kept = plan.window, run.path / MICRO_BATCH_FILE
+    def _setup_choices(self, plan: Plan, run: RunFolder) -> dict[str, Any]:
+        """Precision, and the micro-batch in `plan.window`; a run that continues keeps those that it began with."""
+        kept = run.path / CHOICES_FILE
         if kept.is_file():
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            plan.window = Window(found["batch_size"], found["accumulation"])
-            return str(found["reason"])
+            found = dict(json.loads(kept.read_text(encoding="utf-8")))
+            plan.window = Window(found["batch_size"], found["accumulation"], plan.window.why)
+            if found["precision"] == "16-mixed" and self.device.type != "cuda":
+                precision, why = self._setup_precision(plan)
+                logger.warning(
+                    "the run began in 16-mixed, which %s has not: it goes on in %s, with close losses instead of equal ones",
+                    self.device.type.upper(),
+                    precision,
+                )
+                found |= {"precision": precision, "precision_reason": why}
+            return found
+        precision, why = self._setup_precision(plan)
+        plan.window, reason = self._setup_micro_batch(plan, precision)
+        found = {
+            "precision": precision,
+            "precision_reason": why,
+            "batch_size": plan.window.batch_size,
+            "accumulation": plan.window.accumulation,
+            "micro_batch_reason": reason,
+        }
+        write_json(kept, found)
+        return found
+
+    def _setup_micro_batch(self, plan: Plan, precision: str) -> tuple[Window, str]:
+        """Micro-batches that fit into the GPU's memory, and why; the product of micro-batch and accumulation stays."""
+        window = plan.window
         if not self.settings.fit_batch_to_memory or self.device.type != "cuda":
-            return "that of the settings"
+            return window, "that of the settings"
         fitted = fit_to_memory(
             self.adapted.to(self.device),
             largest_batches(plan.train),
@@ -382,25 +436,29 @@ class Trainer:
             precision,
             self.settings.ema_decay is not None,
         )
-        plan.window = Window(fitted.batch_size, fitted.accumulation, window.why)
-        values = {"batch_size": fitted.batch_size, "accumulation": fitted.accumulation, "reason": fitted.reason}
-        write_json(kept, values)
         logger.info("micro-batch: %s", fitted.reason)
-        return fitted.reason
+        return Window(fitted.batch_size, fitted.accumulation, window.why), fitted.reason
 
-    def _setup_forecast(self, plan: Plan) -> Forecast | None:
-        """What the run will take, where somebody watches its progress."""
+    def _setup_forecast(self, plan: Plan, precision: str) -> Forecast | None:
+        """What the run will take, where somebody watches its progress and the measurement fits into memory."""
         if self.progress is ignore_progress:
             return None
-        found = forecast(
-            self.adapted.to(self.device),
-            self.settings,
-            plan.train,
-            plan.validation,
-            window=plan.window,
-            workspace=self.workspace,
-            device=self.device,
-        )
+        settings = dataclasses.replace(self.settings, precision=precision)
+        try:
+            found = forecast(
+                self.adapted.to(self.device),
+                settings,
+                plan.train,
+                plan.validation,
+                window=plan.window,
+                workspace=self.workspace,
+                device=self.device,
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("no forecast: a copy of the model, on which it is measured, does not fit beside the model")
+            return None
         logger.log(logging.INFO if found.fits else logging.WARNING, "%s", found.summary())
         return found
 
@@ -415,7 +473,7 @@ class Trainer:
         if done:
             return contextlib.nullcontext(Compilation("off", "nothing was left to train"))
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
-        batch = self._sample(plan) if self.settings.compile_mode != "off" else {}
+        batch = self._sample(plan, plan.window.batch_size) if self.settings.compile_mode != "off" else {}
         return compiled(self.adapted, self.settings.compile_mode, batch, dtype)
 
     def _setup_engine(self, plan: Plan, callbacks: Callbacks, store: CheckpointStore, precision: str) -> pl.Trainer:
@@ -463,6 +521,13 @@ class Trainer:
             path = None if newest is None else str(store.folder / newest.file)
             engine.fit(lit, loaders.train, loaders.validation, ckpt_path=path, weights_only=True)
 
+    def _hand_over_best(self, lit: pl.LightningModule, store: CheckpointStore, callbacks: Callbacks) -> None:
+        """Where validation ended the run, the weights of its best validation are what is handed over."""
+        best = store.best() if callbacks.training.ended else None
+        if best is not None:
+            lit.load_state_dict(store.load(store.folder / best.file)["state_dict"])
+            logger.info("the weights are those of step %d, the best validation (%.3f)", best.step, best.val_loss)
+
     def _optimizer_and_schedule(self, optimizer: Optimizer, plan: Plan) -> dict[str, Any]:
         schedule = self._setup_scheduler(optimizer, plan.total_steps)
         if schedule is None:
@@ -470,6 +535,10 @@ class Trainer:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _log_start(self, run: RunFolder, plan: Plan, newest: CheckpointMetadata | None, precision: str) -> None:
+        changed = {} if newest is None else changed_environment(newest.versions)
+        if changed:
+            words = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changed.items())
+            logger.warning("the run goes on with %s: the same samples, with close losses instead of equal ones", words)
         if newest is not None:
             logger.info("run %s continues after optimizer step %d of %d", run.name, newest.step, plan.total_steps)
         logger.info(
@@ -495,7 +564,7 @@ class Trainer:
             **facts,
         }
         if not run.finished:
-            run.write_manifest({"steps": plan.total_steps, "versions": environment(), **facts})
+            run.write_manifest({"steps": callbacks.training.total_steps, "versions": environment(), **facts})
         result = TrainingResult(self.adapted, self.tokenizer, self.settings, values)
         self.hooks.on_training_end(result)
         return result

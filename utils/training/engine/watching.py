@@ -16,9 +16,9 @@ from utils.training.engine.gradient_monitor import GradientMonitor
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.live import LivePlotCallback
 from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
-from utils.training.engine.resources import RESOURCES_FILE, ResourceMonitor
+from utils.training.engine.resources import ResourceMonitor
 from utils.training.engine.tracking import TrackingCallback
-from utils.training.run_folder import RunFolder
+from utils.training.run_folder import RESOURCES_FILE, RunFolder
 from utils.training.tracking import Destination
 from utils.training.training_config import TrainingConfig
 
