@@ -36,6 +36,7 @@ ROOT_ENTRIES = {
 DISTRIBUTIONS = {  # import name → the distribution that holds it, where the names differ; "" where none is needed
     "lightning_fabric": "pytorch-lightning",  # its lower half, in the same wheel
     "onnx_ir": "onnxscript",  # its data structures, a dependency of it
+    "sklearn": "scikit-learn",
     "markupsafe": "jinja2",  # its escaped strings, a dependency of it
     "google": "",  # Colab's own
     "tomli": "",  # pytest brings it on Python 3.10
@@ -46,6 +47,7 @@ ON_PURPOSE = {  # installed without being imported by name: package → why
     "pandas-stubs": "mypy reads it",
     "ipykernel": "the kernelspec of tests/notebooks starts it",
     "sentencepiece": "tests/tokenization asks for it with importorskip",
+    "accelerate": "transformers.Trainer asks for it",
     "pytest-xdist": "the Makefile's -n option",
     "onnxscript": "torch.onnx.export(dynamo=True) imports it",
     "torchmetrics": "Lightning imports it",

@@ -29,10 +29,10 @@ def folder(tmp_path):
     """A run that recorded everything."""
     run = tmp_path / "my run"
     rows = [
-        (s, 3 / s, 1e-3 / s, 3 / s if s % 10 == 0 else None, 1 / s if s % 10 == 0 else None, 2 / s, 0.5)
+        (s, 3 / s, 1e-3 / s, 3 / s if s % 10 == 0 else None, 1 / s if s % 10 == 0 else None, 2 / s, 0.5, None)
         for s in range(1, 101)
     ]
-    write_csv(run / "metrics.csv", (*STEP_COLUMNS, "gradient_norm"), rows)
+    write_csv(run / "metrics.csv", STEP_COLUMNS, rows)
     write_csv(run / "resources.csv", RESOURCE_COLUMNS, [(50, 5.0, 1000.0, 2**30), (100, 10.0, 1100.0, 2**31)])
     (run / "config.json").write_text(json.dumps({"learning_rate": 1e-3, "batch_size": 8, "notes": HOSTILE}), "utf-8")
     profiles = [compute_dataset_profile(np.random.default_rng(s).integers(0, 99, (40, 16))) for s in (0, 1)]

@@ -64,6 +64,7 @@ def test_the_walk_gives_model_tokenizer_figures_and_files(tmp_path):
         "tokenizer",
         "checkpoints",
         "resources.csv",
+        "choices.json",
         "drift.json",
     }
     assert TrainingConfig.load(folder / "config.json").learning_rate == 1e-2

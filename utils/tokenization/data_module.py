@@ -88,6 +88,7 @@ class UniversalDataModule(pl.LightningDataModule):
         hidden_share: for "masked".
         collator: for "vision".
         make_tokenizer: makes the tokenizer from the texts for training (sources and targets), where none is given.
+        class_names: of a classification, in the order of their numbers; empty takes those of the data in their own order.
         progress: called with (documents done, documents, note) while tokenising.
 
     Raises:
@@ -123,6 +124,7 @@ class UniversalDataModule(pl.LightningDataModule):
         hidden_share: float = HIDDEN_SHARE,
         collator: VisionDataCollator | None = None,
         make_tokenizer: Callable[[Documents], PreTrainedTokenizerBase] | None = None,
+        class_names: Sequence[str] = (),
         progress: ProgressCallback = ignore_progress,
     ) -> None:
         super().__init__()
@@ -134,7 +136,7 @@ class UniversalDataModule(pl.LightningDataModule):
         cores = os.cpu_count() or 1
         self.workers = workers if workers is not None else min(IMAGE_WORKERS, cores) if task == "vision" else 0
         self.pin_memory = pin_memory if pin_memory is not None else torch.cuda.is_available()
-        self.class_names: tuple[str, ...] = ()
+        self.class_names: tuple[str, ...] = tuple(class_names)
         self.split_rule = ""
         self._data, self._validation = _both_parts(data, validation)
         self._given = labels if labels is not None else targets
@@ -278,7 +280,7 @@ class UniversalDataModule(pl.LightningDataModule):
         if self.task == "vision":
             return _images(data, other, label_column)
         if hasattr(data, "documents"):
-            self.class_names = tuple(getattr(data, "label_names", ()))
+            self.class_names = self.class_names or tuple(getattr(data, "label_names", ()))
             data = data.documents
         named = target_column if self.task == "seq2seq" else label_column
         return _texts_and(data, other, column, named, TARGET_COLUMNS if self.task == "seq2seq" else LABEL_COLUMNS)
@@ -411,6 +413,12 @@ def _both_parts(data: Any, validation: Any) -> tuple[Any, Any]:
             raise DataError(
                 f"A data module takes no name or path ({str(given)[:60]!r}): DatasetLoader.from_anything(name) reads it. Text "
                 "itself goes into a list, [text], so that a mistyped path is never trained on."
+            )
+    for given in (data, validation):
+        if given is not None and not hasattr(getattr(given, "documents", given), "__len__"):
+            raise DataError(
+                f"A data module goes through its data more than once, and a {type(given).__name__} can be gone through only once. "
+                "Pass list(...) of it."
             )
     if not isinstance(data, Mapping):
         return data, validation

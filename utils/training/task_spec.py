@@ -67,11 +67,12 @@ class TaskSpec:
             raise ConfigError(f"class_names holds the name of each class once; got {self.class_names!r}.")
         object.__setattr__(self, "class_names", tuple(self.class_names))
 
-    def columns(self) -> dict[str, Any]:
-        """The columns that are named, as `UniversalDataModule` takes them."""
+    def for_data(self) -> dict[str, Any]:
+        """Columns and classes, where they are named, as `UniversalDataModule` takes them."""
         second = "target_column" if self.task == "seq2seq" else "label_column"
         named = {"column": self.input_column, second: self.label_column}
-        return {name: column for name, column in named.items() if column is not None}
+        found: dict[str, Any] = {name: column for name, column in named.items() if column is not None}
+        return {**found, "class_names": self.class_names} if self.class_names else found
 
     @property
     def higher_is_better(self) -> bool:

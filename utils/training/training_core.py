@@ -214,7 +214,7 @@ class TrainingCoordinator:
         from utils.tokenization.vision import VisionDataCollator
 
         contract, settings = self.adapted.contract, self.settings
-        columns = {} if self.spec is None else self.spec.columns()
+        columns = {} if self.spec is None else self.spec.for_data()
         if isinstance(data, (str, Path)):
             named = "target_column" if contract.task == "seq2seq" else "label_column"
             data = DatasetLoader.from_anything(data, progress=notes, **{named: columns.get(named) or "auto"})

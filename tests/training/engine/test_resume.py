@@ -173,8 +173,8 @@ def test_losses_that_are_not_finite_never_replace_the_last_finite_generation(tmp
     class Spoilt(StoppingTrainer):
         def _setup_module(self, adapted, plan):
             lit = super()._setup_module(adapted, plan)
-            real = lit.training_step
-            lit.training_step = lambda *batch: real(*batch) * (value if lit.trainer.global_step >= 4 else 1.0)
+            real = lit._loss_of
+            lit._loss_of = lambda batch: real(batch) * (value if lit.trainer.global_step >= 4 else 1.0)
             return lit
 
     run = trainer(tmp_path, epochs=2)

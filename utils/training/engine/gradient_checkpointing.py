@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from utils.adapters.model_adapter import AdaptedModel
@@ -29,12 +30,19 @@ def checkpointed(adapted: AdaptedModel) -> Iterator[str]:
     parameters. Dropout draws the same numbers in both passes.
 
     Yields:
-        What was done, in words; a model without repeated blocks stays as it is, and the words say so.
+        What was done, in words; a model without repeated blocks, or with batch statistics in them, stays as it is, and the
+        words say so.
     """
     blocks = repeated_blocks(adapted.model)
     if not blocks:
         logger.warning("gradient_checkpointing has no effect: %s has no repeated blocks", adapted.name)
         yield "off: the model has no repeated blocks"
+        return
+    counting = next((m for block in blocks for m in block.modules() if isinstance(m, _BatchNorm)), None)
+    if counting is not None:
+        why = f"{type(counting).__name__} in the blocks would count each batch twice"
+        logger.warning("gradient_checkpointing has no effect: %s", why)
+        yield f"off: {why}"
         return
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:

@@ -92,20 +92,8 @@ class SampleMaker:
             )
         found = module.train_samples, module.validation_samples
         self.tokenizer = self.tokenizer if self.tokenizer is not None else module.tokenizer
-        self.class_names = self._named(module.class_names)
+        self.class_names = module.class_names
         return found
-
-    def _named(self, found: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the classes: those of the data, or for classes that are numbers there, those of the spec."""
-        wanted = () if self.spec is None else self.spec.class_names
-        if not wanted or set(wanted) == set(found):
-            return found
-        if len(wanted) == len(found) and all(name.isdigit() for name in found):
-            return wanted
-        raise DataError(
-            f"The data has the classes {', '.join(found[:10])}, and the TaskSpec names {', '.join(wanted[:10])}. Name the "
-            "classes that the data has, or leave class_names empty."
-        )
 
     def _data_module(self, train_data: Any, val_data: Any) -> UniversalDataModule:
         settings, vision = self.settings, self.task == "vision"
@@ -120,7 +108,7 @@ class SampleMaker:
             seed=settings.random_seed,
             cache_dir=self.cache_dir,
             collator=VisionDataCollator.for_shape(self.adapted.contract.image_shape) if vision else None,
-            **({} if self.spec is None else self.spec.columns()),
+            **({} if self.spec is None else self.spec.for_data()),
         )
 
     def _block_length(self) -> int:

@@ -150,6 +150,11 @@ class Trainer:
             DataError: too little text, or data of another kind. TokenIdError: ids that the model has no rows for.
             TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
         """
+        if not any(parameter.requires_grad for parameter in self.adapted.parameters()):
+            raise TrainingError(
+                f"All {self.adapted.num_parameters():,} parameters of {self.adapted.name} are frozen: there is nothing to train. "
+                "Call requires_grad_(True) on the modules that are to learn."
+            )
         set_random_seed(self.settings.random_seed, self.settings.deterministic)
         self.adapted, objective = self._setup_objective(self.adapted)
         plan = self._setup_data(train_data, val_data)
@@ -515,6 +520,7 @@ class Trainer:
             lit.load_state_dict(finished["state_dict"])
             callbacks.restore_finished(finished)
             return
+        lit.train()  # Lightning keeps the mode in which a model comes, and one in eval mode would train without dropout
         with interruptible():
             if newest is None and loaders.validation is not None:
                 engine.validate(lit, loaders.validation, verbose=False)
