@@ -65,6 +65,7 @@ def first_run(source, data, tmp_path, **settings):
     return train(load_model(source), data, {**SETTINGS, **settings}, workspace=tmp_path / "runs", progress=False)
 
 
+@pytest.mark.slow  # loads, trains and starts a process that does both again
 def test_the_bundled_example_is_re_created_with_equal_losses(tmp_path, capsys):
     import utils.examples
 

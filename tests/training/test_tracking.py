@@ -65,6 +65,7 @@ def test_no_key_and_no_terminal_neither_asks_nor_hangs_and_the_offline_run_is_re
     assert ended(file) == 0
 
 
+@pytest.mark.slow  # waits for a network that is not there
 def test_a_key_without_a_network_is_given_up_after_seconds_and_is_written_nowhere(tmp_path):
     begun = time.monotonic()
     done = run_alone(tmp_path, WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9")  # nobody listens there

@@ -157,7 +157,11 @@ def order_of(run, data):
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "accumulation"),
-    [(Trainer, torch.float32, 1), (Double, torch.float64, 1), (Double, torch.float64, 3)],
+    [
+        (Trainer, torch.float32, 1),
+        (Double, torch.float64, 1),
+        pytest.param(Double, torch.float64, 3, marks=pytest.mark.slow),  # half a minute
+    ],
 )
 def test_200_losses_equal_a_loop_by_hand(tmp_path, kind, dtype, accumulation):
     """Five epochs and more over blocks and one incomplete block, AdamW with two groups, clipping, warm-up and cosine."""
@@ -219,7 +223,7 @@ class Recorded(transformers.Trainer):
         return loss
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])  # one of them in every run
 def test_200_losses_equal_those_of_transformers_trainer(tmp_path, accumulation):
     """A GPT-2 on padded documents of 2 to 16 tokens; both weight every token of a step alike."""
     lengths = np.random.default_rng(3).integers(2, LENGTH + 1, 8 * 50).tolist()
