@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 from tests.training.tiny import TEXT, TinyTransformer
 from utils.adapters.model_adapter import adapt
-from utils.errors import TrainingError
+from utils.errors import DataError, ExportError, TrainingError
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.tokenization.data_module import UniversalDataModule
 from utils.training.engine.trainer import Trainer
-from utils.training.task_spec import example
+from utils.training.task_spec import TaskSpec, example
 from utils.training.training_config import TrainingConfig
 from utils.training.training_core import TrainingCoordinator, train
 
@@ -177,3 +178,69 @@ def test_a_built_in_example_is_data_by_its_name(tmp_path, name):
     result = train(ex.adapted(), name, {"max_steps": 2}, workspace=tmp_path, progress=False)
     assert result["task"] == ex.spec.task and len(result["val_loss_history"]) == 1
     assert set(result["class_names"]) == set(ex.spec.class_names)
+
+
+def test_a_model_of_images_is_not_exported_and_says_what_is_there(tmp_path):
+    result = train(
+        adapt(Seer(), {"image_size": 8, "num_channels": 1}),
+        images(),
+        {"max_steps": 1},
+        workspace=tmp_path,
+        progress=False,
+    )
+    with pytest.raises(ExportError, match="takes images, and this release exports models that take token ids"):
+        utils.export(result, out=tmp_path / "out")
+
+
+def test_a_model_comes_in_eval_mode_and_trains_in_training_mode(tmp_path):
+    losses = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        model = adapt(TinyTransformer(dropout=0.5), {"vocab_size": 300, "max_seq_len": 16}).train(training)
+        ids = torch.randint(0, 300, (12, 16), generator=torch.Generator().manual_seed(1))
+        result = train(model, ids, {"max_steps": 3}, workspace=tmp_path / str(training), progress=False)
+        losses.append(result["step_loss_history"])
+    assert losses[0] == losses[1]
+
+
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(TrainingError, match="are frozen: there is nothing to train"):
+        train(adapt(Classifier()).requires_grad_(False), TEXTS, workspace=tmp_path, progress=False)
+    with pytest.raises(DataError, match=r"a zip can be gone through only once. Pass list\(\.\.\.\)"):
+        train(adapt(Classifier()), zip("abc", (0, 1, 0)), workspace=tmp_path, progress=False)
+    assert not [entry for entry in tmp_path.iterdir() if entry.name != ".cache"]
+
+
+def test_classes_are_numbered_as_the_spec_names_them(tmp_path):
+    spec = TaskSpec.named("classification", class_names=("red", "green", "blue"))
+    result = train(adapt(Classifier()), TEXTS, {"max_steps": 1}, task_spec=spec, workspace=tmp_path, progress=False)
+    assert tuple(result["class_names"]) == ("red", "green", "blue")
+    wrong = TaskSpec.named("classification", class_names=("red", "green", "yellow"))
+    with pytest.raises(DataError, match=r"classes that training does not have: blue"):
+        train(adapt(Classifier()), TEXTS, {"max_steps": 1}, task_spec=wrong, workspace=tmp_path / "b", progress=False)
+
+
+def test_batch_statistics_are_not_counted_twice(tmp_path, caplog):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(64, 64), nn.BatchNorm1d(64)
+
+        def forward(self, x):
+            return self.norm(self.linear(x))
+
+    class Deep(Seer):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def forward(self, pixel_values):
+            x = pixel_values.flatten(1)
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x)
+
+    settings = {"max_steps": 2, "gradient_checkpointing": True}
+    model = adapt(Deep(), {"image_size": 8, "num_channels": 1})
+    result = train(model, images(), settings, workspace=tmp_path, progress=False)
+    assert result["gradient_checkpointing"].startswith("off: BatchNorm1d") and "no effect" in caplog.text

@@ -102,9 +102,14 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
     Raises:
         ConfigError: the length limit or the vocabulary rows are known neither to the model nor to the config.
         TokenizerError: the tokenizer can give ids that the model has no row for.
-        ExportError: `given` holds no model.
+        ExportError: `given` holds no model, or one that takes images.
     """
     adapted = _adapted_of(given, config)
+    if not adapted.contract.takes_tokens:
+        raise ExportError(
+            f"{adapted.name} takes images, and this release exports models that take token ids. Its weights are in the run's "
+            "checkpoint (result['checkpoint_path']), and torch.export takes the module itself: result.model.model."
+        )
     tokenizer = tokenizer if tokenizer is not None else getattr(given, "tokenizer", None)
     known = ModelConfig.of(config)
     vocab_size = _required(
