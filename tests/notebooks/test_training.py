@@ -37,7 +37,7 @@ def test_trains_samples_and_exports(tmp_path: Path) -> None:
     assert "bundled example" in outputs(cells[2])
     assert "class PostNormTransformer" in outputs(cells[3])
     assert "bits per byte" in outputs(cells[6])
-    assert "gradient norm" in outputs(cells[7]) and "not recorded" not in outputs(cells[7])
+    assert "gradient_norm" in outputs(cells[7]) and "not recorded" not in outputs(cells[7])
     assert outputs(cells[8]).startswith("The ")
     assert "onnx" in outputs(cells[9])
     assert "Nothing was mirrored" in outputs(cells[10])

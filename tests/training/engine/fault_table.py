@@ -258,7 +258,7 @@ def full_inside_a_save(folder: Path) -> Row:
     return table_row("disk full once, at every system call of a save", cases())
 
 
-def full_disks(folder: Path, sizes: range = range(160, 800, 80)) -> Row:
+def full_disks(folder: Path, sizes: range = range(280, 920, 80)) -> Row:
     """Whole trainings on a small tmpfs (sizes in KiB) that wants to hold five generations: they end, and equal others."""
     expected = uninterrupted(folder, save_every_n_steps=1, keep_checkpoints=5)
 

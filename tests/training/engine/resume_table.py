@@ -141,6 +141,7 @@ def signals(folder: Path, steps: range = range(1, 18, 4)) -> Row:
     """Asked to end in the middle of a step: the step ends and is saved, and nothing else."""
 
     def cases() -> Iterator[tuple[str, dict[str, str]]]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background of a shell ignores it
         for number in (signal.SIGINT, signal.SIGTERM):
             for step in steps:
                 workspace = Path(tempfile.mkdtemp(dir=folder))

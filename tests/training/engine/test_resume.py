@@ -159,6 +159,7 @@ def test_every_run_of_the_table_is_equal(table, number):
 
 
 def test_the_end_of_a_run_is_not_held_up_by_a_signal_that_came_late(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background of a shell ignores it
     run = trainer(tmp_path, max_steps=2)
     run.stop_before, run.act = 1, functools.partial(signal.raise_signal, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
