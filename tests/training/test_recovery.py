@@ -103,7 +103,7 @@ def test_without_a_name_the_unfinished_run_of_the_same_model_comes_back(tmp_path
     stop(tmp_path / "old", 5, 0, VALIDATION, **changes)
     (old,) = (path.name for path in (tmp_path / "old").glob("run_*"))
     shutil.rmtree(tmp_path / "old")
-    other = trainer(tmp_path / "new", **changes, weight_decay=0.5).train(BLOCKS, VALIDATION)
+    other = trainer(tmp_path / "new", **{**changes, "run_name": "other"}, weight_decay=0.5).train(BLOCKS, VALIDATION)
     assert other["resumed_from_step"] == 0
     result, _ = outcome(tmp_path / "new", **changes)
     assert (result["run_name"], result["resumed_from_step"]) == (old, 5)

@@ -119,10 +119,6 @@ class GenerationSaver(pl.Callback):
         if self._due:
             self._save(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step > 0:  # the end of a run is worth a generation, whatever the intervals say
-            self._save(trainer)
-
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -134,10 +130,18 @@ class GenerationSaver(pl.Callback):
         config, step = self.config, trainer.global_step
         minutes = config.save_every_n_minutes
         return (
-            (last_of_epoch and (trainer.current_epoch + 1) % config.save_every_n_epochs == 0)
+            self._is_last(trainer, last_of_epoch)  # worth a generation, whatever the intervals say
+            or (last_of_epoch and (trainer.current_epoch + 1) % config.save_every_n_epochs == 0)
             or (config.save_every_n_steps is not None and step % config.save_every_n_steps == 0)
             or (minutes > 0 and self._clock() - self._saved_at >= 60 * minutes)
         )
+
+    @staticmethod
+    def _is_last(trainer: pl.Trainer, last_of_epoch: bool) -> bool:
+        """Whether Lightning ends after this step; at its `on_train_end` the counters have left the place in the epoch."""
+        epochs = trainer.max_epochs
+        ended = last_of_epoch and epochs not in (None, -1) and trainer.current_epoch + 1 >= (epochs or 0)
+        return trainer.should_stop or ended or 0 < trainer.max_steps <= trainer.global_step
 
     def _validation_follows(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether Lightning validates after the batch that has just ended (not the last of its epoch)."""
@@ -262,7 +266,7 @@ class ResumableCheckpoint(GenerationSaver):
         self._signals.leave()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._signals.act()  # the last step has been saved at its own end
+        self._signals.act()
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
         asked = self._signals.wanted is not None
