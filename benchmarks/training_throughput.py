@@ -95,7 +95,7 @@ class Stamped(PackedBlocks):
     def __init__(self, task: Task = WHOLE) -> None:
         shape = (task.steps * task.batch, task.length)
         super().__init__(np.random.default_rng(0).integers(0, ROWS, shape).astype(np.uint16))
-        self.task = task
+        self.job = task
         self.stamps: list[tuple[float, float]] = []
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -104,7 +104,7 @@ class Stamped(PackedBlocks):
 
     def per_step(self) -> tuple[float, float]:
         """Seconds per step after the warm-up, by both clocks."""
-        warm_up = self.task.warm_up
+        warm_up = self.job.warm_up
         (wall, cpu), (end_wall, end_cpu), steps = self.stamps[warm_up], self.stamps[-1], len(self.stamps) - 1 - warm_up
         return (end_wall - wall) / steps, (end_cpu - cpu) / steps
 
@@ -152,14 +152,14 @@ def optimizer_of(model: nn.Module, task: Task) -> tuple[torch.optim.Optimizer, t
 def loader_of(blocks: Stamped) -> torch.utils.data.DataLoader[Any]:
     """Shuffled batches."""
     return torch.utils.data.DataLoader(
-        blocks, batch_size=blocks.task.batch, shuffle=True, collate_fn=lambda batch: batch
+        blocks, batch_size=blocks.job.batch, shuffle=True, collate_fn=lambda batch: batch
     )
 
 
 def by_loop(blocks: Stamped, folder: Path) -> None:
     """Train as a person writes it down."""
-    model = WithLoss(blocks.task).train()
-    optimizer, schedule = optimizer_of(model, blocks.task)
+    model = WithLoss(blocks.job).train()
+    optimizer, schedule = optimizer_of(model, blocks.job)
     for batch in loader_of(blocks):
         optimizer.zero_grad()
         loss = model(**batch)["loss"]
@@ -172,7 +172,7 @@ def by_loop(blocks: Stamped, folder: Path) -> None:
 def by_ours(blocks: Stamped, folder: Path) -> None:
     """Train with `Trainer` and its callbacks."""
     torch.manual_seed(0)
-    task = blocks.task
+    task = blocks.job
     settings = TrainingConfig(learning_rate=RATE, weight_decay=DECAY, batch_size=task.batch, max_steps=task.steps)
     Trainer(adapt(task.model()), None, settings, workspace=folder, resume="never").train(blocks)
 
@@ -180,14 +180,14 @@ def by_ours(blocks: Stamped, folder: Path) -> None:
 def by_lightning(blocks: Stamped, folder: Path) -> None:
     """Train with Lightning as it comes: progress bar, summary, logger, checkpoints."""
     engine = pl.Trainer(
-        max_steps=blocks.task.steps, gradient_clip_val=CLIP, accelerator="cpu", default_root_dir=str(folder)
+        max_steps=blocks.job.steps, gradient_clip_val=CLIP, accelerator="cpu", default_root_dir=str(folder)
     )
-    engine.fit(PlainModule(blocks.task), loader_of(blocks))
+    engine.fit(PlainModule(blocks.job), loader_of(blocks))
 
 
 def by_transformers(blocks: Stamped, folder: Path) -> None:
     """Train with `transformers.Trainer`, which reports to nobody and saves nothing."""
-    model, task = WithLoss(blocks.task), blocks.task
+    model, task = WithLoss(blocks.job), blocks.job
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=task.steps,

@@ -157,3 +157,14 @@ def test_a_callable_is_told_as_it_is():
 def test_anything_else_is_refused():
     with pytest.raises(ConfigError, match=r"True, False or a callable.*got str"), showing("yes", "Reading"):
         pass
+
+
+def test_preparation_before_the_first_unit_says_nothing_about_the_rate():
+    clock = Clock()
+    progress = Progress("Training", None, "steps", io.StringIO(), clock)
+    progress(0, None, "reading")
+    clock.now += 80
+    progress(1, 11, "loss 3.2")
+    clock.now += 10
+    progress(6, 11, "loss 3.1")
+    assert progress.render().endswith("1:30, 0:10 left")

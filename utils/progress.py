@@ -65,6 +65,7 @@ class Progress:
         self.title, self.total, self.unit = _one_line(title), total, unit
         self.done, self.note = 0, ""
         self._clock, self._start, self._base, self._closed = clock, clock(), 0, False
+        self._counting_since = self._start
         self._view: _View = _NotebookView() if stream is None and in_notebook() else _StreamView(stream or sys.stderr)
         self._last: float | None = None
         self._drawn: tuple[int, str] | None = None
@@ -79,6 +80,8 @@ class Progress:
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
         """Take a report in the form of `ProgressCallback`."""
+        if total is not None and self.total is None and self._last is not None:
+            self._base, self._counting_since = done, self._clock()  # what came before was preparation
         self.total = total if total is not None else self.total
         self.update(done, note)
 
@@ -113,8 +116,8 @@ class Progress:
         return f"{self.title}: {share}" + " · ".join(part for part in parts if part)
 
     def _times(self) -> str:
-        elapsed = self._clock() - self._start
-        text = format_seconds(elapsed)
+        now = self._clock()
+        elapsed, text = now - self._counting_since, format_seconds(now - self._start)
         gained = self.done - self._base
         if not self._closed and self.total and gained > 0 and self.done < self.total:
             text += f", {format_seconds(elapsed / gained * (self.total - self.done))} left"

@@ -77,6 +77,13 @@ class TrainingModule(UniversalModelAdapter):
         )
         self._leaf, self._late = torch.empty(0), torch.empty(0)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the name of each hook here, fifty times a step; `nn.Module` would look for a tensor each time."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- training ---------------------------------------------------------------------------------------------------
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Loss of one micro-batch in nats per label, times its share in the accumulation window.
