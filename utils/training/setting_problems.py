@@ -157,7 +157,8 @@ def _as_run_name(name: str) -> str | None:
     return None
 
 
-def _as_project(name: str) -> str | None:
+def expected_project(name: str) -> str | None:
+    """What a name of a W&B project must be, where this is none."""
     if not name.strip() or len(name) > 128 or _strange(name, _NOT_IN_PROJECTS):
         return f"a project name of at most 128 characters without {' '.join(_NOT_IN_PROJECTS)}"
     return None
@@ -181,7 +182,7 @@ def _strange(name: str, refused: str) -> bool:
 
 _TEXTS: dict[str, Callable[[Any], str | None]] = {
     "run_name": _as_run_name,
-    "wandb_project": _as_project,
+    "wandb_project": expected_project,
     "checkpoint_dir": _as_folder,
     "mirror_dir": _as_folder,
     "export_formats": _as_formats,

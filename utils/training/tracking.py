@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from utils._extras import require
 from utils.errors import ConfigError
+from utils.training.setting_problems import expected_project
 
 logger = logging.getLogger(__name__)
 
@@ -348,10 +349,9 @@ class Destination:
         """
         if self.project is not None:
             require("wandb", extra="tracking", feature="Logging to Weights & Biases")
-            if not self.project or len(self.project) > 128 or any(c in self.project for c in "/\\#?%:"):
-                raise ConfigError(
-                    f"wandb_project={self.project!r}: expected a name of 1 to 128 characters without / \\ # ? % :"
-                )
+            expected = expected_project(self.project)
+            if expected is not None:
+                raise ConfigError(f"wandb_project={self.project!r}: expected {expected}")
         if self.tensorboard:
             require("tensorboard", extra="tracking", feature="Logging for TensorBoard")
 

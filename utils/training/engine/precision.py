@@ -153,10 +153,8 @@ def _loss(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor] | None) -> t
 
 def batch_loss(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The training loss of a batch as the data module gives it, wherever it lies."""
-    moved = {name: value.to(adapted.device) for name, value in sample.items()}
-    inputs = moved["input_ids"] if "input_ids" in moved else moved["pixel_values"]
-    loss = adapted(inputs, moved.get("attention_mask"), moved.get("labels", inputs)).loss
-    assert loss is not None  # labels were given
+    loss = adapted.on_batch({name: value.to(adapted.device) for name, value in sample.items()}).loss
+    assert loss is not None  # on_batch gives labels
     return loss
 
 
