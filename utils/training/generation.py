@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +23,13 @@ from utils.training.generation_steps import CachedStep, ExportedFile, FileStep, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PromptT = TypeVar("PromptT", str, list[str])
+"""A text, or texts: what goes in comes out."""
 
-@overload
-def generate(model: Any, prompt: str, **options: Any) -> str: ...
-@overload
-def generate(model: Any, prompt: Sequence[str], **options: Any) -> list[str]: ...
+
 def generate(
     model: Any,
-    prompt: str | Sequence[str],
+    prompt: PromptT,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_new_tokens: int = 50,
@@ -40,7 +39,7 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     use_cache: bool = True,
-) -> str | list[str]:
+) -> PromptT:
     """Continue prompts, or answer them with an encoder-decoder.
 
     Ids that the tokenizer lacks (embedding rows beyond it) and special tokens other than end-of-text are never drawn. What
@@ -73,7 +72,7 @@ def generate(
         >>> utils.generate(bundle["onnx"], ["The ", "A "], tokenizer=result.tokenizer, temperature=0)
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
-    prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else list(prompt)
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
     source = _source_of(model, tokenizer)
     written = _written(source, _Writing(source, prompts, sampling, use_cache))
     texts = [(given if source.continues else "") + new.text for given, new in zip(prompts, written)]
@@ -113,6 +112,13 @@ def write(
     """What `generate` adds to each prompt, with token ids and the reason for the end. Errors are those of `generate`."""
     source = _source_of(model, tokenizer)
     return _written(source, _Writing(source, list(prompts), sampling, use_cache=True))
+
+
+def encoded_prompts(
+    model: Any, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[list[int]]:
+    """The ids that `generate` begins with, or the source's ids for an encoder-decoder."""
+    return _Writing(_source_of(model, tokenizer), list(prompts), Sampling(), use_cache=False).encoded
 
 
 def allowed_ids(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> np.ndarray:
