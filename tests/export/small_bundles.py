@@ -167,7 +167,7 @@ def write_bundle(kind: str, folder: Path, **options: Any) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     write_model(small, folder / "model.onnx")
     words = tokenizer() if small.signature.takes_tokens else None
-    facts = {"model_name": f"Small {kind}"}
+    facts, options = {"model_name": f"Small {kind}"}, {"prompts": ["The ", "green bottles"], **options}
     written = write_runtime(
         folder, small.signature, words, small.answer, facts, class_names=small.class_names, **options
     )
