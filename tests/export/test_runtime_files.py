@@ -463,7 +463,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/generate", {"prompt": "a", "tempratur": 1}, 422, "tempratur: Extra inputs"),
     ("/generate", {"prompt": "a", "stop": ["x"] * 5}, 422, "up to 4 texts"),
     ("/generate", {"prompt": "a", "stop": ""}, 422, "1 to 256 characters"),
-    ("/generate", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", 422, ""),
+    ("/generate", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", 400, ""),
     ("/generate", {"prompt": "a", "seed": True}, 422, "seed"),
     ("/generate", "{not json", 422, "JSON"),
     ("/generate", b"\xff\xfe", 422, ""),
