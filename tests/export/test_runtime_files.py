@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import importlib.util
 import json
 import re
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 
 import utils
+from tests.export.served import Server, serving, waited
 from tests.export.small_bundles import (
     CLASSES,
     IMAGE,
@@ -307,59 +307,6 @@ def test_inference_answers_on_the_command_line(bundles, kind, arguments, code, s
 
 
 # ---- server.py -------------------------------------------------------------------------------------------------------------
-class Server:
-    """server.py of a folder, in a process of its own."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "server.py", "--port", str(self.port), "--log-level", "error", *arguments]
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
-        end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                if self.ask("/health")[0] == 200:
-                    return
-            time.sleep(0.05)
-        self.stop()
-        raise AssertionError(f"server.py did not start: {self.process.stderr.read().decode()}")  # type: ignore[union-attr]
-
-    def ask(self, path: str, body: Any = None, method: str = "", headers: Any = None) -> tuple[int, Any, Any]:
-        """Status, content and headers."""
-        data = json.dumps(body) if body is not None and not isinstance(body, (str, bytes)) else body
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            sent = {"Content-Type": "application/json", **(headers or {})}
-            connection.request(method or ("GET" if body is None else "POST"), path, data, sent)
-            answer = connection.getresponse()
-            text, kind = answer.read().decode(), answer.headers["Content-Type"] or ""
-            return answer.status, json.loads(text) if kind.startswith("application/json") else text, answer.headers
-        finally:
-            connection.close()
-
-    def events(self, path: str, body: Any) -> list[Any]:
-        """What was streamed, [DONE] left out."""
-        status, text, headers = self.ask(path, {**body, "stream": True})
-        assert status == 200 and headers["Content-Type"].startswith("text/event-stream")
-        lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-        assert lines[-1] == "[DONE]"
-        return [json.loads(line) for line in lines[:-1]]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    server = Server(folder, *arguments)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 @pytest.fixture(scope="module")
 def lm(bundles) -> Iterator[Server]:
     with serving(bundles["lm"], "--body-bytes", "20000", "--prompt-tokens", "500", "--batch", "4") as server:
@@ -536,13 +483,6 @@ def posted(body: bytes) -> bytes:
     """The head of a request to /generate."""
     lines = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode()
-
-
-def waited(holds: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def test_the_event_loop_answers_while_the_model_works_and_too_many_are_sent_away(bundles):
