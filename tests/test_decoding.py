@@ -91,9 +91,10 @@ def test_ids_without_probability_are_never_drawn(draw):
     assert next_id(logits, [], Sampling(top_k=None), draw, np.array([True, True, False, True])) == 1
 
 
-def test_a_tiny_temperature_is_greedy_and_overflows_nowhere():
-    with np.errstate(over="raise", invalid="raise"):
-        assert next_id(np.array([1e4, -1e4, 2e4]), [], Sampling(temperature=1e-6, top_k=None), 0.7) == 2
+@pytest.mark.parametrize("temperature", [1e-6, 5e-324])
+def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature):
+    with np.errstate(all="raise"), np.errstate(under="ignore"):
+        assert next_id(np.array([1e4, -1e4, 2e4]), [], Sampling(temperature=temperature, top_k=None), 0.7) == 2
 
 
 @pytest.mark.parametrize("logits", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])

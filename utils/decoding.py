@@ -96,6 +96,14 @@ def next_id(
         1
     """
     scores = np.array(logits, dtype=np.float64)  # (V,)
+    with np.errstate(over="ignore"):  # a score beyond all numbers is one that never wins
+        return _chosen(scores, seen, sampling, draw, allowed)
+
+
+def _chosen(
+    scores: np.ndarray, seen: Sequence[int], sampling: Sampling, draw: float, allowed: np.ndarray | None
+) -> int:
+    """See `next_id`; the scores are changed."""
     if sampling.repetition_penalty != 1 and len(seen):
         repeated = np.unique(np.asarray(seen))
         some = scores[repeated]

@@ -485,6 +485,17 @@ def posted(body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_is_told_to_end_does_so_while_it_writes(bundles, stream):
+    with serving(bundles["lm"], "--new-tokens", "10000000") as server:
+        body = json.dumps({"prompt": "a", "max_new_tokens": 10_000_000, "temperature": 1.0, "stream": stream}).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(posted(body) + body)
+            waited(lambda: server.ask("/health")[1]["requests"] == 1)
+            server.process.terminate()
+            server.process.wait(15)
+
+
 def test_the_event_loop_answers_while_the_model_works_and_too_many_are_sent_away(bundles):
     options = ("--new-tokens", "10000000", "--workers", "1", "--waiting", "1")
     with serving(bundles["lm"], *options) as server, contextlib.ExitStack() as held:

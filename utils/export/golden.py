@@ -130,7 +130,8 @@ def _texts(
     prompts: Sequence[str],
     tolerance: float,
 ) -> list[dict[str, Any]]:
-    if signature.task not in ("lm", "seq2seq") or tokenizer is None or signature.multiple_of > 1:
+    grows = signature.min_length == signature.multiple_of == 1  # else no prompt goes on token by token
+    if signature.task not in ("lm", "seq2seq") or tokenizer is None or not grows:
         return []
     return [
         _text(signature, run, tokenizer, prompt, name, sampling, tolerance * _ROUNDING)
