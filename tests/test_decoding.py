@@ -76,6 +76,14 @@ def test_probabilities_are_those_of_transformers(settings, seed):
     assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
 
 
+@pytest.mark.parametrize(
+    ("logits", "penalty", "chosen"),
+    [([3.0, 2.0], 1.4, 0), ([3.0, 2.0], 1.6, 1), ([-2.0, -3.0], 1.4, 0), ([-2.0, -3.0], 1.6, 1), ([2.0, 3.0], 0.5, 0)],
+)
+def test_a_repeated_token_is_less_likely_whatever_its_sign(logits, penalty, chosen):
+    assert next_id(np.array(logits), [0, 0], Sampling(temperature=0, repetition_penalty=penalty)) == chosen
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (None, 1e-9), (None, None)])
 def test_greedy_and_its_ties(top_k, top_p):
     logits = np.array([0.0, 4.0, 1.0, 4.0])

@@ -284,6 +284,14 @@ def test_inference_runs_without_this_package_and_without_torch(bundles):
     assert done.stdout.startswith("'The ")
 
 
+def test_special_tokens_in_a_prompt_are_text_as_in_the_notebook(bundles):
+    words, prompt = tokenizer(), "</s>on <s>"
+    ids = words(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert words.eos_token_id not in ids
+    done = python(bundles["lm"], "-c", f"import inference; print(inference.Model().encode({prompt!r}))")
+    assert done.stdout.strip() == str(ids), done.stderr
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "code", "said"),
     [
@@ -464,17 +472,17 @@ def test_a_body_that_never_ends_is_refused(bundles):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_the_generation(bundles, stream):
-    """Were the work to go on, it would take minutes."""
+    """Greedily this model never says end-of-text: were the work to go on, it would take an hour."""
     with serving(bundles["lm"], "--new-tokens", "10000000", "--workers", "1") as server:
-        body = json.dumps(
-            {"prompt": "The ", "max_new_tokens": 10_000_000, "temperature": 1.0, "stream": stream}
-        ).encode()
+        body = json.dumps({"prompt": "The ", "max_new_tokens": 10_000_000, "temperature": 0, "stream": stream}).encode()
         head = posted(body)
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(head + body)
             if stream:
                 assert client.recv(50).startswith(b"HTTP/1.1 200")
             waited(lambda: server.ask("/health")[1]["requests"] == 1)
+            time.sleep(1)
+            assert server.ask("/health")[1]["requests"] == 1, "it goes on while the client stays"
         waited(lambda: server.ask("/health")[1]["requests"] == 0)
         assert server.ask("/generate", {"prompt": "a", "max_new_tokens": 1})[0] == 200
 
@@ -488,7 +496,7 @@ def posted(body: bytes) -> bytes:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_is_told_to_end_does_so_while_it_writes(bundles, stream):
     with serving(bundles["lm"], "--new-tokens", "10000000") as server:
-        body = json.dumps({"prompt": "a", "max_new_tokens": 10_000_000, "temperature": 1.0, "stream": stream}).encode()
+        body = json.dumps({"prompt": "a", "max_new_tokens": 10_000_000, "temperature": 0, "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(posted(body) + body)
             waited(lambda: server.ask("/health")[1]["requests"] == 1)
@@ -499,7 +507,7 @@ def test_a_server_that_is_told_to_end_does_so_while_it_writes(bundles, stream):
 def test_the_event_loop_answers_while_the_model_works_and_too_many_are_sent_away(bundles):
     options = ("--new-tokens", "10000000", "--workers", "1", "--waiting", "1")
     with serving(bundles["lm"], *options) as server, contextlib.ExitStack() as held:
-        body = json.dumps({"prompt": "a", "max_new_tokens": 10_000_000, "temperature": 1.0}).encode()
+        body = json.dumps({"prompt": "a", "max_new_tokens": 10_000_000, "temperature": 0}).encode()
         head = posted(body)
         for _ in range(2):
             client = held.enter_context(socket.create_connection(("127.0.0.1", server.port)))

@@ -183,6 +183,19 @@ def test_random_numbers_of_whoever_reads_a_stream_are_not_rolled_back(tokenizer)
     assert after not in {number for number, _, _ in mine}
 
 
+def test_a_model_that_draws_numbers_takes_none_of_the_readers(tokenizer):
+    class Drawing(Scripted):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(input_ids) + 0 * torch.rand(1)
+
+    model = AdaptedModel(Drawing([300, 40]), {"vocab_size": 320, "max_seq_len": 8})
+    torch.manual_seed(5)
+    expected = [torch.rand(()).item() for _ in range(4)]
+    torch.manual_seed(5)
+    stream = generate_stream(model, "on", tokenizer=tokenizer, temperature=0, max_new_tokens=4)
+    assert [torch.rand(()).item() for _ in stream] == expected
+
+
 def test_a_model_that_says_nan_is_named(tokenizer):
     model = make_tiny()
     with torch.no_grad():
@@ -332,6 +345,19 @@ def test_a_file_gives_the_text_of_its_model(tokenizer, name):
 def test_an_encoder_decoder_answers_and_does_not_repeat_the_source(tokenizer):
     text = generate(built("t5"), "7 green bottles", tokenizer=tokenizer, temperature=0, max_new_tokens=6)
     assert text and not text.startswith("7 green")
+
+
+def test_a_source_is_encoded_as_in_training(tokenizer):
+    """With end-of-text, cut at the limit: what `UniversalDataModule` gives an encoder."""
+    from utils.tokenization.data_module import UniversalDataModule
+
+    texts = ["7 green bottles", "on wall " * 30]
+    pairs = [(text, text) for text in texts]
+    data = UniversalDataModule(pairs, tokenizer, "seq2seq", validation=pairs, batch_size=1, max_length=48)
+    batches = [batch["input_ids"][0].tolist() for batch in data.train_dataloader()]
+    found = encoded_prompts(built("bart"), texts, tokenizer)
+    assert found[0][-1] == tokenizer.eos_token_id and len(found[1]) == 48
+    assert all(ids in batches for ids in found)
 
 
 @pytest.mark.parametrize(
