@@ -36,6 +36,8 @@ FORMATS = {
     "onnx": ("utils.export.onnx", "ONNXExporter"),
     "pt2": ("utils.export.torch_export", "TorchExportExporter"),
     "torchscript": ("utils.export.torchscript", "TorchScriptExporter"),
+    "int8": ("utils.export.quantization", "Int8Exporter"),
+    "int8_static": ("utils.export.quantization", "StaticInt8Exporter"),
     "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
 }
 """Format name → where its exporter lives; loaded when the format is asked for."""

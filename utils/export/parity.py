@@ -17,7 +17,7 @@ import numpy as np
 from utils.errors import ExportError, TransformerBuilderError
 from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
 from utils.export.runner import Runner
-from utils.export.samples import Samples, bits_per_byte
+from utils.export.samples import Samples, bits_per_byte, samples_of
 from utils.export.signature import DECODER_IDS, IDS, MASK, Shape, Signature
 from utils.export.subject import ExportSubject, undisturbed
 
@@ -157,9 +157,7 @@ def _compare_use(
     if samples is not None and samples.text is not None:
         report.text.append(_compare_text(artifact, subject, samples, tolerance))
     if tolerance.cost is not None:
-        if samples is None:
-            raise ExportError(f"{artifact.format} is judged by what it costs, and there are no samples to judge it on.")
-        report.cost.append(_compare_cost(artifact, subject, samples, tolerance.cost))
+        report.cost.append(cost_of(artifact, subject, tolerance.cost))
 
 
 def _signature_differences(artifact: Artifact, subject: ExportSubject) -> list[str]:
@@ -282,8 +280,20 @@ def _compare_text(artifact: Artifact, subject: ExportSubject, samples: Samples, 
     return TextResult(artifact.format, len(text.ids), text.size, model, file, tolerance.allowed_bits(model))
 
 
-def _compare_cost(artifact: Artifact, subject: ExportSubject, samples: Samples, share: float) -> CostResult:
-    """What the file's distribution costs where the model's is true, over all real rows of the samples."""
+def cost_of(artifact: Artifact, subject: ExportSubject, share: float) -> CostResult:
+    """What the file's distribution costs where the model's is true, over all real rows of the subject's samples.
+
+    Args:
+        artifact: the written file.
+        subject: the model; left as it was.
+        share: part of the model's bits that it may cost.
+    """
+    samples = subject.samples if subject.samples is not None else samples_of(subject)
+    with undisturbed(subject.adapted):
+        return _cost(artifact, subject, samples, share)
+
+
+def _cost(artifact: Artifact, subject: ExportSubject, samples: Samples, share: float) -> CostResult:
     lost, own, agreeing, rows = 0.0, 0.0, 0, 0
     for feeds in samples.batches:
         expected, got = subject.logits(feeds), artifact.run(**feeds)

@@ -16,6 +16,8 @@ from utils.export.signature import Signature
 
 OPENERS = {
     "onnx": ("utils.export.onnx_runner", "OnnxRunner"),
+    "int8": ("utils.export.onnx_runner", "OnnxRunner"),
+    "int8_static": ("utils.export.onnx_runner", "OnnxRunner"),
     "pt2": ("utils.export.torch_runners", "ProgramRunner"),
     "torchscript": ("utils.export.torch_runners", "ScriptRunner"),
 }

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch.export import Dim
+from torch.fx.experimental import _config as symbolic
 
 from utils.errors import ConfigError
 from utils.export.artifact import Artifact
@@ -85,7 +86,7 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
             program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
         except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
             logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
-            with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # as torch's ONNX exporter captures
+            with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # as torch's ONNX exporter captures
                 program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
