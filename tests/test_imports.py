@@ -60,6 +60,7 @@ LATER = {  # feature → what it will bring, "module: names" in each line
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
     (
         "utils.errors",
+        "utils.decoding",
         "utils._extras",
         "utils._files",
         "utils._random",

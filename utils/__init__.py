@@ -19,6 +19,7 @@ _HOMES = {
     "train": "utils.training.training_core",
     "recover": "utils.training.recovery",
     "generate": "utils.training.generation",
+    "generate_stream": "utils.training.generation",
     # classes
     "AdaptiveTokenizer": "utils.tokenization.adaptive_tokenizer",
     "AdaptiveTokenizerDataModule": "utils.tokenization.data_module",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from utils.tokenization.validator import TokenizerValidator
     from utils.training.checkpoint_manager import CheckpointManager
     from utils.training.dataset_utilities import DatasetLoader, DatasetUploader
-    from utils.training.generation import generate
+    from utils.training.generation import generate, generate_stream
     from utils.training.recovery import recover
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import TrainingCoordinator, train
@@ -77,6 +78,7 @@ __all__ = [
     "adapt",
     "export",
     "generate",
+    "generate_stream",
     "load_model",
     "recover",
     "train",

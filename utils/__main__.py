@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo`, `inspect`, `validate` and `train`. Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `serve`, … Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import train_command
+from utils.ui import export_commands, train_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     rerun.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
     rerun.set_defaults(run=_rerun)
+    export_commands.add_serve(commands.add_parser("serve", help="serve an exported folder over HTTP"))
+    export_commands.add_selftest(commands.add_parser("selftest", help="prove an exported folder with its own script"))
     return parser
 
 

@@ -114,6 +114,10 @@ class CheckpointError(TransformerBuilderError, RuntimeError):
     """A checkpoint is missing, torn, foreign or does not fit the run."""
 
 
+class GenerationError(TransformerBuilderError, ValueError):
+    """A model's scores leave no token to choose: NaN, infinite, or nothing that may be said."""
+
+
 class ExportError(TransformerBuilderError, RuntimeError):
     """A format cannot be written, or its file is not equal to the model."""
 

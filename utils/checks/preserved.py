@@ -17,7 +17,7 @@ _CONTAINERS = (list, dict, set, collections.deque)
 
 
 @contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[nn.Module]:
+def preserved(model: nn.Module, random_states: bool = True) -> Iterator[nn.Module]:
     """Within the block `model` may be run, trained and hooked; afterwards it is as it was, also after an exception.
 
     Restored: train/eval mode of every submodule, gradients (None stays None, an existing tensor comes back untouched),
@@ -26,8 +26,14 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     and CUDA. Within the block every gradient starts as None. Costs one copy of the weights.
 
     What a model keeps outside of its modules (module-level globals, files) is not seen.
+
+    Args:
+        model: what is lent.
+        random_states: False leaves them to the block, for one in which somebody else's code runs too; `random_states_kept`
+            is for the parts that are ours.
     """
-    undo = [_restore_random_states(), *(_restore_attributes(module) for module in model.modules())]
+    undo = [_restore_random_states()] if random_states else []
+    undo += [*(_restore_attributes(module) for module in model.modules())]
     undo += [_restore_tensor(tensor) for tensor in _tensors(model)]
     try:
         yield model
@@ -35,6 +41,16 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
         with torch.no_grad():
             for restore in undo:
                 restore()
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Within the block anything may be drawn; afterwards the random states of Python, NumPy, torch and CUDA are as before."""
+    restore = _restore_random_states()
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -1,20 +1,85 @@
-"""Text from a trained model, one token at a time. Leaves training and serving to others."""
+"""Text from a trained model or from its exported file: prompts in, text out. The verb `utils.generate` lives here.
+
+Choosing tokens is for `utils.decoding`, which exported folders hold too; asking a module is for `generation_steps`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.preserved import preserved
-from utils.errors import ConfigError, TokenizerError
+from utils.decoding import NoChoiceError, Sampling, Step, Writer, Written
+from utils.errors import ConfigError, GenerationError, TokenizerError
+from utils.tokenization.encoding import Encoder, Recipe
+from utils.training.generation_steps import CachedStep, ExportedFile, FileStep, ModelStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PromptT = TypeVar("PromptT", str, list[str])
+"""A text, or texts: what goes in comes out."""
+
 
 def generate(
+    model: Any,
+    prompt: PromptT,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_new_tokens: int = 50,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> PromptT:
+    """Continue prompts, or answer them with an encoder-decoder.
+
+    Ids that the tokenizer lacks (embedding rows beyond it) and special tokens other than end-of-text are never drawn. What
+    exceeds the model's length limit is cut off at the front of its view, not of the text. The same seed gives the same text
+    from the model, from its exported file, and from the exported folder's server. The model is left as it was.
+
+    Args:
+        model: what `train` gave; or, together with `tokenizer`, an `AdaptedModel` or an exported `Artifact`.
+        prompt: text to continue, or texts, which run in batches. Empty begins after an end-of-text mark. An
+            encoder-decoder takes it as the source.
+        tokenizer: taken from the result where there is one.
+        max_new_tokens: most tokens to add; fewer where the model ends the text.
+        temperature: 0 always takes the likeliest token; 1 draws from the model's distribution; lower is safer.
+        top_k: draw from the k likeliest tokens only; None draws from all.
+        top_p: draw from the fewest likeliest tokens whose probabilities add up to p only; None draws from all.
+        repetition_penalty: above 1, tokens that stand in the text already become less likely; 1 is off.
+        seed: of a private generator for each prompt; the global random state is neither used nor changed.
+        use_cache: keep keys and values of earlier tokens where the model offers that; the text is the same.
+
+    Returns:
+        Prompt and continuation (an encoder-decoder's answer alone); a list of them for a list.
+
+    Raises:
+        ConfigError: an argument out of range, or a model that writes no text. TokenizerError: no tokenizer, or one that
+            does not fit the model. DataError: a prompt is no text that can be encoded. GenerationError: the model's scores
+            leave nothing to choose, as NaN does.
+
+    Example:
+        >>> utils.generate(result, "The ", max_new_tokens=50, temperature=0.8, top_k=50, seed=0)
+        >>> utils.generate(bundle["onnx"], ["The ", "A "], tokenizer=result.tokenizer, temperature=0)
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    source = _source_of(model, tokenizer)
+    written = _written(source, _Writing(source, prompts, sampling, use_cache))
+    texts = [(given if source.continues else "") + new.text for given, new in zip(prompts, written)]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def generate_stream(
     model: Any,
     prompt: str,
     *,
@@ -22,125 +87,238 @@ def generate(
     max_new_tokens: int = 50,
     temperature: float = 0.8,
     top_k: int | None = 50,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
-) -> str:
-    """Continue a prompt.
+    use_cache: bool = True,
+) -> Iterator[str]:
+    """Give the continuation out piece by piece: joined they are what `generate` adds to the prompt.
 
-    Ids that the tokenizer lacks (embedding rows beyond it) and special tokens other than end-of-text are never drawn. What
-    exceeds the model's length limit is cut off at the front of its view, not of the text. The same seed gives the same text
-    on the same device. The model is left as it was.
+    Arguments and errors are those of `generate`, for one prompt; they are checked at once. Until the iterator has ended or
+    is closed the model is in eval mode; afterwards it is as it was.
+
+    Example:
+        >>> for piece in utils.generate_stream(result, "The "):
+        ...     print(piece, end="", flush=True)
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    source = _source_of(model, tokenizer)
+    return _pieces(source, _Writing(source, [prompt], sampling, use_cache))
+
+
+def write(
+    model: Any, prompts: Sequence[str], sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[Written]:
+    """What `generate` adds to each prompt, with token ids and the reason for the end. Errors are those of `generate`."""
+    source = _source_of(model, tokenizer)
+    return _written(source, _Writing(source, list(prompts), sampling, use_cache=True))
+
+
+def encoded_prompts(
+    model: Any, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[list[int]]:
+    """The ids that `generate` begins with, or the source's ids for an encoder-decoder."""
+    return _Writing(_source_of(model, tokenizer), list(prompts), Sampling(), use_cache=False).encoded
+
+
+def allowed_ids(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> np.ndarray:
+    """Which ids may be drawn: those of the tokenizer, without special tokens other than end-of-text.
 
     Args:
-        model: what `train` gave, or an `AdaptedModel` together with `tokenizer`.
-        tokenizer: taken from the result where there is one.
-        prompt: text to continue; empty begins after an end-of-text mark.
-        max_new_tokens: most tokens to add; fewer where the model ends the text.
-        temperature: 0 always takes the likeliest token; 1 draws from the model's distribution; lower is safer.
-        top_k: draw from the k likeliest tokens only; None draws from all.
-        seed: of a private generator; the global random state is neither used nor changed.
+        tokenizer: the model's tokenizer.
+        rows: width of the model's logits, where it is known.
 
     Returns:
-        Prompt and continuation.
-
-    Raises:
-        ConfigError: an argument out of range. TokenizerError: no tokenizer, or one that does not fit the model.
+        (V,) bool over the model's rows or the tokenizer's ids, whichever reach further.
     """
-    adapted, tokenizer = _parts(model, tokenizer)
-    _check_arguments(prompt, max_new_tokens, temperature, top_k, seed)
-    end = tokenizer.eos_token_id
-    prompt_ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    view = list(prompt_ids) or [_first_id(tokenizer)]
-    adapted.check_inputs(torch.tensor([view[-(adapted.contract.max_length or len(view)) :]]))
-    generator = torch.Generator().manual_seed(seed)
-    new: list[int] = []
-    allowed = _allowed(adapted, tokenizer)
-    with preserved(adapted), torch.no_grad():  # inference tensors that a model keeps would break its next training
-        adapted.eval()
-        for _ in range(max_new_tokens):
-            index = _next_id(adapted, view + new, allowed, temperature, top_k, generator)
-            if index == end:
-                break
-            new.append(index)
-    return prompt + str(tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _next_id(
-    adapted: AdaptedModel,
-    ids: list[int],
-    allowed: torch.Tensor,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-) -> int:
-    """Draw the next token id; `allowed` is (V,) bool."""
-    limit = adapted.contract.max_length
-    view = ids if limit is None else ids[-limit:]
-    logits = adapted(torch.tensor([view], device=adapted.device)).logits[0, -1].float().cpu()  # (V,)
-    logits = logits.masked_fill(~allowed[: len(logits)], float("-inf"))
-    if temperature == 0:
-        return int(logits.argmax())
-    logits = logits / temperature
-    if top_k is not None and top_k < len(logits):
-        lowest = torch.topk(logits, top_k).values[-1]
-        logits = logits.masked_fill(logits < lowest, float("-inf"))
-    return int(torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator))
-
-
-def _allowed(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Which ids may be drawn, as (V,) bool over the model's rows or the tokenizer's ids, whichever reach further."""
-    ids = torch.tensor(sorted(tokenizer.get_vocab().values()))
-    allowed = torch.zeros(max(adapted.contract.vocab_size or 0, int(ids.max()) + 1), dtype=torch.bool)
+    ids = np.array(sorted(tokenizer.get_vocab().values()), dtype=np.int64)
+    allowed = np.zeros(max(rows or 0, int(ids.max()) + 1), dtype=bool)
     allowed[ids] = True
-    allowed[torch.tensor(tokenizer.all_special_ids, dtype=torch.int64)] = False
+    allowed[np.array(tokenizer.all_special_ids, dtype=np.int64)] = False
     if tokenizer.eos_token_id is not None:
         allowed[tokenizer.eos_token_id] = True
     return allowed
 
 
-def _parts(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[AdaptedModel, PreTrainedTokenizerBase]:
-    adapted = model if isinstance(model, AdaptedModel) else getattr(model, "model", None)
-    if not isinstance(adapted, AdaptedModel):
-        raise ConfigError(
-            f"generate() takes the result of train() or an AdaptedModel; got {type(model).__name__}. Call adapt() first."
+def first_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """What stands before the first token of a text: end-of-text in packed training data. None where there is no mark."""
+    marks = (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next((int(index) for index in marks if index is not None), None)
+
+
+def source_recipe(max_length: int | None) -> Recipe:
+    """How the source of an encoder-decoder is encoded: as in its training."""
+    return Recipe(end=True, marks=True, limit=max_length)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What writes: a module or a file, with what is known about it.
+
+    Attributes:
+        model: the one or the other.
+        tokenizer: its tokenizer.
+        name, task, vocab_size, max_length, min_length, multiple_of, start_id: as in `CallContract`.
+    """
+
+    model: AdaptedModel | ExportedFile
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    task: str
+    vocab_size: int | None
+    max_length: int | None
+    min_length: int
+    multiple_of: int
+    start_id: int | None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the prompt is the beginning of the text."""
+        return self.task == "lm"
+
+    def lent(self, random_states: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """Within the block the model may be run; afterwards it is as it was."""
+        if not isinstance(self.model, AdaptedModel):
+            return contextlib.nullcontext()
+        return preserved(self.model, random_states)
+
+    def step(self, sources: list[list[int]] | None, use_cache: bool) -> Step:
+        """What `decode` asks for logits."""
+        if not isinstance(self.model, AdaptedModel):
+            return FileStep(self.model, sources)
+        cached = use_cache and CachedStep.fits(self.model)
+        return (CachedStep if cached else ModelStep)(self.model, sources)
+
+
+class _Writing:
+    """One call: everything is checked here; `writer` begins."""
+
+    def __init__(self, source: _Source, prompts: list[Any], sampling: Sampling, use_cache: bool) -> None:
+        problems = sampling.problems()
+        problems += [f"prompt must be text; got {type(text).__name__}" for text in prompts if not isinstance(text, str)]
+        if problems:
+            raise ConfigError("generate(): " + "; ".join(problems) + ".")
+        self.source = source
+        self.encoded = self._encoded(prompts)
+        end = source.tokenizer.eos_token_id
+        self.sampling = sampling if end is None else _ending_with(sampling, int(end))
+        self.use_cache = use_cache
+
+    def writer(self) -> Writer:
+        """The texts, yet to be written."""
+        source = self.source
+        sources = None if source.continues else self.encoded
+        return Writer(
+            source.step(sources, self.use_cache),
+            self.encoded if sources is None else [[self._start(ids)] for ids in sources],
+            self.sampling,
+            _decoder(source.tokenizer),
+            continues=source.continues,
+            max_length=source.max_length,
+            allowed=allowed_ids(source.tokenizer, source.vocab_size),
+            together=None if sources is None else [len(ids) for ids in sources],
         )
-    if adapted.contract.task != "lm":
-        does = {"masked": "names hidden tokens", "seq2seq": "answers a source with a target"}
+
+    def _encoded(self, prompts: list[str]) -> list[list[int]]:
+        source, limit = self.source, self.source.max_length
+        recipe = Recipe() if source.continues else source_recipe(limit)
+        encoded = [ids.tolist() for ids in Encoder(source.tokenizer, recipe)(prompts)] if prompts else []
+        encoded = [ids if ids else [self._first_id()] for ids in encoded]
+        for ids in encoded:
+            self._check(ids[-(limit or 0) :])
+        return encoded
+
+    def _first_id(self) -> int:
+        found = first_id(self.source.tokenizer)
+        if found is None:
+            raise TokenizerError(
+                "An empty prompt needs a tokenizer with an end-of-text or begin-of-text token. Pass a prompt."
+            )
+        return found
+
+    def _start(self, ids: list[int]) -> int:
+        return ids[-1] if self.source.start_id is None else self.source.start_id
+
+    def _check(self, view: list[int]) -> None:
+        source = self.source
+        if isinstance(source.model, AdaptedModel):
+            return source.model.check_inputs(torch.tensor([view]))
+        if len(view) < source.min_length:
+            raise ConfigError(
+                f"{source.name} takes at least {source.min_length} tokens; the prompt has {len(view)}. Make it longer."
+            )
+        if source.vocab_size is not None and max(view) >= source.vocab_size:
+            raise TokenizerError(
+                f"The prompt holds token id {max(view)}, and the ids of {source.name} go from 0 to {source.vocab_size - 1}. "
+                "Pass the tokenizer that the model was trained with."
+            )
+        return None
+
+
+def _ending_with(sampling: Sampling, end: int) -> Sampling:
+    return Sampling(**{**vars(sampling), "stop_ids": (end,)})
+
+
+def _written(source: _Source, writing: _Writing) -> list[Written]:
+    with source.lent(), _named_errors(source):
+        return writing.writer().run()
+
+
+def _pieces(source: _Source, writing: _Writing) -> Iterator[str]:
+    # The reader's own code runs between two pieces: random states are kept for each step instead (see `ModelStep`).
+    with source.lent(random_states=False), _named_errors(source):
+        for _, piece in writing.writer():
+            yield piece
+
+
+@contextlib.contextmanager
+def _named_errors(source: _Source) -> Iterator[None]:
+    try:
+        yield
+    except NoChoiceError as error:
+        raise GenerationError(f"{source.name}: {error}") from error
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    def text_of(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return text_of
+
+
+def _source_of(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> _Source:
+    """The module or file, its limits and its tokenizer.
+
+    Raises:
+        ConfigError: it is none of them, or writes no text. TokenizerError: there is no tokenizer.
+    """
+    found = model if isinstance(model, AdaptedModel) else getattr(model, "model", None)
+    limits: Any
+    if isinstance(found, AdaptedModel):
+        limits, name = found.contract, found.name
+    elif hasattr(model, "signature") and hasattr(model, "run"):
+        found, limits, name = model, model.signature, str(getattr(model, "path", "the file"))
+    else:
         raise ConfigError(
-            f"{adapted.name} {does.get(adapted.contract.task, 'chooses classes')} and continues no text: generate() is for "
-            "language models (contract.task == 'lm')."
+            "generate() takes the result of train(), an AdaptedModel or an exported artifact; got "
+            f"{type(model).__name__}. Call adapt() first."
         )
+    _check_writes(name, limits)
     chosen = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if chosen is None:
         raise TokenizerError("generate() needs the tokenizer that the model was trained with: pass tokenizer=.")
-    return adapted, chosen
+    facts = ("task", "vocab_size", "max_length", "min_length", "multiple_of", "start_id")
+    return _Source(found, chosen, name, **{fact: getattr(limits, fact) for fact in facts})
 
 
-def _first_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before the first token of a text: end-of-text in packed training data."""
-    for index in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if index is not None:
-            return int(index)
-    raise TokenizerError("An empty prompt needs a tokenizer with an end-of-text or begin-of-text token. Pass a prompt.")
-
-
-def _check_arguments(prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
-    def whole(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    problems = []
-    if not isinstance(prompt, str):
-        problems.append(f"prompt must be text; got {type(prompt).__name__}")
-    if not whole(max_new_tokens, 0):
-        problems.append(f"max_new_tokens must be a whole number of 0 or more; got {max_new_tokens!r}")
-    if (
-        isinstance(temperature, bool)
-        or not isinstance(temperature, (int, float))
-        or not 0 <= temperature < float("inf")
-    ):
-        problems.append(f"temperature must be a number of 0 or more; got {temperature!r}")
-    if top_k is not None and not whole(top_k, 1):
-        problems.append(f"top_k must be a whole number of 1 or more, or None; got {top_k!r}")
-    if not whole(seed, 0):
-        problems.append(f"seed must be a whole number of 0 or more; got {seed!r}")
-    if problems:
-        raise ConfigError("generate(): " + "; ".join(problems) + ".")
+def _check_writes(name: str, limits: Any) -> None:
+    if limits.task not in ("lm", "seq2seq"):
+        does = "names hidden tokens" if limits.task == "masked" else "chooses classes"
+        raise ConfigError(
+            f"{name} {does} and continues no text: generate() is for language models (task 'lm') and encoder-decoders "
+            "('seq2seq')."
+        )
+    if limits.multiple_of > 1:
+        raise ConfigError(
+            f"{name} takes multiples of {limits.multiple_of} tokens only, and a text grows one token at a time."
+        )
