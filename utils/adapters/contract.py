@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.adapters.builders import TOKENWISE, build, embedding_of
+from utils.adapters.logits import LogitsSelector
 from utils.adapters.masks import MaskConvention
-from utils.adapters.model_outputs import LogitsSelector
 
 TASKS = ("lm", "masked", "seq2seq", "classification", "vision")
 
