@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -158,3 +158,12 @@ def use_causal_calls(model: nn.Module, rules: dict[str, tuple[CausalRule, ...]])
         module: Any = modules[path]
         given: Any = type(module)
         module.__class__ = causal_subclass(given, module_rules)
+
+
+def rules_from_json(written: Mapping[str, list[list[Any]]]) -> dict[str, tuple[CausalRule, ...]]:
+    """Rules as `use_causal_calls` takes them, of those that were written as lists."""
+
+    def rule(kind: str, indices: list[int] | None, *axes: int) -> CausalRule:
+        return CausalRule(kind, None if indices is None else tuple(indices), *axes)
+
+    return {path: tuple(rule(*one) for one in rules) for path, rules in written.items()}
