@@ -14,9 +14,9 @@ from typing import Any
 
 sys.modules["utils"] = None  # whatever the folder imports must be in it
 
-import numpy as np
-import torch
-import transformers
+import numpy as np  # noqa: E402 - nothing may be imported before the line above
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 TOLERANCE = 1e-5
 """Of logits: the same kernels in float32, so this leaves room for another order of sums."""
@@ -31,14 +31,16 @@ def findings(job: dict[str, Any]) -> list[str]:
     found = []
     model = loaded(auto, job["folder"], found)
     with torch.no_grad():
+        torch.manual_seed(1)  # fresh weights would differ
+        model.save_pretrained(job["copy"])  # before any call: some models keep what they see in their buffers
+        again = loaded(auto, job["copy"], found)
         found += differs("logits", model(**inputs).logits, arrays["logits"])
         if "loss" in arrays:
             found += differs("loss", model(**inputs, labels=labels).loss, arrays["loss"])
         if "greedy" in arrays:
             found += generates(model, arrays)
-        torch.manual_seed(1)  # fresh weights would differ
-        model.save_pretrained(job["copy"])
-        again = loaded(auto, job["copy"], found)
+        if "text" in job:
+            found += says(model, job["folder"], job["text"])
         found += differs("logits after save_pretrained", again(**inputs).logits, arrays["logits"])
     ours = {name: tensor.data_ptr() for name, tensor in model.named_parameters(remove_duplicate=False)}
     theirs = {name: tensor.data_ptr() for name, tensor in again.named_parameters(remove_duplicate=False)}
@@ -59,9 +61,25 @@ def generates(model: Any, arrays: Any) -> list[str]:
     expected = arrays["greedy"]
     prompt = torch.from_numpy(arrays["prompt"])
     made = model.generate(
-        prompt, max_new_tokens=int(arrays["new"]), do_sample=False, eos_token_id=None, pad_token_id=0
+        prompt,
+        max_new_tokens=int(arrays["new"]),
+        do_sample=False,
+        eos_token_id=None,
+        forced_eos_token_id=None,
+        pad_token_id=0,
     )
-    return [] if made.tolist() == expected.tolist() else [f"generate gives {made.tolist()}, expected {expected.tolist()}"]
+    return (
+        [] if made.tolist() == expected.tolist() else [f"generate gives {made.tolist()}, expected {expected.tolist()}"]
+    )
+
+
+def says(model: Any, folder: str, asked: dict[str, Any]) -> list[str]:
+    """Text from the folder's own tokenizer and settings."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(asked["prompt"], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    made = model.generate(ids, max_new_tokens=asked["new"], do_sample=False)[0, ids.shape[1] :]
+    text = asked["prompt"] + tokenizer.decode(made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [] if text == asked["expected"] else [f"generate says {text!r}, expected {asked['expected']!r}"]
 
 
 def differs(what: str, one: torch.Tensor, other: np.ndarray) -> list[str]:
@@ -69,7 +87,9 @@ def differs(what: str, one: torch.Tensor, other: np.ndarray) -> list[str]:
     if tuple(one.shape) != other.shape:
         return [f"{what} have the shape {tuple(one.shape)}, expected {other.shape}"]
     most = float(np.abs(one.numpy() - other).max(initial=0.0))
-    return [] if most <= TOLERANCE * max(1.0, float(np.abs(other).max(initial=0.0))) else [f"{what} differ by {most:.2g}"]
+    return (
+        [] if most <= TOLERANCE * max(1.0, float(np.abs(other).max(initial=0.0))) else [f"{what} differ by {most:.2g}"]
+    )
 
 
 def groups(pointers: dict[str, int]) -> list[list[str]]:
@@ -84,11 +104,12 @@ def main(jobs: str, answers: str) -> None:
     """Do every job and write the answers."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     done = {}
     for job in json.loads(Path(jobs).read_text()):
         try:
             done[job["name"]] = findings(job)
-        except Exception as error:  # whatever is raised is the finding
+        except Exception as error:  # noqa: BLE001 - whatever is raised is the finding
             done[job["name"]] = [f"{type(error).__name__}: {error}", traceback.format_exc()[-1500:]]
     Path(answers).write_text(json.dumps(done))
 

@@ -32,8 +32,8 @@ def signature_of(adapted: AdaptedModel) -> Signature:
 
 
 def adapted_of(entry: Entry) -> AdaptedModel:
-    """The entry's model, adapted, in eval mode."""
-    return adapt(entry.build(), entry.config, entry.source, **entry.arguments).eval()
+    """The entry's model, adapted, in float32 and eval mode."""
+    return adapt(entry.build(), entry.config, entry.source, **entry.arguments).float().eval()
 
 
 def export(adapted: AdaptedModel, batch: Batch, root: Path, name: str, tokenizer: Any = None) -> dict[str, Any]:
@@ -74,23 +74,32 @@ def _arrays(adapted: AdaptedModel, batch: Batch) -> dict[str, np.ndarray]:
 
 def _continues(adapted: AdaptedModel) -> bool:
     contract = adapted.contract
-    return contract.task in ("lm", "seq2seq") and contract.scores_tokens and contract.multiple_of == 1 and contract.min_length < 4
+    return (
+        contract.task in ("lm", "seq2seq")
+        and contract.scores_tokens
+        and contract.multiple_of == 1
+        and contract.min_length < 4
+    )
 
 
 def _greedy(adapted: AdaptedModel, prompt: torch.Tensor) -> dict[str, np.ndarray]:
     """The likeliest tokens, one at a time."""
     limit = adapted.contract.max_length
-    ids = prompt[:, :4]
+    ids = prompt[:, :4].contiguous()
     decoder = adapted.contract.decoder_name is not None
     if decoder:
         if adapted.contract.start_id is None:
             return {}
         ids = torch.full((len(prompt), 1), adapted.contract.start_id)
     for _ in range(NEW_TOKENS):
-        view = ids if limit is None else ids[:, -limit:]
+        view = ids if limit is None else ids[:, -limit:].contiguous()
         logits = adapted(prompt, decoder_input_ids=view).logits if decoder else adapted(view).logits
         ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
-    return {"prompt": (prompt if decoder else prompt[:, :4]).numpy(), "greedy": ids.numpy(), "new": np.array(NEW_TOKENS)}
+    return {
+        "prompt": (prompt if decoder else prompt[:, :4]).numpy(),
+        "greedy": ids.numpy(),
+        "new": np.array(NEW_TOKENS),
+    }
 
 
 def try_all(entries: Iterable[Entry], root: Path) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -85,7 +85,8 @@ def write_hf_folder(
     _refuse_without_head(adapted)
     auto_class = _auto_class_of(adapted)
     if auto_class is not None:
-        adapted.model.save_pretrained(root)
+        model: Any = adapted.model
+        model.save_pretrained(root)
         digest = weights_sha256(adapted.model)
     else:
         auto_class = f"AutoModelFor{HEADS[_purpose(adapted.contract)]}"
@@ -130,8 +131,8 @@ class HFFolderRunner:
         """The logits, float32, of arrays by the names that `signature.inputs` lists."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
         with torch.no_grad():
-            logits: torch.Tensor = self.model(**tensors).logits
-        return logits.float().numpy()
+            logits = self.model(**tensors).logits
+        return np.asarray(logits.float().numpy())
 
 
 def _facts_in(root: Path) -> dict[str, Any]:
@@ -152,9 +153,12 @@ def _loaded(root: Path, auto_class: str) -> Any:
 
     if auto_class not in {f"AutoModelFor{head}" for head in HEADS.values()}:
         raise ExportError(f"{root / FACTS_FILE} names {auto_class!r}, which is no auto class of a model.")
-    model, info = getattr(transformers, auto_class).from_pretrained(
-        root, trust_remote_code=True, local_files_only=True, output_loading_info=True
-    )
+    try:
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            root, trust_remote_code=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise ExportError(f"transformers cannot load {root}: {type(error).__name__}: {error}") from error
     wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys}
     if wrong:
         listed = "; ".join(f"{what}: {', '.join(keys[:4])}" for what, keys in wrong.items())
@@ -264,7 +268,7 @@ class _CodeFolder:
     def _files_as_they_came(self) -> dict[str, str] | None:
         """The files that `load_model` read, completed and with relative imports; None where some lie in folders."""
         source, completion = self.adapted.source, self.adapted.completion
-        if source is None or not source.arguments:
+        if source is None or source.arguments is None:
             return None
         files = {name: text for name, text in source.files.items() if name.endswith(".py")}
         files[source.file_name] = completion.source_after or source.text

@@ -37,7 +37,8 @@ def build(recipe: Any, classes: Mapping[str, Any]) -> Any:
         named = {name: build(item, classes) for name, item in recipe["arguments"].items()}
         return classes[recipe[CALL]](*positional, **named)
     if FIELDS in recipe:
-        made = object.__new__(classes[recipe[FIELDS]])
+        cls = classes[recipe[FIELDS]]
+        made = cls.__new__(cls)
         made.__dict__.update({name: build(item, classes) for name, item in recipe["values"].items()})
         return made
     if TUPLE in recipe:

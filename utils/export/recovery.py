@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ _CONFIG_NAMES = (
 )
 _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
-_SEED = 0
+_SEED = 48611
+"""Of the trial construction: another than that of `load_model`, so that tables which are drawn at random show."""
 
 
 @dataclass
@@ -73,9 +75,13 @@ def blueprint_of(adapted: AdaptedModel) -> Blueprint:
         ExportError: an argument of the constructor is not known, or cannot be written as JSON, or what is built differs.
     """
     model = adapted.model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ExportError(
+            f"{adapted.name} is compiled by TorchScript and has no source. Export the module that was compiled."
+        )
     made = Blueprint(None, twins=_twins(model), rules=_rules(model))
     known = _with_width(adapted)
-    arguments = adapted.source.arguments if adapted.source is not None else {}
+    arguments = adapted.source.arguments if adapted.source is not None else None
     made.recipe = _Writer(made.classes, known).module(model, arguments)
     try:
         with fixed_random(_SEED):
@@ -119,8 +125,8 @@ class _Writer:
     classes: dict[str, type]
     config: ModelConfig
 
-    def module(self, module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor call of a module; `arguments` are those that are known."""
+    def module(self, module: nn.Module, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The constructor call of a module; `arguments` are those that are known, None where none are."""
         cls = original_class(module)
         if isinstance(module, (nn.Sequential, nn.ModuleList)) and cls in (nn.Sequential, nn.ModuleList):
             items = [self.value(item, f"{cls.__name__}[{place}]") for place, item in enumerate(module)]
@@ -147,7 +153,7 @@ class _Writer:
         if isinstance(value, dict) and all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: self.value(item, f"{where}[{key!r}]") for key, item in value.items()}
         if isinstance(value, nn.Module):
-            return self.module(value, {})
+            return self.module(value)
         named = _name_below_torch(value)
         if named is not None:
             return {TORCH: named}
@@ -159,7 +165,8 @@ class _Writer:
         """An object that holds settings."""
         cls = type(value)
         if any(base.__name__ == "PreTrainedConfig" for base in cls.__mro__):
-            settings = {k: v for k, v in value.to_dict().items() if k not in ("transformers_version", "model_type")}
+            written = json.loads(value.to_json_string(use_diff=False))
+            settings = {k: v for k, v in written.items() if k not in ("transformers_version", "model_type")}
             return {CALL: self._noted(cls), "arguments": self.value(settings, where)}
         holds_settings = dataclasses.is_dataclass(cls) or isinstance(value, SimpleNamespace) or _is_plain_class(cls)
         if not holds_settings or not hasattr(value, "__dict__"):
@@ -191,9 +198,9 @@ class _Writer:
             arguments["bias"] = module.bias is not None
         return self._call(original_class(module), arguments)
 
-    def _arguments(self, module: nn.Module, cls: type, known: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments(self, module: nn.Module, cls: type, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """The known arguments, or what attributes and the config tell of them."""
-        if known:
+        if known is not None:
             return dict(known)
         found = {}
         for parameter in inspect.signature(cls).parameters.values():
@@ -310,9 +317,16 @@ def _refuse_difference(model: nn.Module, built: nn.Module) -> None:
 
 _ASPECTS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "modules": lambda model: {name: original_class(module).__qualname__ for name, module in model.named_modules()},
-    "weights": lambda model: {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()},
+    "weights": lambda model: {name: _kind(tensor) for name, tensor in model.state_dict().items()},
 }
 """What must be equal, name by name."""
+
+
+def _kind(tensor: Any) -> Any:
+    """Shape and type; floating types count as one, since the folder holds float32 whatever the constructor makes."""
+    if not isinstance(tensor, torch.Tensor):
+        return type(tensor).__name__
+    return tuple(tensor.shape), "floating" if tensor.is_floating_point() else tensor.dtype
 
 
 def _tensors_beside(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ class ModelSource:
         revision: the gist's revision, 40 hex digits; None for local files.
         sha256: file name → SHA-256 of its bytes.
         files: file name → text of every file that took part (the main file, what it imports, config.json).
-        arguments: what the class was called with, by name, once it is built.
+        arguments: what the class was called with, by name, once it is built; None for a model that came built.
     """
 
     text: str
@@ -64,7 +64,7 @@ class ModelSource:
     revision: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    arguments: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
