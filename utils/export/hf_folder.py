@@ -89,7 +89,7 @@ def write_hf_folder(
         model.save_pretrained(root)
         digest = weights_sha256(adapted.model)
     else:
-        auto_class = f"AutoModelFor{HEADS[_purpose(adapted.contract)]}"
+        auto_class = f"AutoModelFor{HEADS[purpose_of(adapted.contract)]}"
         _CodeFolder(adapted, blueprint_of(adapted), tokenizer, labels).write(root)
         digest = weights_sha256(adapted)
     if tokenizer is not None:
@@ -192,8 +192,8 @@ def _refuse_without_head(adapted: AdaptedModel) -> None:
         )
 
 
-def _purpose(contract: CallContract) -> str:
-    """Key of `HEADS`."""
+def purpose_of(contract: CallContract) -> str:
+    """What a model is for, as a key of `HEADS`."""
     by_token = contract.task == "classification" and contract.logits.layout not in ("BV", "LBV")
     return "tokens" if by_token else contract.task
 
@@ -226,7 +226,7 @@ class _CodeFolder:
 
     @property
     def head(self) -> str:
-        return HEADS[_purpose(self.adapted.contract)]
+        return HEADS[purpose_of(self.adapted.contract)]
 
     def write(self, root: Path) -> None:
         """Everything but the tokenizer."""
@@ -364,7 +364,7 @@ class _CodeFolder:
         return {name: index for name, index in ids.items() if index is not None}
 
     def _classes(self) -> dict[str, Any]:
-        if _purpose(self.adapted.contract) not in ("classification", "tokens", "vision"):
+        if purpose_of(self.adapted.contract) not in ("classification", "tokens", "vision"):
             return {}
         count = self.adapted.contract.output_size or 0
         names = list(self.labels) if self.labels is not None else [f"LABEL_{index}" for index in range(count)]
