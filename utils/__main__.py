@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo`, `inspect`, `validate` and `train`. Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `rerun` and `push`. Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import train_command
+from utils.ui import push_command, train_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     rerun.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
     rerun.set_defaults(run=_rerun)
+    push = commands.add_parser("push", help="send an exported folder to the Hugging Face Hub, private by default")
+    push_command.add_arguments(push)
+    push.set_defaults(run=push_command.run_push)
     return parser
 
 

@@ -76,9 +76,12 @@ def generates(model: Any, arrays: Any) -> list[str]:
 def says(model: Any, folder: str, asked: dict[str, Any]) -> list[str]:
     """Text from the folder's own tokenizer and settings."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(asked["prompt"], return_tensors="pt", add_special_tokens=False)["input_ids"]
-    made = model.generate(ids, max_new_tokens=asked["new"], do_sample=False)[0, ids.shape[1] :]
+    inputs = tokenizer(asked["prompt"], return_tensors="pt", add_special_tokens=False)  # as the card says
+    length = inputs["input_ids"].shape[1]
+    made = model.generate(**inputs, max_new_tokens=asked["new"], do_sample=False)[0, length:]
     text = asked["prompt"] + tokenizer.decode(made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    batch = tokenizer([asked["prompt"], "A"], return_tensors="pt", add_special_tokens=False, padding=True)
+    model.generate(**batch, max_new_tokens=2, do_sample=False)  # padded on the left where it must be
     return [] if text == asked["expected"] else [f"generate says {text!r}, expected {asked['expected']!r}"]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from utils._extras import require
-from utils._files import write_json, write_text
+from utils._files import list_files, write_json, write_text
 from utils._pages import render
 from utils.adapters.contract import CallContract
 from utils.adapters.model_adapter import AdaptedModel
@@ -102,6 +102,7 @@ def write_hf_folder(
             "signature": signature.to_dict(),
             "weights_sha256": digest,
             "facts": dict(facts or {}),
+            "files": list_files(root),
         },
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
