@@ -13,11 +13,16 @@ from typing import IO, Any, BinaryIO
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path, durable_name: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing so that no reader ever sees half of it: temporary name beside it, fsync, rename, fsync.
 
     Folders on the way are made. An earlier file of that name stays until the new one is complete, and for good where the
     block raises.
+
+    Args:
+        path: the file.
+        durable_name: fsync the folder after the rename. False where another file of that folder, without which this one
+            is worth nothing, is written next.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +37,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(target.parent)
+    if durable_name:
+        sync_folder(target.parent)
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -45,6 +46,8 @@ _TEMPORARY = re.compile(r"\.(step-.*\.(ckpt|json)\.)?[\w-]*\.tmp|\.step-\d+-\d+\
 _CHUNK = 1 << 22
 HASHED_BESIDE = 1 << 16
 """Bytes from which a piece is hashed in a thread beside its writing; less is not worth the handing over."""
+FLUSHED_BESIDE = 1 << 22
+"""Bytes from which what was written goes to the disk while the rest is still being written."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,16 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}-{sequence:06d}.ckpt"
 
     def write(self, state: Mapping[str, Any], path: str | Path) -> None:
-        """Write a checkpoint file: temporary file in the same folder, fsync, rename, fsync of the folder."""
+        """Write a checkpoint file: temporary file in the same folder, fsync, rename; `commit` makes the name durable."""
         target = self._own(path)
         with (
             self._all_or_nothing(target),
-            whole_file(target) as stream,
+            whole_file(target, durable_name=False) as stream,
             contextlib.closing(_HashingWriter(stream)) as hashing,
         ):
             try:
                 torch.save(dict(state), cast(IO[bytes], hashing))
+                hashing.settle()
             except RuntimeError as error:  # torch hides what the disk said
                 raise hashing.error or error from error
         self._written[target.name] = (hashing.digest.hexdigest(), hashing.size)
@@ -303,13 +307,16 @@ class _HashingWriter(io.RawIOBase):
     """Passes bytes on and hashes them meanwhile. torch writes archives front to back, so the hash is the file's.
 
     Hashing takes as long as writing; both let go of the interpreter, so that large pieces are hashed beside their writing.
+    The disk is slower than both: it begins with the first megabytes, so that the fsync at the end finds little left to do.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self.digest, self.size, self._stream = hashlib.sha256(), 0, stream
         self.error: OSError | None = None
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._beside = ThreadPoolExecutor(2, thread_name_prefix="checkpoint")
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
 
     def writable(self) -> bool:
         return True
@@ -319,6 +326,7 @@ class _HashingWriter(io.RawIOBase):
         hashed = self._beside.submit(self.digest.update, view) if view.nbytes >= HASHED_BESIDE else None
         try:
             self._stream.write(view)
+            self._flush_beside(view.nbytes)
         except OSError as error:
             self.error = error
             raise
@@ -330,8 +338,23 @@ class _HashingWriter(io.RawIOBase):
         self.size += view.nbytes
         return view.nbytes
 
+    def _flush_beside(self, written: int) -> None:
+        """Have the disk begin; raises what an earlier flush met, since a disk tells each error only once."""
+        self._unflushed += written
+        if self._unflushed < FLUSHED_BESIDE or not hasattr(os, "fdatasync"):  # neither macOS nor Windows has it
+            return
+        if self._flushing is None or self._flushing.done():
+            self.settle()
+            self._unflushed = 0
+            self._flushing = self._beside.submit(os.fdatasync, self._stream.fileno())
+
+    def settle(self) -> None:
+        """Wait for the disk as far as it was asked; raises `OSError` where it refused."""
+        if self._flushing is not None:
+            self._flushing.result()
+
     def close(self) -> None:
-        """End the thread; the stream stays open."""
+        """End the threads; the stream stays open."""
         self._beside.shutdown()
         super().close()
 
@@ -506,15 +529,22 @@ def changed_environment(versions: Mapping[str, str]) -> dict[str, tuple[str, str
 
 def environment() -> dict[str, str]:
     """Versions on which bit-exact resume depends."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        **_installed(),
     }
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Versions of the packages that take part; asked once, because reading their metadata takes as long as a small save."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
     for name in ("pytorch-lightning", "transformers", "tokenizers"):
         try:
             found[name] = version(name)
