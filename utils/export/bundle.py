@@ -10,19 +10,23 @@ import html
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import utils
 from utils._files import sha256_of, write_json
 from utils._tables import html_table, text_table
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ExportError, ParityError
 from utils.export.artifact import Artifact
-from utils.export.exporter import Exporter, exporter_for, publish, staging_folder
+from utils.export.child import ChildRuntime
+from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
 from utils.export.parity import ParityReport
+from utils.export.samples import samples_of
 from utils.export.subject import ExportSubject, subject_of
+from utils.progress import ProgressCallback, ignore_progress
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,8 @@ class Bundle:
 
     Attributes:
         out: the folder.
-        artifacts: one for each format, in the order asked for; `bundle["onnx"]` picks one.
+        artifacts: one for each format that was proven, in the order asked for; `bundle["onnx"]` picks one.
+        refused: format → why it is not there.
         parity: the proof of all of them.
         files: every file that was written, the manifest last.
         manifest: the manifest's content.
@@ -49,11 +54,14 @@ class Bundle:
     parity: ParityReport
     files: tuple[Path, ...]
     manifest: dict[str, Any] = field(repr=False, default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, format_name: str) -> Artifact:
         for artifact in self.artifacts:
             if artifact.format == format_name:
                 return artifact
+        if format_name in self.refused:
+            raise KeyError(f"{format_name!r} was refused: {self.refused[format_name]}")
         raise KeyError(f"{format_name!r} was not exported; there is {', '.join(a.format for a in self.artifacts)}")
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
@@ -65,11 +73,16 @@ class Bundle:
     def summary(self) -> str:
         """The files and the parity table as text."""
         files = text_table(_COLUMNS, self._rows(), title=f"Exported to {self.out}")
-        return f"{files}\n\n{self.parity.summary()}"
+        refused = "".join(f"\n{name} was refused: {why.splitlines()[0]}" for name, why in self.refused.items())
+        return f"{files}{refused}\n\n{self.parity.summary()}"
 
     def _repr_html_(self) -> str:
         head = f"<h4>Exported to {html.escape(str(self.out))}</h4>"
-        return head + html_table(_COLUMNS, self._rows()) + self.parity._repr_html_()
+        refused = "".join(
+            f"<p><b>{html.escape(name)}</b> was refused: {html.escape(why.splitlines()[0])}</p>"
+            for name, why in self.refused.items()
+        )
+        return head + html_table(_COLUMNS, self._rows()) + refused + self.parity._repr_html_()
 
 
 def export(
@@ -80,12 +93,12 @@ def export(
     tokenizer: object = None,
     config: object = None,
     validation_text: str | None = None,
-    progress: Callable[[int, int | None, str], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Write a model in each format, prove each file equal to the model, and list them in a manifest.
 
-    All files are written and proven in a hidden folder inside `out` first. Only when every format passed do they move
-    into place; until then an earlier export there stays as it was.
+    All files are written and proven in a hidden folder inside `out` first. What is proven moves into place; a format that
+    cannot be proven is not shipped, and the bundle says why. Until then an earlier export there stays as it was.
 
     Args:
         result_or_adapted: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
@@ -93,13 +106,14 @@ def export(
         out: the folder; made where absent.
         tokenizer: the model's tokenizer; a training result brings its own.
         config: limits that the model does not tell itself, e.g. {"max_seq_len": 512}.
-        validation_text: compare bits per byte on it too (needs a tokenizer).
+        validation_text: text of the kind that the model is used on (needs a tokenizer): bits per byte are compared on it,
+            and int8 is calibrated and judged with it.
         progress: called with (done, total, note).
 
     Raises:
         ConfigError: an unknown format, an unknown limit, or an `out` that cannot be used.
         MissingPackageError: a format's packages are not installed.
-        ExportError: a format cannot hold the model. ParityError, a kind of it: its file is not equal to the model.
+        ExportError: no format was left. ParityError, a kind of it: the only one is not equal to the model.
 
     Example:
         >>> bundle = utils.export(result, formats=("onnx",), out="exports/run")
@@ -109,18 +123,47 @@ def export(
     folder = Path(out)
     _check_folder(folder)
     subject = subject_of(result_or_adapted, tokenizer=tokenizer, config=config)
-    with staging_folder(folder) as staging:
-        staged = [
-            exporter.stage(subject, staging, validation_text=validation_text, progress=progress)
-            for exporter in exporters
-        ]
-        _make_room(folder, [file.name for artifact in staged for file in artifact.files])
+    subject = replace(subject, samples=samples_of(subject, validation_text))
+    with staging_folder(folder) as staging, ChildRuntime() as child:
+        staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
+        _make_room(folder, [entry.name for artifact in staged for entry in artifact.path.parent.iterdir()])
         artifacts = tuple(publish(artifact, folder) for artifact in staged)
     parity = ParityReport.joined([artifact.parity for artifact in artifacts if artifact.parity is not None])
-    manifest = _manifest(subject, artifacts, parity)
+    manifest = _manifest(folder, subject, artifacts, parity, refused)
     write_json(folder / MANIFEST, manifest)
     files = tuple(file for artifact in artifacts for file in artifact.files)
-    return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest)
+    return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest, refused)
+
+
+def _staged(
+    exporters: Sequence[Exporter],
+    subject: ExportSubject,
+    staging: Path,
+    child: ChildRuntime,
+    progress: ProgressCallback,
+) -> tuple[list[Artifact], dict[str, str]]:
+    """The formats that were proven, and why the others were not."""
+    staged: list[Artifact] = []
+    errors: dict[str, ExportError] = {}
+    for exporter in exporters:
+        folder = staging / exporter.format
+        try:
+            staged.append(exporter.stage(subject, folder, child, progress=progress))
+        except ExportError as error:
+            errors[exporter.format] = error
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning("%s is not shipped: %s", exporter.format, _reason(error))
+    if not staged and len(errors) == 1:
+        raise next(iter(errors.values()))
+    if not staged:
+        told = "\n".join(f"{name}: {_reason(error)}" for name, error in errors.items())
+        raise ExportError(f"No format of {subject.name!r} could be proven.\n{told}")
+    return staged, {name: _reason(error) for name, error in errors.items()}
+
+
+def _reason(error: ExportError) -> str:
+    """Why a format is not there, without the table that a `ParityError` shows."""
+    return str(error).splitlines()[0] if isinstance(error, ParityError) else str(error)
 
 
 def _exporters(formats: Sequence[str]) -> list[Exporter]:
@@ -152,7 +195,7 @@ def _own_manifest(folder: Path) -> dict[str, Any] | None:
 def _make_room(folder: Path, names: Sequence[str]) -> None:
     """Void the old manifest, and set aside files of the same names that it does not list: they are somebody else's."""
     manifest = _own_manifest(folder)
-    listed = {entry.get("name") for entry in (manifest or {}).get("files", [])}
+    listed = {str(entry.get("name")).split("/")[0] for entry in (manifest or {}).get("files", [])}
     if manifest is not None:
         (folder / MANIFEST).unlink()
     for name in names:
@@ -170,16 +213,24 @@ def _free_name(path: Path) -> Path:
     return candidate
 
 
-def _manifest(subject: ExportSubject, artifacts: Sequence[Artifact], parity: ParityReport) -> dict[str, Any]:
+def _manifest(
+    folder: Path,
+    subject: ExportSubject,
+    artifacts: Sequence[Artifact],
+    parity: ParityReport,
+    refused: dict[str, str],
+) -> dict[str, Any]:
     files = [
-        {"name": file.name, "format": artifact.format, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        {
+            "name": file.relative_to(folder).as_posix(),
+            "format": artifact.format,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+        }
         for artifact in artifacts
         for file in artifact.files
     ]
-    head = {
-        "kind": _KIND,
-        "format_version": FORMAT_VERSION,
-        "written_by": f"transformer-builder-colab {utils.__version__}",
-    }
+    head = {"kind": _KIND, "format_version": FORMAT_VERSION, "written_by": f"{PRODUCER} {utils.__version__}"}
     formats = {artifact.format: {"file": artifact.path.name, **artifact.facts} for artifact in artifacts}
-    return {**head, "model": subject.facts, "formats": formats, "files": files, "parity": parity.to_dict()}
+    tail = {"formats": formats, "refused": refused, "files": files, "parity": parity.to_dict()}
+    return {**head, "model": subject.facts, **tail}
