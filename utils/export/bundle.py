@@ -9,23 +9,29 @@ from __future__ import annotations
 import html
 import json
 import logging
+import math
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import utils
-from utils._files import sha256_of, write_json
+from utils._files import sha256_of, whole_file, write_json
 from utils._tables import html_table, text_table
-from utils.errors import ConfigError, ExportError, ParityError
+from utils.errors import ConfigError, ExportError, MissingPackageError, ParityError, TokenizerError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
 from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
+from utils.export.golden import MAIN_FILE as ONNX_FILE
+from utils.export.model_card import CARD_FILE, CardInputs, write_model_card
 from utils.export.parity import ParityReport
+from utils.export.runtime_files import TOLERANCE as RUNTIME_TOLERANCE
+from utils.export.runtime_files import write_runtime
 from utils.export.samples import samples_of
-from utils.export.subject import ExportSubject, subject_of
+from utils.export.subject import ExportSubject, subject_of, undisturbed
 from utils.progress import ProgressCallback, ignore_progress
 
 logger = logging.getLogger(__name__)
@@ -64,6 +70,18 @@ class Bundle:
             raise KeyError(f"{format_name!r} was refused: {self.refused[format_name]}")
         raise KeyError(f"{format_name!r} was not exported; there is {', '.join(a.format for a in self.artifacts)}")
 
+    def zip(self, path: str | Path | None = None) -> Path:
+        """Pack the listed files into one file, completely or not at all.
+
+        Args:
+            path: of the file; None takes the folder's name with the ending .zip, beside the folder.
+        """
+        target = Path(path) if path is not None else self.out.with_name(f"{self.out.resolve().name}.zip")
+        with whole_file(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in self.files:
+                archive.write(file, file.relative_to(self.out))
+        return target
+
     def _rows(self) -> list[tuple[str, str, str, str]]:
         return [
             (e["name"], e["format"], f"{e['bytes'] / 1e6:.2f} MB", e["sha256"][:16] + "…")
@@ -93,6 +111,7 @@ def export(
     tokenizer: object = None,
     config: object = None,
     validation_text: str | None = None,
+    runtime: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Write a model in each format, prove each file equal to the model, and list them in a manifest.
@@ -108,6 +127,9 @@ def export(
         config: limits that the model does not tell itself, e.g. {"max_seq_len": 512}.
         validation_text: text of the kind that the model is used on (needs a tokenizer): bits per byte are compared on it,
             and int8 is calibrated and judged with it.
+        runtime: write beside model.onnx what makes the folder run without this package and without torch: scripts,
+            tokenizer, a server, golden requests and the self-test that proves it. Where that is impossible (a model of text
+            without its tokenizer), `refused["runtime"]` says why.
         progress: called with (done, total, note).
 
     Raises:
@@ -126,13 +148,83 @@ def export(
     subject = replace(subject, samples=samples_of(subject, validation_text))
     with staging_folder(folder) as staging, ChildRuntime() as child:
         staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
-        _make_room(folder, [entry.name for artifact in staged for entry in artifact.path.parent.iterdir()])
+        parity = ParityReport.joined([artifact.parity for artifact in staged if artifact.parity is not None])
+        beside = [] if not runtime else _runtime(subject, staged, staging / "runtime", refused)
+        given = {"result": result_or_adapted, "config": config}
+        beside += _card(subject, staged, parity, refused, staging / "card", given)
+        folders = [artifact.path.parent for artifact in staged] + [staging / "runtime", staging / "card"]
+        _make_room(folder, [entry.name for one in folders if one.is_dir() for entry in one.iterdir()])
         artifacts = tuple(publish(artifact, folder) for artifact in staged)
-    parity = ParityReport.joined([artifact.parity for artifact in artifacts if artifact.parity is not None])
-    manifest = _manifest(folder, subject, artifacts, parity, refused)
+        listed = [(artifact.format, file) for artifact in artifacts for file in artifact.files]
+        listed += [(kind, _moved(file, root, folder)) for kind, root, file in beside]
+    manifest = _manifest(folder, subject, artifacts, listed, parity, refused)
     write_json(folder / MANIFEST, manifest)
-    files = tuple(file for artifact in artifacts for file in artifact.files)
+    files = tuple(file for _, file in listed)
     return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest, refused)
+
+
+Beside = list[tuple[str, Path, Path]]
+"""Files beside the formats: kind, the folder that they were staged in, and the file."""
+
+
+def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Beside:
+    """What makes model.onnx run alone; the reason goes into `refused` where that cannot be."""
+    tolerances = {artifact.path.name: _everywhere(artifact) for artifact in staged if artifact.path.suffix == ".onnx"}
+    if ONNX_FILE not in tolerances:
+        return []
+    folder.mkdir()
+    try:
+        with undisturbed(subject.adapted):
+            files = write_runtime(
+                folder, subject.signature, subject.tokenizer, subject.logits, subject.facts, tolerances=tolerances
+            )
+    except (TokenizerError, MissingPackageError) as error:
+        shutil.rmtree(folder)
+        refused["runtime"] = str(error)
+        logger.warning("the folder does not run alone: %s", error)
+        return []
+    return [("runtime", folder, file) for file in files]
+
+
+def _everywhere(artifact: Artifact) -> float:
+    """How far a file's logits may be from the model's on any machine: other processors sum and round in another order."""
+    parity = artifact.parity
+    assert parity is not None
+    if math.isfinite(parity.tolerance):
+        return max(RUNTIME_TOLERANCE, 10 * max(row.tolerance for row in parity.rows))
+    return 3 * parity.max_abs_diff
+
+
+def _card(
+    subject: ExportSubject,
+    staged: Sequence[Artifact],
+    parity: ParityReport,
+    refused: dict[str, str],
+    folder: Path,
+    given: dict[str, Any],
+) -> Beside:
+    """The model card with its pictures."""
+    result = given["result"] if hasattr(given["result"], "run_folder") else None
+    inputs = CardInputs(
+        subject.adapted,
+        given["config"],
+        subject.tokenizer,
+        result=result,
+        parity=parity,
+        refused=refused,
+        files={artifact.format: artifact.path.name for artifact in staged},
+    )
+    folder.mkdir()
+    write_model_card(inputs, folder / CARD_FILE)
+    return [("card", folder, file) for file in sorted(folder.iterdir())]
+
+
+def _moved(file: Path, root: Path, folder: Path) -> Path:
+    """Put a staged file into place."""
+    target = folder / file.relative_to(root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, target)
+    return target
 
 
 def _staged(
@@ -217,18 +309,18 @@ def _manifest(
     folder: Path,
     subject: ExportSubject,
     artifacts: Sequence[Artifact],
+    listed: Sequence[tuple[str, Path]],
     parity: ParityReport,
     refused: dict[str, str],
 ) -> dict[str, Any]:
     files = [
         {
             "name": file.relative_to(folder).as_posix(),
-            "format": artifact.format,
+            "format": kind,
             "bytes": file.stat().st_size,
             "sha256": sha256_of(file),
         }
-        for artifact in artifacts
-        for file in artifact.files
+        for kind, file in listed
     ]
     head = {"kind": _KIND, "format_version": FORMAT_VERSION, "written_by": f"{PRODUCER} {utils.__version__}"}
     formats = {artifact.format: {"file": artifact.path.name, **artifact.facts} for artifact in artifacts}

@@ -2,7 +2,7 @@
 
 A format is one file with one subclass of `Exporter`, whose `write` makes the file; what reads it back is listed in
 `runner.OPENERS`. Everything else is here and the same for all: write into a staging folder, prove, move into place. A new
-format adds its line to `FORMATS`.
+format adds its line to `formats.FORMATS`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import utils
 from utils.errors import ConfigError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
+from utils.export.formats import FORMATS
 from utils.export.parity import ParityReport, Tolerance, lengths_for, prove
 from utils.export.runner import Runner
 from utils.export.signature import Shape, Signature
@@ -31,16 +32,6 @@ from utils.export.subject import ExportSubject
 from utils.progress import ProgressCallback, ignore_progress
 
 PRODUCER = "transformer-builder-colab"
-
-FORMATS = {
-    "onnx": ("utils.export.onnx", "ONNXExporter"),
-    "pt2": ("utils.export.torch_export", "TorchExportExporter"),
-    "torchscript": ("utils.export.torchscript", "TorchScriptExporter"),
-    "int8": ("utils.export.quantization", "Int8Exporter"),
-    "int8_static": ("utils.export.quantization", "StaticInt8Exporter"),
-    "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
-}
-"""Format name → where its exporter lives; loaded when the format is asked for."""
 
 
 class Exporter(ABC):

@@ -25,6 +25,7 @@ from utils.adapters.contract import CallContract
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import ExportError
 from utils.export.recovery import Blueprint, blueprint_of, constants_of, original_class
+from utils.export.runner import Runner
 from utils.export.signature import Signature
 from utils.export.slices import is_installed, slice_of
 from utils.export.standalone import PREFIX, copies_of, file_name_of
@@ -109,7 +110,7 @@ def write_hf_folder(
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
 
 
-class HFFolderRunner:
+class HFFolderRunner(Runner):
     """A folder as transformers reads it back; runs the code in it.
 
     Attributes:
@@ -120,9 +121,12 @@ class HFFolderRunner:
         ExportError: no such folder, weights are missing or left over, or are not those that were written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         root = Path(folder)
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         facts = _facts_in(root)
+        self.facts = facts["facts"]
         self.signature = Signature.from_json(json.dumps(facts["signature"]))
         self.model = _loaded(root, facts["auto_class"])
         if weights_sha256(self.model) != facts["weights_sha256"]:

@@ -15,6 +15,7 @@ from utils.errors import ExportError
 from utils.export.signature import Signature
 
 OPENERS = {
+    "hf": ("utils.export.hf_folder", "HFFolderRunner"),
     "onnx": ("utils.export.onnx_runner", "OnnxRunner"),
     "int8": ("utils.export.onnx_runner", "OnnxRunner"),
     "int8_static": ("utils.export.onnx_runner", "OnnxRunner"),
