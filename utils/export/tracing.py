@@ -96,6 +96,12 @@ class _Forwarder(logging.Handler):
         logger.debug("%s: %s", record.name, record.getMessage())
 
 
+def _to_our_log(record: logging.LogRecord) -> bool:
+    """Filter of the root logger, into which ONNX Runtime's quantizer writes advice for those who call it."""
+    logger.debug("%s", record.getMessage())
+    return False
+
+
 def _talkers() -> list[logging.Logger]:
     """The exporter's loggers, and those below them that show their records themselves."""
     below = [
@@ -113,6 +119,7 @@ def chatter_in_the_log() -> Iterator[None]:
     printed = io.StringIO()
     talkers = _talkers()
     before = [(talker.handlers, talker.propagate) for talker in talkers]
+    logging.root.addFilter(_to_our_log)
     for talker in talkers:
         talker.handlers, talker.propagate = [_Forwarder()], False
     try:
@@ -124,6 +131,7 @@ def chatter_in_the_log() -> Iterator[None]:
             warnings.simplefilter("always")
             yield
     finally:
+        logging.root.removeFilter(_to_our_log)
         for talker, (handlers, propagate) in zip(talkers, before):
             talker.handlers, talker.propagate = handlers, propagate
         if printed.getvalue().strip():
