@@ -6,6 +6,7 @@ else put into it stays.
 
 from __future__ import annotations
 
+import datetime
 import html
 import json
 import logging
@@ -13,7 +14,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from utils.export.parity import ParityReport
 from utils.export.runtime_files import TOLERANCE as RUNTIME_TOLERANCE
 from utils.export.runtime_files import write_runtime
 from utils.export.samples import samples_of
-from utils.export.subject import ExportSubject, subject_of, undisturbed
+from utils.export.subject import ExportSubject, adapted_of, subject_of, undisturbed
 from utils.progress import ProgressCallback, ignore_progress
+from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +217,11 @@ def _card(
         files={artifact.format: artifact.path.name for artifact in staged},
     )
     folder.mkdir()
-    write_model_card(inputs, folder / CARD_FILE)
+    try:
+        write_model_card(inputs, folder / CARD_FILE)
+    except MissingPackageError as error:
+        refused["card"] = str(error)
+        logger.warning("no model card: %s", error)
     return [("card", folder, file) for file in sorted(folder.iterdir())]
 
 
@@ -225,6 +231,56 @@ def _moved(file: Path, root: Path, folder: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(file, target)
     return target
+
+
+def create_export_bundle(
+    model: object,
+    config: object = None,
+    task_spec: object = None,
+    training_config: TrainingConfig | Mapping[str, Any] | None = None,
+    export_base_dir: str | Path = "exports",
+    *,
+    tokenizer: object = None,
+    formats: Sequence[str] | None = None,
+    validation_text: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """Export into a new folder named by the time; the same as `export` for those who hold a model and its settings.
+
+    Args:
+        model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`.
+        config: limits that the model does not tell itself.
+        task_spec: the task that the model must be for, where one is given.
+        training_config: its `export_formats` count where `formats` is None, its `run_name` names the folder.
+        export_base_dir: folder in which the new one is made.
+        tokenizer: the model's tokenizer; a training result brings its own.
+        formats: names of formats; None takes those of the settings, else "onnx".
+        validation_text: as for `export`.
+        progress: as for `export`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the model is for another task. Others as `export`.
+    """
+    settings = training_config.to_dict() if isinstance(training_config, TrainingConfig) else dict(training_config or {})
+    adapted = adapted_of(model, config)
+    wanted = getattr(task_spec, "task", None)
+    if wanted is not None and wanted != adapted.contract.task:
+        raise ConfigError(f"task_spec is for {wanted!r}, and {adapted.name} is a {adapted.contract.task!r} model.")
+    name = settings.get("run_name") or f"export-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    chosen = formats if formats is not None else settings.get("export_formats") or ("onnx",)
+    given = model if hasattr(model, "run_folder") else adapted
+    return export(
+        given,
+        chosen,
+        _free_name(Path(export_base_dir) / name),
+        tokenizer=tokenizer,
+        config=config,
+        validation_text=validation_text,
+        progress=progress,
+    ).out
 
 
 def _staged(

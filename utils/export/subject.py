@@ -107,7 +107,7 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
         TokenizerError: the tokenizer can give ids that the model has no row for.
         ExportError: `given` holds no model.
     """
-    adapted = _adapted_of(given, config)
+    adapted = adapted_of(given, config)
     tokenizer = tokenizer if tokenizer is not None else getattr(given, "tokenizer", None)
     plain, precision = _in_float32_on_cpu(adapted)
     signature, why = _signature(plain, ModelConfig.of(config))
@@ -162,7 +162,8 @@ def undisturbed(adapted: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _adapted_of(given: object, config: object) -> AdaptedModel:
+def adapted_of(given: object, config: object = None) -> AdaptedModel:
+    """The adapted model in what a verb handed over; raises `ExportError` where there is no model."""
     for candidate in (given, getattr(given, "adapted", None), getattr(given, "model", None)):
         if isinstance(candidate, AdaptedModel):
             return candidate
