@@ -50,8 +50,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
-    "more export formats": """utils: TorchScriptExporter ModelCardGenerator
-        utils.training.export_utilities: ONNXExporter TorchScriptExporter ModelCardGenerator create_export_bundle""",
     "tier 2 analysis": """utils.test_functions: test_attention_patterns test_attribution_analysis test_robustness""",
     "tier 3 studies": """utils.test_functions: test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
     "setup wizard": """utils: SetupWizard

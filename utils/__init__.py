@@ -20,6 +20,7 @@ _HOMES = {
     "recover": "utils.training.recovery",
     "generate": "utils.training.generation",
     "generate_stream": "utils.training.generation",
+    "push_to_hub": "utils.export.hub",
     # classes
     "AdaptiveTokenizer": "utils.tokenization.adaptive_tokenizer",
     "AdaptiveTokenizerDataModule": "utils.tokenization.data_module",
@@ -30,8 +31,10 @@ _HOMES = {
     "DatasetUploader": "utils.training.dataset_utilities",
     "ModelSignatureInspector": "utils.adapters.model_adapter",
     "FastBPETrainer": "utils.tokenization.bpe_trainer",
+    "ModelCardGenerator": "utils.export.model_card",
     "ONNXExporter": "utils.export.onnx",
     "TokenizerValidator": "utils.tokenization.validator",
+    "TorchScriptExporter": "utils.export.torchscript",
     "TrainingConfig": "utils.training.training_config",
     "TrainingCoordinator": "utils.training.training_core",
     "UniversalModelAdapter": "utils.adapters.model_adapter",
@@ -45,7 +48,10 @@ if TYPE_CHECKING:
         adapt,
     )
     from utils.export.bundle import export
+    from utils.export.hub import push_to_hub
+    from utils.export.model_card import ModelCardGenerator
     from utils.export.onnx import ONNXExporter
+    from utils.export.torchscript import TorchScriptExporter
     from utils.loading.model_loader import load_model
     from utils.tier1_critical_validation import validate
     from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
@@ -69,9 +75,11 @@ __all__ = [
     "DatasetLoader",
     "DatasetUploader",
     "FastBPETrainer",
+    "ModelCardGenerator",
     "ModelSignatureInspector",
     "ONNXExporter",
     "TokenizerValidator",
+    "TorchScriptExporter",
     "TrainingConfig",
     "TrainingCoordinator",
     "UniversalModelAdapter",
@@ -80,6 +88,7 @@ __all__ = [
     "generate",
     "generate_stream",
     "load_model",
+    "push_to_hub",
     "recover",
     "train",
     "validate",

@@ -1,9 +1,10 @@
-"""One table, two views: plain text for terminals and logs, escaped HTML for notebooks and pages."""
+"""One table, three views: plain text for terminals and logs, escaped HTML for pages, escaped Markdown for model cards."""
 
 from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Sequence
 
 
@@ -36,3 +37,24 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, clas
         css = f' class="{html.escape(classes[index])}"' if index < len(classes) and classes[index] else ""
         lines.append(f"<tr{css}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>")
     return f'<table class="tb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Render rows as a table of GitHub's Markdown; every cell is escaped."""
+    lines = [[markdown_text(column) for column in columns], ["---"] * len(columns)]
+    lines += [[markdown_text(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def markdown_text(text: object) -> str:
+    """Text that Markdown shows as it is, in one line: no markup, no HTML, no link that was not meant."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
+    return line.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def markdown_code(text: str, language: str = "") -> str:
+    """A block of code that ends where it should, whatever it holds."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

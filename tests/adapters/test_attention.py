@@ -14,7 +14,7 @@ from utils.adapters.attention import (
     use_causal_twins,
 )
 from utils.adapters.attention_calls import attention_calls, runs_of, shared_copy
-from utils.adapters.causal_calls import CausalRule, causal_attention, causal_softmax, causal_subclass
+from utils.adapters.causal_mode import CausalRule, causal_attention, causal_softmax, causal_subclass
 
 D = 16
 

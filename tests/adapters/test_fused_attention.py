@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from adapters import sequence_mixers as s
 from torch import nn
 
-from utils.adapters.attention_calls import sdpa_arguments
+from utils.adapters.attention_functions import sdpa_arguments
 from utils.adapters.causality import make_causal, sees_future
 from utils.adapters.fused_attention import FlashAttentionWrapper, FusedMultiheadAttention
 from utils.adapters.fused_kernels import chosen_kernel, why_not_fused

@@ -10,7 +10,8 @@ from torch import nn
 
 from utils.adapters.attention import CAUSAL_CLASSES, causal_twins, use_causal_twins
 from utils.adapters.attention_calls import AttentionCall, runs_of
-from utils.adapters.causal_calls import CausalRule, recomputes, rules_for, use_causal_calls
+from utils.adapters.causal_calls import recomputes, rules_for
+from utils.adapters.causal_mode import CausalRule, use_causal_calls
 from utils.adapters.model_adapter import AdaptedModel
 
 SWITCHES: dict[str, bool] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.adapters.builders import TOKENWISE, build, embedding_of
+from utils.adapters.logits import LogitsSelector
 from utils.adapters.masks import MaskConvention
-from utils.adapters.model_outputs import LogitsSelector
 
 TASKS = ("lm", "masked", "seq2seq", "classification", "vision")
 
@@ -217,7 +218,12 @@ class CallContract:
     @classmethod
     def from_json(cls, text: str) -> CallContract:
         """Read what `to_json` wrote."""
-        values = json.loads(text)
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CallContract:
+        """The contract of `dataclasses.asdict`, also of one that JSON has turned into lists."""
+        values = dict(content)
         selector, mask, image = values.pop("logits"), values.pop("mask"), values.pop("image_shape")
         training = values.pop("logits_training", None)
         auxiliary = tuple((tuple(path), weight) for path, weight in values.pop("auxiliary"))

@@ -221,7 +221,7 @@ def _text_of(cls: type) -> tuple[str, str, bool] | None:
     except (TypeError, OSError):  # built in, or typed at a prompt
         file = None
     module = sys.modules.get(cls.__module__)
-    if file and _is_installed(Path(file)):
+    if file and is_installed_file(Path(file)):
         return None
     if file and module is not None and getattr(module, "__file__", None) and cls.__module__ != "__main__":
         lines = linecache.getlines(file, module.__dict__)
@@ -232,7 +232,7 @@ def _text_of(cls: type) -> tuple[str, str, bool] | None:
     return ("".join(lines), f"{cls.__name__}.py", False) if lines else None
 
 
-def _is_installed(file: Path) -> bool:
+def is_installed_file(file: Path) -> bool:
     """Whether a file belongs to an installed package or to Python: such code is no export, and runs as it is."""
     folders = [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib", "stdlib")]
     return any(folder.resolve() in file.resolve().parents for folder in folders)

@@ -17,8 +17,8 @@ from torch import nn
 from utils.adapters.contract import CallContract, shifted_right
 from utils.adapters.graph_executor import ComputationalGraphExecutor, GraphCompletion, complete
 from utils.adapters.inference import infer_contract
-from utils.adapters.model_outputs import ModelOutputs, aligned, cross_entropy
-from utils.adapters.own_losses import auxiliary_loss
+from utils.adapters.losses import aligned, auxiliary_loss, cross_entropy
+from utils.adapters.model_outputs import ModelOutputs
 from utils.adapters.probing import device_of, dtype_of
 from utils.adapters.signature import ModelSignatureInspector
 from utils.errors import CallContractError, TokenIdError

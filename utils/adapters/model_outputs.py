@@ -1,6 +1,7 @@
-"""What an adapted model returns, where a foreign output keeps its logits, and the one place where labels are shifted.
+"""What an adapted model returns, and where a foreign output keeps its logits and losses.
 
-Knows tensors and containers; leaves calling the model to `model_adapter` and the choice of objective to `training`.
+Knows tensors and containers; leaves calling the model to `model_adapter` and the choice of objective to `training`. Hands on
+what `logits` and `losses` hold.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-IGNORED_LABEL = -100
-"""Label of positions that carry no loss (padding), as in `torch.nn.functional.cross_entropy`."""
+from utils.adapters.logits import LogitsSelector, follow
+from utils.adapters.losses import IGNORED_LABEL, aligned, counted, cross_entropy, next_token_loss
+
+__all__ = [
+    "IGNORED_LABEL",
+    "LOGITS_NAMES",
+    "LogitsSelector",
+    "ModelOutputs",
+    "aligned",
+    "counted",
+    "cross_entropy",
+    "find_logits",
+    "follow",
+    "is_loss_name",
+    "losses_in",
+    "next_token_loss",
+    "scalars_in",
+    "tensors_in",
+]
 
 LOGITS_NAMES = ("logits", "lm_logits", "prediction_logits", "output", "outputs", "predictions", "scores", "y", "x")
 """Names under which models return logits, the usual ones first."""
 
 _BESIDE = ("aux", "hidden", "embed", "attn", "attention", "pool", "state", "mem", "weight", "router", "draft", "past")
 """Parts of names under which models return what is not their answer."""
-
-_LAYOUTS = {"BTV": (0, 1, 2), "TBV": (1, 0, 2), "BVT": (0, 2, 1), "VBT": (1, 2, 0), "TVB": (2, 0, 1), "VTB": (2, 1, 0)}
-
 
 _LOSS = re.compile(
     r"loss|(^|_)(aux|kl|kld|penalty|balance|balancing|ponder(_cost)?|regulari[sz]ation|reg|commitment|commit|cost)($|_)"
@@ -49,109 +63,6 @@ class ModelOutputs:
 
 
 torch.export.register_dataclass(ModelOutputs, serialized_type_name="utils.adapters.model_outputs.ModelOutputs")
-
-
-def aligned(logits: torch.Tensor, labels: torch.Tensor, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores beside the labels that they are held against. The only place of the package where labels are shifted.
-
-    Args:
-        logits: (B, T, V), or (B, V) for one row of scores per example.
-        labels: (B, T) or (B,) int64; `IGNORED_LABEL` carries no loss.
-        shift: 1 where position t scores token t + 1 of unshifted labels, else 0.
-
-    Returns:
-        Scores (B, T - shift, V) and labels (B, T - shift).
-    """
-    return (logits[:, :-shift], labels[:, shift:]) if shift else (logits, labels)
-
-
-def counted(labels: torch.Tensor, shift: int) -> torch.Tensor:
-    """How many labels carry loss, as a scalar on their device; `shift` as for `aligned`."""
-    return ((labels[:, shift:] if shift else labels) != IGNORED_LABEL).sum()
-
-
-def next_token_loss(
-    logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean", label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Cross-entropy of predicting token t + 1 from position t.
-
-    Args:
-        logits: (B, T, V), position t scores token t + 1.
-        labels: (B, T) int64, unshifted: `labels[:, t]` is the token at position t; `IGNORED_LABEL` carries no loss.
-        reduction: "mean" over the labels that count (0 where none counts), "sum", or "none" for (B, T - 1).
-        label_smoothing: share of the target's probability that is spread over all classes.
-
-    Returns:
-        Nats, computed in float32, or in float64 where the logits are.
-    """
-    return cross_entropy(*aligned(logits, labels, 1), reduction, label_smoothing)
-
-
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean", label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Cross-entropy in nats without any shift: logits (B, T, V) or (B, V) against labels (B, T) or (B,).
-
-    The other arguments are those of `next_token_loss`.
-    """
-    flat = _precise(logits).reshape(
-        -1, logits.shape[-1]
-    )  # rows of scores: 2.6 times as fast on CPUs as an axis in the middle
-    losses = F.cross_entropy(
-        flat, labels.reshape(-1), ignore_index=IGNORED_LABEL, reduction="none", label_smoothing=label_smoothing
-    ).view(labels.shape)
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / (labels != IGNORED_LABEL).sum().clamp(min=1)
-
-
-def _precise(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 at least: sums of half-precision losses would be rounded away."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-@dataclass(frozen=True)
-class LogitsSelector:
-    """Where a model's output keeps its logits, and in which order their axes stand.
-
-    Attributes:
-        path: keys, indices or attribute names that lead from the output to the tensor; empty where the output is it.
-        layout: order of the axes batch, time and vocabulary as the model gives them, e.g. "BTV" or "TBV"; "BV" for a
-            model that gives one row of scores per sequence (classification); "(BT)V" and "(TB)V" where two axes are one;
-            "LBTV" for the scores of several layers, of which the last counts; "BTNV" and "BNTV" for scores of several
-            tokens ahead, of which the next counts.
-    """
-
-    path: tuple[str | int, ...] = ()
-    layout: str = "BTV"
-
-    def __call__(self, output: Any, batch: int | None = None) -> torch.Tensor:
-        """Return the logits as (B, T, V), or (B, V) for classification. `batch` is needed where two axes are one."""
-        value: torch.Tensor = follow(output, self.path)
-        if self.layout in ("BTV", "BV"):
-            return value
-        if self.layout == "LBTV":
-            return value[-1]
-        if self.layout in ("BTNV", "BNTV"):
-            return value.select(self.layout.index("N"), 0)
-        if self.layout == "(BT)V":
-            return value.unflatten(0, (batch or 1, -1))
-        if self.layout == "(TB)V":
-            return value.unflatten(0, (-1, batch or 1)).transpose(0, 1)
-        return value.permute(_LAYOUTS[self.layout])
-
-    def width(self, shape: tuple[int, ...]) -> int:
-        """Number of scores in a tensor of this layout and shape."""
-        return shape[self.layout.index("V")] if self.layout in _LAYOUTS else shape[-1]
-
-
-def follow(output: Any, path: tuple[str | int, ...]) -> Any:
-    """What lies at the end of a path of keys, indices and attribute names."""
-    value = output
-    for step in path:
-        value = getattr(value, step) if isinstance(step, str) and not isinstance(value, Mapping) else value[step]
-    return value
 
 
 def losses_in(output: Any) -> dict[tuple[str | int, ...], torch.Tensor]:

@@ -13,16 +13,9 @@ import torch
 from torch import nn
 
 from utils.adapters.contract import CallContract, shifted_right
-from utils.adapters.model_outputs import (
-    LogitsSelector,
-    cross_entropy,
-    find_logits,
-    follow,
-    is_loss_name,
-    losses_in,
-    next_token_loss,
-    scalars_in,
-)
+from utils.adapters.logits import LogitsSelector
+from utils.adapters.losses import auxiliary_loss, cross_entropy, next_token_loss
+from utils.adapters.model_outputs import find_logits, is_loss_name, losses_in, scalars_in
 from utils.adapters.probing import left_as_it_was
 from utils.adapters.roles import LABEL_NAMES, Argument
 
@@ -178,15 +171,3 @@ def _weighed(contract: CallContract, output: Any, own: list[float], entropy: flo
     if not 0 < weight < 100:
         return contract
     return replace(contract, auxiliary=tuple((path, round(weight, 6)) for path, _ in contract.auxiliary))
-
-
-def auxiliary_loss(model: nn.Module, output: Any, path: Path) -> torch.Tensor | None:
-    """The loss at the end of a path, in the output or on a module; None where this call made none."""
-    try:
-        if path and isinstance(path[0], str) and path[0].startswith("module:"):
-            value = getattr(model.get_submodule(path[0].removeprefix("module:")), str(path[1]))
-        else:
-            value = follow(output, path)
-    except (KeyError, IndexError, AttributeError, TypeError):
-        return None
-    return value if isinstance(value, torch.Tensor) and value.dim() == 0 else None

@@ -4,9 +4,9 @@
 type the first and import from the second, and neither name may hide the other, whichever was imported first. So this
 module *is* the verb: its class is a `ModuleType` with a `__call__`. Nothing here imports torch; the work is in `bundle`.
 
-The files: `subject` (what is exported, and its reference logits), `exporter` (the face that every format shows),
-`onnx` (one format; the others will stand beside it), `parity` (the proof), `artifact` (a file that can be run),
-`bundle` (the folder with its manifest).
+The files: `subject` (what is exported, and its reference logits) and its `signature`; `exporter` (the face that every
+format shows) and the formats themselves, listed in `formats`; `parity` (the proof), which runs files in a `child` process;
+`artifact` (a file that can be run); `bundle` (the folder with its manifest), with `runtime_files` and `model_card`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class _CallableRoom(ModuleType):
         tokenizer: object = None,
         config: object = None,
         validation_text: str | None = None,
+        runtime: bool = True,
         progress: Callable[[int, int | None, str], None] | None = None,
     ) -> Bundle:
         """Write each format into `out`, once it is proven equal to the model. See `utils.export.bundle.export`."""
@@ -58,6 +59,7 @@ class _CallableRoom(ModuleType):
             tokenizer=tokenizer,
             config=config,
             validation_text=validation_text,
+            runtime=runtime,
             progress=progress,
         )
 

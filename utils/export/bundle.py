@@ -6,23 +6,35 @@ else put into it stays.
 
 from __future__ import annotations
 
+import datetime
 import html
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import utils
-from utils._files import sha256_of, write_json
+from utils._files import sha256_of, whole_file, write_json
 from utils._tables import html_table, text_table
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ExportError, MissingPackageError, ParityError, TokenizerError
 from utils.export.artifact import Artifact
-from utils.export.exporter import Exporter, exporter_for, publish, staging_folder
+from utils.export.child import ChildRuntime
+from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
+from utils.export.golden import MAIN_FILE as ONNX_FILE
+from utils.export.model_card import CARD_FILE, CardInputs, write_model_card
 from utils.export.parity import ParityReport
-from utils.export.subject import ExportSubject, subject_of
+from utils.export.runtime_files import TOLERANCE as RUNTIME_TOLERANCE
+from utils.export.runtime_files import write_runtime
+from utils.export.samples import samples_of
+from utils.export.subject import ExportSubject, adapted_of, subject_of, undisturbed
+from utils.progress import ProgressCallback, ignore_progress
+from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +50,8 @@ class Bundle:
 
     Attributes:
         out: the folder.
-        artifacts: one for each format, in the order asked for; `bundle["onnx"]` picks one.
+        artifacts: one for each format that was proven, in the order asked for; `bundle["onnx"]` picks one.
+        refused: format → why it is not there.
         parity: the proof of all of them.
         files: every file that was written, the manifest last.
         manifest: the manifest's content.
@@ -49,12 +62,27 @@ class Bundle:
     parity: ParityReport
     files: tuple[Path, ...]
     manifest: dict[str, Any] = field(repr=False, default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, format_name: str) -> Artifact:
         for artifact in self.artifacts:
             if artifact.format == format_name:
                 return artifact
+        if format_name in self.refused:
+            raise KeyError(f"{format_name!r} was refused: {self.refused[format_name]}")
         raise KeyError(f"{format_name!r} was not exported; there is {', '.join(a.format for a in self.artifacts)}")
+
+    def zip(self, path: str | Path | None = None) -> Path:
+        """Pack the listed files into one file, completely or not at all.
+
+        Args:
+            path: of the file; None takes the folder's name with the ending .zip, beside the folder.
+        """
+        target = Path(path) if path is not None else self.out.with_name(f"{self.out.resolve().name}.zip")
+        with whole_file(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in self.files:
+                archive.write(file, file.relative_to(self.out))
+        return target
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         return [
@@ -65,11 +93,16 @@ class Bundle:
     def summary(self) -> str:
         """The files and the parity table as text."""
         files = text_table(_COLUMNS, self._rows(), title=f"Exported to {self.out}")
-        return f"{files}\n\n{self.parity.summary()}"
+        refused = "".join(f"\n{name} was refused: {why.splitlines()[0]}" for name, why in self.refused.items())
+        return f"{files}{refused}\n\n{self.parity.summary()}"
 
     def _repr_html_(self) -> str:
         head = f"<h4>Exported to {html.escape(str(self.out))}</h4>"
-        return head + html_table(_COLUMNS, self._rows()) + self.parity._repr_html_()
+        refused = "".join(
+            f"<p><b>{html.escape(name)}</b> was refused: {html.escape(why.splitlines()[0])}</p>"
+            for name, why in self.refused.items()
+        )
+        return head + html_table(_COLUMNS, self._rows()) + refused + self.parity._repr_html_()
 
 
 def export(
@@ -80,12 +113,13 @@ def export(
     tokenizer: object = None,
     config: object = None,
     validation_text: str | None = None,
-    progress: Callable[[int, int | None, str], None] | None = None,
+    runtime: bool = True,
+    progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Write a model in each format, prove each file equal to the model, and list them in a manifest.
 
-    All files are written and proven in a hidden folder inside `out` first. Only when every format passed do they move
-    into place; until then an earlier export there stays as it was.
+    All files are written and proven in a hidden folder inside `out` first. What is proven moves into place; a format that
+    cannot be proven is not shipped, and the bundle says why. Until then an earlier export there stays as it was.
 
     Args:
         result_or_adapted: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
@@ -93,13 +127,17 @@ def export(
         out: the folder; made where absent.
         tokenizer: the model's tokenizer; a training result brings its own.
         config: limits that the model does not tell itself, e.g. {"max_seq_len": 512}.
-        validation_text: compare bits per byte on it too (needs a tokenizer).
+        validation_text: text of the kind that the model is used on (needs a tokenizer): bits per byte are compared on it,
+            and int8 is calibrated and judged with it.
+        runtime: write beside model.onnx what makes the folder run without this package and without torch: scripts,
+            tokenizer, a server, golden requests and the self-test that proves it. Where that is impossible (a model of text
+            without its tokenizer), `refused["runtime"]` says why.
         progress: called with (done, total, note).
 
     Raises:
         ConfigError: an unknown format, an unknown limit, or an `out` that cannot be used.
         MissingPackageError: a format's packages are not installed.
-        ExportError: a format cannot hold the model. ParityError, a kind of it: its file is not equal to the model.
+        ExportError: no format was left. ParityError, a kind of it: the only one is not equal to the model.
 
     Example:
         >>> bundle = utils.export(result, formats=("onnx",), out="exports/run")
@@ -109,18 +147,171 @@ def export(
     folder = Path(out)
     _check_folder(folder)
     subject = subject_of(result_or_adapted, tokenizer=tokenizer, config=config)
-    with staging_folder(folder) as staging:
-        staged = [
-            exporter.stage(subject, staging, validation_text=validation_text, progress=progress)
-            for exporter in exporters
-        ]
-        _make_room(folder, [file.name for artifact in staged for file in artifact.files])
+    subject = replace(subject, samples=samples_of(subject, validation_text))
+    with staging_folder(folder) as staging, ChildRuntime() as child:
+        staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
+        parity = ParityReport.joined([artifact.parity for artifact in staged if artifact.parity is not None])
+        beside = [] if not runtime else _runtime(subject, staged, staging / "runtime", refused)
+        given = {"result": result_or_adapted, "config": config}
+        beside += _card(subject, staged, parity, refused, staging / "card", given)
+        folders = [artifact.path.parent for artifact in staged] + [staging / "runtime", staging / "card"]
+        _make_room(folder, [entry.name for one in folders if one.is_dir() for entry in one.iterdir()])
         artifacts = tuple(publish(artifact, folder) for artifact in staged)
-    parity = ParityReport.joined([artifact.parity for artifact in artifacts if artifact.parity is not None])
-    manifest = _manifest(subject, artifacts, parity)
+        listed = [(artifact.format, file) for artifact in artifacts for file in artifact.files]
+        listed += [(kind, _moved(file, root, folder)) for kind, root, file in beside]
+    manifest = _manifest(folder, subject, artifacts, listed, parity, refused)
     write_json(folder / MANIFEST, manifest)
-    files = tuple(file for artifact in artifacts for file in artifact.files)
-    return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest)
+    files = tuple(file for _, file in listed)
+    return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest, refused)
+
+
+Beside = list[tuple[str, Path, Path]]
+"""Files beside the formats: kind, the folder that they were staged in, and the file."""
+
+
+def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Beside:
+    """What makes model.onnx run alone; the reason goes into `refused` where that cannot be."""
+    tolerances = {artifact.path.name: _everywhere(artifact) for artifact in staged if artifact.path.suffix == ".onnx"}
+    if ONNX_FILE not in tolerances:
+        return []
+    folder.mkdir()
+    try:
+        with undisturbed(subject.adapted):
+            files = write_runtime(
+                folder, subject.signature, subject.tokenizer, subject.logits, subject.facts, tolerances=tolerances
+            )
+    except (TokenizerError, MissingPackageError) as error:
+        shutil.rmtree(folder)
+        refused["runtime"] = str(error)
+        logger.warning("the folder does not run alone: %s", error)
+        return []
+    return [("runtime", folder, file) for file in files]
+
+
+def _everywhere(artifact: Artifact) -> float:
+    """How far a file's logits may be from the model's on any machine: other processors sum and round in another order."""
+    parity = artifact.parity
+    assert parity is not None
+    if math.isfinite(parity.tolerance):
+        return max(RUNTIME_TOLERANCE, 10 * max(row.tolerance for row in parity.rows))
+    return 3 * parity.max_abs_diff
+
+
+def _card(
+    subject: ExportSubject,
+    staged: Sequence[Artifact],
+    parity: ParityReport,
+    refused: dict[str, str],
+    folder: Path,
+    given: dict[str, Any],
+) -> Beside:
+    """The model card with its pictures."""
+    result = given["result"] if hasattr(given["result"], "run_folder") else None
+    inputs = CardInputs(
+        subject.adapted,
+        given["config"],
+        subject.tokenizer,
+        result=result,
+        parity=parity,
+        refused=refused,
+        files={artifact.format: artifact.path.name for artifact in staged},
+    )
+    folder.mkdir()
+    try:
+        write_model_card(inputs, folder / CARD_FILE)
+    except MissingPackageError as error:
+        refused["card"] = str(error)
+        logger.warning("no model card: %s", error)
+    return [("card", folder, file) for file in sorted(folder.iterdir())]
+
+
+def _moved(file: Path, root: Path, folder: Path) -> Path:
+    """Put a staged file into place."""
+    target = folder / file.relative_to(root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, target)
+    return target
+
+
+def create_export_bundle(
+    model: object,
+    config: object = None,
+    task_spec: object = None,
+    training_config: TrainingConfig | Mapping[str, Any] | None = None,
+    export_base_dir: str | Path = "exports",
+    *,
+    tokenizer: object = None,
+    formats: Sequence[str] | None = None,
+    validation_text: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """Export into a new folder named by the time; the same as `export` for those who hold a model and its settings.
+
+    Args:
+        model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`.
+        config: limits that the model does not tell itself.
+        task_spec: the task that the model must be for, where one is given.
+        training_config: its `export_formats` count where `formats` is None, its `run_name` names the folder.
+        export_base_dir: folder in which the new one is made.
+        tokenizer: the model's tokenizer; a training result brings its own.
+        formats: names of formats; None takes those of the settings, else "onnx".
+        validation_text: as for `export`.
+        progress: as for `export`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the model is for another task. Others as `export`.
+    """
+    settings = training_config.to_dict() if isinstance(training_config, TrainingConfig) else dict(training_config or {})
+    adapted = adapted_of(model, config)
+    wanted = getattr(task_spec, "task", None)
+    if wanted is not None and wanted != adapted.contract.task:
+        raise ConfigError(f"task_spec is for {wanted!r}, and {adapted.name} is a {adapted.contract.task!r} model.")
+    name = settings.get("run_name") or f"export-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    chosen = formats if formats is not None else settings.get("export_formats") or ("onnx",)
+    given = model if hasattr(model, "run_folder") else adapted
+    return export(
+        given,
+        chosen,
+        _free_name(Path(export_base_dir) / name),
+        tokenizer=tokenizer,
+        config=config,
+        validation_text=validation_text,
+        progress=progress,
+    ).out
+
+
+def _staged(
+    exporters: Sequence[Exporter],
+    subject: ExportSubject,
+    staging: Path,
+    child: ChildRuntime,
+    progress: ProgressCallback,
+) -> tuple[list[Artifact], dict[str, str]]:
+    """The formats that were proven, and why the others were not."""
+    staged: list[Artifact] = []
+    errors: dict[str, ExportError] = {}
+    for exporter in exporters:
+        folder = staging / exporter.format
+        try:
+            staged.append(exporter.stage(subject, folder, child, progress=progress))
+        except ExportError as error:
+            errors[exporter.format] = error
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning("%s is not shipped: %s", exporter.format, _reason(error))
+    if not staged and len(errors) == 1:
+        raise next(iter(errors.values()))
+    if not staged:
+        told = "\n".join(f"{name}: {_reason(error)}" for name, error in errors.items())
+        raise ExportError(f"No format of {subject.name!r} could be proven.\n{told}")
+    return staged, {name: _reason(error) for name, error in errors.items()}
+
+
+def _reason(error: ExportError) -> str:
+    """Why a format is not there, without the table that a `ParityError` shows."""
+    return str(error).splitlines()[0] if isinstance(error, ParityError) else str(error)
 
 
 def _exporters(formats: Sequence[str]) -> list[Exporter]:
@@ -152,7 +343,7 @@ def _own_manifest(folder: Path) -> dict[str, Any] | None:
 def _make_room(folder: Path, names: Sequence[str]) -> None:
     """Void the old manifest, and set aside files of the same names that it does not list: they are somebody else's."""
     manifest = _own_manifest(folder)
-    listed = {entry.get("name") for entry in (manifest or {}).get("files", [])}
+    listed = {str(entry.get("name")).split("/")[0] for entry in (manifest or {}).get("files", [])}
     if manifest is not None:
         (folder / MANIFEST).unlink()
     for name in names:
@@ -170,16 +361,24 @@ def _free_name(path: Path) -> Path:
     return candidate
 
 
-def _manifest(subject: ExportSubject, artifacts: Sequence[Artifact], parity: ParityReport) -> dict[str, Any]:
+def _manifest(
+    folder: Path,
+    subject: ExportSubject,
+    artifacts: Sequence[Artifact],
+    listed: Sequence[tuple[str, Path]],
+    parity: ParityReport,
+    refused: dict[str, str],
+) -> dict[str, Any]:
     files = [
-        {"name": file.name, "format": artifact.format, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for artifact in artifacts
-        for file in artifact.files
+        {
+            "name": file.relative_to(folder).as_posix(),
+            "format": kind,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+        }
+        for kind, file in listed
     ]
-    head = {
-        "kind": _KIND,
-        "format_version": FORMAT_VERSION,
-        "written_by": f"transformer-builder-colab {utils.__version__}",
-    }
+    head = {"kind": _KIND, "format_version": FORMAT_VERSION, "written_by": f"{PRODUCER} {utils.__version__}"}
     formats = {artifact.format: {"file": artifact.path.name, **artifact.facts} for artifact in artifacts}
-    return {**head, "model": subject.facts, "formats": formats, "files": files, "parity": parity.to_dict()}
+    tail = {"formats": formats, "refused": refused, "files": files, "parity": parity.to_dict()}
+    return {**head, "model": subject.facts, **tail}

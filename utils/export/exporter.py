@@ -1,7 +1,8 @@
 """The face that every format shows, and the way from a model to a proven file. Knows no format itself.
 
-A format is one file with one subclass of `Exporter`: `write` makes the file, `open` reads it back. Everything else is
-here and the same for all: write into a staging folder, prove, move into place. A new format adds its line to `FORMATS`.
+A format is one file with one subclass of `Exporter`, whose `write` makes the file; what reads it back is listed in
+`runner.OPENERS`. Everything else is here and the same for all: write into a staging folder, prove, move into place. A new
+format adds its line to `formats.FORMATS`.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import platform
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
+import utils
 from utils.errors import ConfigError, ParityError
-from utils.export.artifact import Artifact, Runner
+from utils.export.artifact import Artifact
+from utils.export.child import ChildRuntime
+from utils.export.formats import FORMATS
 from utils.export.parity import ParityReport, Tolerance, lengths_for, prove
+from utils.export.runner import Runner
+from utils.export.signature import Shape, Signature
 from utils.export.subject import ExportSubject
+from utils.progress import ProgressCallback, ignore_progress
 
-FORMATS = {"onnx": ("utils.export.onnx", "ONNXExporter")}
-"""Format name → where its exporter lives; loaded when the format is asked for."""
-
-ProgressCallback = Callable[[int, "int | None", str], None]
-"""Called with (done, total or None, note)."""
+PRODUCER = "transformer-builder-colab"
 
 
 class Exporter(ABC):
@@ -50,45 +55,49 @@ class Exporter(ABC):
             ExportError: the format cannot hold this model; the message says why and what to do.
         """
 
-    @abstractmethod
-    def open(self, path: Path) -> Runner:
-        """Read a file back.
-
-        Raises:
-            ExportError: the file is missing or is none of this format.
-        """
+    def runner(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Runner:
+        """The file as it is opened for its proof: in another process, so that a crash of its runtime is a finding."""
+        return child.open(self.format, artifact.path)
 
     def stage(
         self,
         subject: ExportSubject,
         folder: Path,
+        child: ChildRuntime,
         file_name: str | None = None,
         *,
         validate: bool = True,
-        validation_text: str | None = None,
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> Artifact:
-        """Write the file into `folder` and prove it there.
+        """Write the file into `folder`, a folder of its own, and prove it there.
 
         Raises:
             ExportError: it cannot be written.
             ParityError: it was written and is not equal to the model.
         """
-        if progress is not None:
-            progress(0, None, f"{self.format}: writing")
+        progress(0, None, f"{self.format}: writing")
+        folder.mkdir(exist_ok=True)
         artifact = self.write(subject, folder / (file_name or self.file_name))
         if validate:
-            artifact.parity = prove(
-                artifact, subject, self.tolerance, validation_text=validation_text, progress=progress
-            )
-            _refuse_unequal(artifact.parity, subject.name)
-        artifact.close()
+            artifact.parity = self.prove(artifact, subject, child, progress)
+            _refuse_unequal(artifact.parity, self.format, subject.name)
         return artifact
+
+    def prove(
+        self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime, progress: ProgressCallback
+    ) -> ParityReport:
+        """Hold the written file against the model."""
+        artifact.open_with(self.runner(artifact, subject, child))
+        try:
+            return prove(artifact, subject, self.tolerance, progress=progress)
+        finally:
+            artifact.close()
 
     def deliver(self, subject: ExportSubject, destination: Path, *, validate: bool = True) -> Artifact:
         """Write, prove and move to `destination`; where that fails, nothing new is there."""
-        with staging_folder(destination.parent) as folder:
-            return publish(self.stage(subject, folder, destination.name, validate=validate), destination.parent)
+        with staging_folder(destination.parent) as folder, ChildRuntime() as child:
+            staged = self.stage(subject, folder / self.format, child, destination.name, validate=validate)
+            return publish(staged, destination.parent)
 
 
 def exporter_for(name: str) -> Exporter:
@@ -127,32 +136,62 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 def publish(artifact: Artifact, folder: Path) -> Artifact:
     """Move a staged artifact into `folder`, its main file last, and return it with its new paths."""
     artifact.close()
-    for file in reversed(artifact.files):
+    staged = artifact.path.parent
+    for file in artifact.files:
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(file, folder / file.name)
-    artifact.files = tuple(folder / file.name for file in artifact.files)
+    for entry in sorted(staged.iterdir(), key=lambda entry: entry == artifact.path):
+        destination = folder / entry.name
+        if destination.is_dir():
+            shutil.rmtree(destination)
+        os.replace(entry, destination)
+    artifact.files = tuple(folder / file.relative_to(staged) for file in artifact.files)
     artifact.path = folder / artifact.path.name
     return artifact
 
 
-def traced_shape_for(max_length: int) -> tuple[int, int]:
-    """A (batch, length) to trace with that the parity grid never visits.
+def traced_shape_for(signature: Signature) -> Shape:
+    """Sizes to trace with that the parity grid never visits.
 
     Batch and length differ from each other and, where the limit leaves room, from 1: an exporter treats sizes 0 and 1 as
     constants, and may take two equal sizes for one.
     """
-    visited = lengths_for(max_length)
-    candidates = [length for length in (11, 10, 9, 6, 5, 4, 3, 2) if length <= max_length]
-    length = next((length for length in candidates if length not in visited), candidates[0] if candidates else 1)
-    return (4 if length == 2 else 2), length
+    if not signature.takes_tokens:
+        return Shape(2)
+    visited = lengths_for(signature)
+    possible = list(dict.fromkeys(signature.allowed_length(length) for length in (11, 10, 9, 6, 5, 4, 3, 2)))
+    length = next((length for length in possible if length not in visited), possible[0])
+    if not signature.has_decoder:
+        return Shape(4 if length == 2 else 2, length)
+    answer = next((other for other in possible if other not in (*visited, length)), possible[-1])
+    return Shape(next(batch for batch in (2, 4, 5) if batch not in (length, answer)), length, answer)
 
 
-def _refuse_unequal(parity: ParityReport, name: str) -> None:
+def _refuse_unequal(parity: ParityReport, format_name: str, name: str) -> None:
     if not parity.passed:
         raise ParityError(
-            f"The file exported from {name!r} is not equal to the model and was not kept: {parity.verdict}\n"
+            f"The {format_name} file of {name!r} is not equal to the model and was not kept: {parity.verdict}\n"
             f"{parity.summary()}\nA shape in the table that fails while others pass points to a size fixed in forward; a "
             "difference everywhere points to randomness or state in forward.",
             parity,
         )
+
+
+def described(subject: ExportSubject, traced: Shape | None, *packages: str) -> dict[str, str]:
+    """What a person who finds a file later needs to know about it; plain strings, no dates, so that it is repeatable.
+
+    Args:
+        subject: the model.
+        traced: sizes that the exporter saw.
+        packages: distributions that had a part in writing the file, beside torch.
+    """
+    seen = {} if traced is None else {"traced_shape": str(traced)}
+    versions = {name: metadata.version(name) for name in ("torch", *packages)}
+    return {
+        **subject.facts,
+        "format_version": "1",
+        **seen,
+        "python": platform.python_version(),
+        **versions,
+        PRODUCER: utils.__version__,
+    }

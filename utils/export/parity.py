@@ -1,25 +1,25 @@
 """The proof that an exported file gives what the model gives: which shapes are compared, how, and within what tolerance.
 
 Every format is held against the model at several batch sizes and lengths, none of which the exporter saw; with padding
-where the file takes a mask; along a greedy continuation; and on text. Knows runners and arrays, no file format. How the
-result reads is in `parity_report`.
+where the file takes a mask; along a greedy continuation; and on text. Knows runners and arrays, no file format. Which text
+or inputs stand for the model's use is in `samples`, how the result reads in `parity_report`.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from utils.adapters.model_outputs import next_token_loss
-from utils.errors import ConfigError, ExportError, TransformerBuilderError
-from utils.export.parity_report import GreedyResult, ParityReport, ParityRow, TextResult
-from utils.export.subject import ExportSubject, padding_mask, undisturbed
+from utils.errors import ExportError, TransformerBuilderError
+from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
+from utils.export.runner import Runner
+from utils.export.samples import Samples, bits_per_byte, samples_of
+from utils.export.signature import DECODER_IDS, IDS, MASK, Shape, Signature
+from utils.export.subject import ExportSubject, undisturbed
 
 if TYPE_CHECKING:
     from utils.export.artifact import Artifact
@@ -29,11 +29,10 @@ __all__ = ["ParityReport", "ParityRow", "Tolerance", "lengths_for", "prove", "sh
 BATCHES = (1, 3)
 GREEDY_TOKENS = 20
 PROMPT_TOKENS = 8
-TEXT_CHARACTERS = 20_000
-"""Validation text beyond this is left out: a few thousand tokens settle bits per byte to the third digit."""
-
-_SEED = 2
-_TIMING_SECONDS = 0.05  # a row is run again, at most twice, while its runs took less than this
+WITHOUT_LIMIT = 256
+"""Longest length that is compared where the model has no limit, in tokens."""
+LARGEST_LOGITS = 1 << 30
+"""Bytes of the logits of one comparison at most: longer inputs than that are compared in smaller batches, or cut."""
 
 Feeds = dict[str, np.ndarray]
 Run = Callable[[Feeds], np.ndarray]
@@ -45,45 +44,66 @@ class Tolerance:
     """How far a format may be from the model.
 
     Attributes:
-        max_abs_diff: largest difference of any logit, for logits whose root mean square is at most 1. Rounding grows with
-            the size of the numbers, so larger logits are allowed proportionally more: a head tied to a freshly
-            initialised embedding of width 768 gives logits near 45 on average and 900 at most, where neighbouring
-            float32 numbers are 6e-5 apart and correct files were measured 4e-4 from the model.
+        max_abs_diff: largest difference of any logit, for logits whose root mean square is at most 1; infinity where the
+            format is judged by what it costs instead. Rounding grows with the size of the numbers, so larger logits are
+            allowed proportionally more: a head tied to a freshly initialised embedding of width 768 gives logits near 45
+            on average and 900 at most, where neighbouring float32 numbers are 6e-5 apart and correct files were measured
+            4e-4 from the model.
         bits_per_byte: largest difference of bits per byte on text.
         reason: why that much, in words.
+        cost: share of the model's own bits that the file may cost on top: bits per byte on text, and the Kullback–Leibler
+            divergence from the model's distribution on samples of its use. None where logits are compared instead.
     """
 
     max_abs_diff: float
     bits_per_byte: float
     reason: str
+    cost: float | None = None
 
     def allowed(self, logits: np.ndarray) -> float:
         """What the largest difference from these logits may be."""
         scale = float(np.sqrt(np.mean(np.square(logits, dtype=np.float64)))) if logits.size else 0.0
         return self.max_abs_diff * max(1.0, scale) if math.isfinite(scale) else self.max_abs_diff
 
-
-def lengths_for(max_length: int) -> tuple[int, ...]:
-    """Lengths to compare: 1, 7, an odd one in between, and the limit, as far as the limit allows."""
-    middle = min(
-        max_length // 2 | 1, 129
-    )  # beyond 129 tokens a longer odd length shows nothing that the limit does not
-    odd = next((length for length in (middle, 9, 5, 3) if length not in (1, 7) and length < max_length), 1)
-    return tuple(sorted({length for length in (1, 7, odd, max_length) if length <= max_length}))
+    def allowed_bits(self, model: float) -> float:
+        """What the file's bits per byte may be away from the model's."""
+        return self.bits_per_byte if self.cost is None else self.cost * model
 
 
-def shapes_for(max_length: int, traced_shape: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """All (batch, length) to compare.
+def lengths_for(signature: Signature) -> tuple[int, ...]:
+    """Lengths to compare: 1, 7, an odd one in between, and the limit, as far as the model takes them."""
+    limit = signature.max_length if signature.max_length is not None else WITHOUT_LIMIT
+    width = 4 * (signature.output_size or 1) if signature.scores_tokens else 4
+    limit = min(limit, max(16, LARGEST_LOGITS // width))
+    middle = min(limit // 2 | 1, 129)  # beyond 129 tokens a longer odd length shows nothing that the limit does not
+    odd = next((length for length in (middle, 9, 5, 3) if length not in (1, 7) and length < limit), 1)
+    return tuple(sorted({signature.allowed_length(length) for length in (1, 7, odd, limit) if length <= limit}))
+
+
+def shapes_for(signature: Signature, traced_shape: Shape | None) -> list[Shape]:
+    """All sizes to compare.
 
     Raises:
         ExportError: the exporter saw one of them, so that it would prove nothing.
     """
-    shapes = [(batch, length) for batch in BATCHES for length in lengths_for(max_length)]
+    if not signature.takes_tokens:
+        shapes = [Shape(batch) for batch in BATCHES]
+    else:
+        lengths = lengths_for(signature)
+        answers = lengths[1:] + lengths[:1] if signature.has_decoder else (None,) * len(lengths)
+        shapes = [
+            Shape(batch, length, answer)
+            for batch in BATCHES
+            for length, answer in zip(lengths, answers)
+            if batch == 1 or _bytes_of(signature, Shape(batch, length, answer)) <= LARGEST_LOGITS
+        ]
     if traced_shape in shapes:
-        raise ExportError(
-            f"The traced shape {traced_shape} is among the shapes to compare {shapes}; trace with another one."
-        )
+        raise ExportError(f"The traced shape ({traced_shape}) is among the shapes to compare; trace with another one.")
     return shapes
+
+
+def _bytes_of(signature: Signature, shape: Shape) -> int:
+    return 4 * math.prod(size or 1 for size in signature.output_shape(shape))
 
 
 def prove(
@@ -91,81 +111,106 @@ def prove(
     subject: ExportSubject,
     tolerance: Tolerance,
     *,
-    validation_text: str | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
 ) -> ParityReport:
     """Compare an artifact with its model.
 
     Args:
         artifact: the written file; it is read back from disk.
-        subject: the model; left as it was.
+        subject: the model; left as it was. Bits per byte are compared on the text of its samples, where they have one.
         tolerance: what the format may cost.
-        validation_text: for bits per byte; needs `subject.tokenizer`. The first `TEXT_CHARACTERS` characters count.
         progress: called once for each comparison.
 
     Returns:
         The report; a difference is a row that did not pass, never an exception.
     """
-    cases = _cases(subject, artifact.traced_shape)
+    cases = _cases(subject.signature, artifact.traced_shape)
     artifact.runner  # noqa: B018  opened here, so that no row's time holds the opening
-    report = ParityReport(traced_shape=artifact.traced_shape, tolerance=tolerance.max_abs_diff, reason=tolerance.reason)
+    report = ParityReport(
+        traced_shape=artifact.traced_shape,
+        tolerance=tolerance.max_abs_diff,
+        reason=tolerance.reason,
+        sizes={artifact.format: artifact.size_bytes},
+        weights=subject.weight_bytes(),
+    )
+    report.notes.extend(_signature_differences(artifact, subject))
     with undisturbed(subject.adapted):
         for index, (shape, padding) in enumerate(cases):
             report.rows.append(_compare(artifact, subject, shape, padding, tolerance))
             if progress is not None:
-                progress(index + 1, len(cases), f"{artifact.format}: batch {shape[0]} × length {shape[1]}")
-        if report.passed and subject.adapted.contract.task == "lm":  # a file that differs already needs no more proof
-            report.greedy.append(_compare_greedy(artifact, subject, tolerance))
-            report.text.extend(_compare_text(artifact, subject, validation_text, tolerance.bits_per_byte))
+                progress(index + 1, len(cases), f"{artifact.format}: {shape}")
+        if report.passed:  # a file that differs already needs no more proof
+            _compare_use(report, artifact, subject, tolerance)
     return report
 
 
-def _cases(subject: ExportSubject, traced: tuple[int, int] | None) -> list[tuple[tuple[int, int], str]]:
+def _compare_use(
+    report: ParityReport,
+    artifact: Artifact,
+    subject: ExportSubject,
+    tolerance: Tolerance,
+) -> None:
+    """Continue a prompt, read a text, and weigh the distributions, as far as the model has a use for each."""
+    samples = subject.samples
+    if subject.signature.task in ("lm", "seq2seq") and tolerance.cost is None:
+        report.greedy.append(_compare_greedy(artifact, subject, tolerance))
+    if samples is not None and samples.text is not None:
+        report.text.append(_compare_text(artifact, subject, samples, tolerance))
+    if tolerance.cost is not None:
+        report.cost.append(cost_of(artifact, subject, tolerance.cost))
+
+
+def _signature_differences(artifact: Artifact, subject: ExportSubject) -> list[str]:
+    """What the file says of itself that does not hold for the model."""
+    said, true = artifact.signature.to_dict(), subject.signature.to_dict()
+    return [
+        f"the file says {name} = {said[name]!r}, the model {true[name]!r}" for name in true if said[name] != true[name]
+    ]
+
+
+def _cases(signature: Signature, traced: Shape | None) -> list[tuple[Shape, str]]:
     """Every shape without padding, and every shape that can be padded once for each side where padding matters."""
-    shapes = shapes_for(subject.max_length, traced)
-    padded = [(shape, side) for shape in shapes for side in subject.masked_sides if shape[1] > 1]
-    return [*((shape, "") for shape in shapes), *padded]
+    shapes = shapes_for(signature, traced)
+    padded = [(shape, side) for shape in shapes for side in signature.masked_sides if (shape.length or 0) > 1]
+    return [*((shape, "none") for shape in shapes), *padded]
 
 
-def _compare(
-    artifact: Artifact, subject: ExportSubject, shape: tuple[int, int], padding: str, tolerance: Tolerance
-) -> ParityRow:
-    feeds = _feeds(subject, shape, padding)
-    row = ParityRow(artifact.format, *shape, padding=padding or "none", tolerance=tolerance.max_abs_diff)
+def _compare(artifact: Artifact, subject: ExportSubject, shape: Shape, padding: str, tolerance: Tolerance) -> ParityRow:
+    feeds = subject.signature.feeds(shape, padding)
+    row = ParityRow(
+        artifact.format, shape.batch, shape.length, shape.decoder_length, padding, tolerance=tolerance.max_abs_diff
+    )
     try:
-        expected, row.model_ms = _timed(subject.logits, feeds)
+        expected, row.model_ms = _Eager(subject).timed(feeds)
     except Exception as error:  # noqa: BLE001  whatever a foreign model raises is the finding of this row
         row.error = f"the model itself fails here: {type(error).__name__}: {error}"
         return row
     try:
-        got, row.file_ms = _timed(lambda given: artifact.run(**given), feeds)
+        got, row.file_ms = artifact.runner.timed(artifact.signature.checked(feeds, artifact.path.name))
     except TransformerBuilderError as error:
         row.error = str(error)
         return row
     row.tolerance = tolerance.allowed(expected)
-    kept = feeds["attention_mask"].astype(bool) if subject.takes_mask else np.ones(shape, dtype=bool)
-    _measure(row, expected, got, kept)
+    _measure(row, expected, got, real_rows(feeds, expected))
     return row
 
 
-def _feeds(subject: ExportSubject, shape: tuple[int, int], padding: str) -> Feeds:
-    """Random ids, the highest one among them, and a mask where the file takes one."""
-    generator = np.random.default_rng((_SEED, *shape))
-    ids = generator.integers(0, subject.vocab_size, size=shape, dtype=np.int64)
-    ids[-1, -1] = subject.vocab_size - 1
-    return (
-        {"input_ids": ids, "attention_mask": padding_mask(shape, padding)} if subject.takes_mask else {"input_ids": ids}
-    )
+def real_rows(feeds: Feeds, logits: np.ndarray) -> np.ndarray:
+    """Which rows of the logits count: those of real tokens; all where rows belong to the decoder or to whole examples."""
+    mask = feeds.get(MASK)
+    if mask is not None and DECODER_IDS not in feeds and logits.shape[:-1] == mask.shape:
+        return mask.astype(bool)
+    return np.ones(logits.shape[:-1], dtype=bool)
 
 
-def _timed(run: Run, feeds: Feeds) -> tuple[np.ndarray, float]:
-    """The result, and the shortest of up to three runs in milliseconds; one run where that takes long."""
-    times: list[float] = []
-    while not times or (len(times) < 3 and sum(times) < _TIMING_SECONDS):
-        start = time.perf_counter()
-        result = run(feeds)
-        times.append(time.perf_counter() - start)
-    return result, 1000 * min(times)
+class _Eager(Runner):
+    """The model itself."""
+
+    def __init__(self, subject: ExportSubject) -> None:
+        self.signature, self.facts, self._subject = subject.signature, subject.facts, subject
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._subject.logits(dict(feeds))
 
 
 def _measure(row: ParityRow, expected: np.ndarray, got: np.ndarray, kept: np.ndarray) -> None:
@@ -173,8 +218,6 @@ def _measure(row: ParityRow, expected: np.ndarray, got: np.ndarray, kept: np.nda
     if got.shape != expected.shape:
         row.error = f"the file gives shape {got.shape}, the model {expected.shape}"
         return
-    if expected.ndim != 3:  # one row of scores per sequence: every row counts
-        kept = np.ones(expected.shape[:-1], dtype=bool)
     largest, total, count, agreeing, positions = 0.0, 0.0, 0, 0, 0
     for wanted, given, real in zip(expected, got, kept):
         wanted, given = wanted[real], given[real]
@@ -195,22 +238,32 @@ def _measure(row: ParityRow, expected: np.ndarray, got: np.ndarray, kept: np.nda
 
 def _compare_greedy(artifact: Artifact, subject: ExportSubject, tolerance: Tolerance) -> GreedyResult:
     """Continue one prompt with each, always taking the likeliest token, within the length limit."""
-    prompt = _feeds(subject, (1, min(PROMPT_TOKENS, max(1, subject.max_length // 2))), "")["input_ids"]
-    steps = min(GREEDY_TOKENS, subject.max_length - prompt.shape[1] + 1)
-    expected, doubts = _greedy(subject.logits, subject, prompt, steps)
-    got, _ = _greedy(lambda given: artifact.run(**given), subject, prompt, steps)
+    signature = subject.signature
+    limit = signature.max_length or WITHOUT_LIMIT
+    prompt = signature.allowed_length(min(PROMPT_TOKENS, max(1, limit // 2)))
+    start = signature.feeds(Shape(1, prompt, 1 if signature.has_decoder else None))
+    if signature.has_decoder:
+        start[DECODER_IDS] = signature.first_decoder_ids(start[IDS])
+    growing = DECODER_IDS if signature.has_decoder else IDS
+    steps = min(GREEDY_TOKENS, limit - start[growing].shape[1] + 1) if signature.multiple_of == 1 else 1
+    expected, doubts = _greedy(subject.logits, start, growing, steps, signature)
+    got, _ = _greedy(lambda given: artifact.run(**given), start, growing, steps, signature)
     same = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), steps)
     # Two tokens nearer to each other than twice the tolerance may change places; after that the texts differ rightly.
     tie = same < steps and doubts[same][0] <= 2 * tolerance.allowed(doubts[same][1])
     return GreedyResult(artifact.format, steps, same, tie)
 
 
-def _greedy(run: Run, subject: ExportSubject, prompt: np.ndarray, steps: int) -> tuple[list[int], list[Doubt]]:
+def _greedy(run: Run, start: Feeds, growing: str, steps: int, signature: Signature) -> tuple[list[int], list[Doubt]]:
     """The chosen tokens, and for each how far its logit is above the second, with all logits of that step."""
-    ids, chosen, doubts = prompt, [], []
+    ids, chosen, doubts = start[growing], [], []
     for _ in range(steps):
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)} if subject.takes_mask else {"input_ids": ids}
-        last = run(feeds)[0, -1][: subject.vocab_size]  # columns beyond the rows only pad the head; they are no tokens
+        feeds = {**start, growing: ids}
+        if signature.takes_mask and growing == IDS:
+            feeds[MASK] = np.ones_like(ids)
+        last = run(feeds)[0, -1][
+            : signature.vocab_size
+        ]  # columns beyond the rows only pad the head; they are no tokens
         best = int(last.argmax())
         others = np.delete(last, best)
         chosen.append(best)
@@ -219,41 +272,43 @@ def _greedy(run: Run, subject: ExportSubject, prompt: np.ndarray, steps: int) ->
     return chosen, doubts
 
 
-def _compare_text(artifact: Artifact, subject: ExportSubject, text: str | None, tolerance: float) -> list[TextResult]:
-    if text is None:
-        return []
-    if subject.tokenizer is None:
-        raise ConfigError("validation_text needs a tokenizer: export(model, tokenizer=…, validation_text=…).")
-    excerpt = text[:TEXT_CHARACTERS]
-    ids = token_ids(subject.tokenizer, excerpt)
-    if len(ids) < 2:
-        raise ConfigError(f"validation_text gives {len(ids)} tokens; bits per byte need at least two.")
-    subject.adapted.check_inputs(torch.tensor([ids[: subject.max_length]]))
-    size = len(excerpt.encode("utf-8", "replace"))
-    model_bits = _bits_per_byte(subject.logits, subject, ids, size)
-    file_bits = _bits_per_byte(lambda given: artifact.run(**given), subject, ids, size)
-    return [TextResult(artifact.format, len(ids), size, model_bits, file_bits, tolerance)]
+def _compare_text(artifact: Artifact, subject: ExportSubject, samples: Samples, tolerance: Tolerance) -> TextResult:
+    text = samples.text
+    assert text is not None
+    model = bits_per_byte(subject.logits, subject.signature, text)
+    file = bits_per_byte(lambda given: artifact.run(**given), subject.signature, text)
+    return TextResult(artifact.format, len(text.ids), text.size, model, file, tolerance.allowed_bits(model))
 
 
-def _bits_per_byte(run: Run, subject: ExportSubject, ids: list[int], size: int) -> float:
-    """Bits that the model needs for the text, per byte of it; in blocks of the length limit, the first token for free.
+def cost_of(artifact: Artifact, subject: ExportSubject, share: float) -> CostResult:
+    """What the file's distribution costs where the model's is true, over all real rows of the subject's samples.
 
-    Blocks overlap by one token, so that every token but the first is predicted once.
+    Args:
+        artifact: the written file.
+        subject: the model; left as it was.
+        share: part of the model's bits that it may cost.
     """
-    nats, step = 0.0, max(1, subject.max_length - 1)
-    for start in range(0, len(ids) - 1, step):
-        block = np.array([ids[start : start + step + 1]], dtype=np.int64)
-        feeds = (
-            {"input_ids": block, "attention_mask": np.ones_like(block)} if subject.takes_mask else {"input_ids": block}
-        )
-        nats += float(next_token_loss(torch.from_numpy(run(feeds)), torch.from_numpy(block), reduction="sum"))
-    return nats / math.log(2) / size
+    samples = subject.samples if subject.samples is not None else samples_of(subject)
+    with undisturbed(subject.adapted):
+        return _cost(artifact, subject, samples, share)
 
 
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text without added marks, from a transformers tokenizer, a `tokenizers.Tokenizer`, or anything that encodes."""
-    try:
-        encoded = tokenizer.encode(text, add_special_tokens=False)
-    except TypeError:  # a plain encoder knows no such argument
-        encoded = tokenizer.encode(text)
-    return [int(token) for token in getattr(encoded, "ids", encoded)]
+def _cost(artifact: Artifact, subject: ExportSubject, samples: Samples, share: float) -> CostResult:
+    lost, own, agreeing, rows = 0.0, 0.0, 0, 0
+    for feeds in samples.batches:
+        expected, got = subject.logits(feeds), artifact.run(**feeds)
+        kept = real_rows(feeds, expected)
+        wanted, given = _log_softmax(expected[kept]), _log_softmax(got[kept])
+        probability = np.exp(wanted)
+        own -= float((probability * wanted).sum())
+        lost += float((probability * (wanted - given)).sum())
+        agreeing += int((wanted.argmax(-1) == given.argmax(-1)).sum())
+        rows += len(wanted)
+    per_row = 1 / (math.log(2) * rows)
+    return CostResult(artifact.format, rows, own * per_row, lost * per_row, share, agreeing / rows, samples.origin)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities (rows, V) in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

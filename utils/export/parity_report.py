@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from utils._tables import html_table, text_table
+from utils.export.signature import Shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ _COLUMNS = (
     "result",
 )
 
+_SCALE = "the root mean square of the logits, or × 1 where that is smaller"
+
 
 @dataclass
 class ParityRow:
@@ -35,8 +38,9 @@ class ParityRow:
 
     Attributes:
         format: of the file.
-        batch: sequences.
-        length: tokens per sequence.
+        batch: sequences or images.
+        length: tokens per sequence; None for images.
+        decoder_length: tokens that the decoder gets; None where there is none.
         padding: "none", "left" or "right"; differences count at real tokens only.
         max_abs_diff: largest difference of any logit; NaN where nothing could be compared.
         mean_abs_diff: mean difference of all logits.
@@ -49,7 +53,8 @@ class ParityRow:
 
     format: str
     batch: int
-    length: int
+    length: int | None = None
+    decoder_length: int | None = None
     padding: str = "none"
     max_abs_diff: float = math.nan
     mean_abs_diff: float = math.nan
@@ -64,12 +69,25 @@ class ParityRow:
         """Whether the largest difference is within the tolerance; a NaN is not."""
         return not self.error and self.max_abs_diff <= self.tolerance
 
+    @property
+    def where(self) -> str:
+        """The shape in words."""
+        return str(Shape(self.batch, self.length, self.decoder_length))
+
+    @property
+    def length_words(self) -> str:
+        """Length, or length → decoder length; "—" for images."""
+        if self.length is None:
+            return "—"
+        return str(self.length) if self.decoder_length is None else f"{self.length} → {self.decoder_length}"
+
     def cells(self) -> tuple[str, ...]:
         """The row as it is shown; "—" where nothing could be measured."""
-        result = "equal" if self.passed else f"DIFFERS: {self.error}" if self.error else "DIFFERS"
+        good = "runs" if math.isinf(self.tolerance) else "equal"
+        result = good if self.passed else f"DIFFERS: {self.error}" if self.error else "DIFFERS"
         figures = [
             (self.max_abs_diff, ".2e"),
-            (self.tolerance, ".0e"),
+            (math.nan if math.isinf(self.tolerance) else self.tolerance, ".0e"),
             (self.mean_abs_diff, ".2e"),
             (self.top1_agreement, ".1%"),
         ]
@@ -77,7 +95,7 @@ class ParityRow:
             "—" if math.isnan(x) else format(x, form)
             for x, form in [*figures, (self.model_ms, ".2f"), (self.file_ms, ".2f")]
         ]
-        return (self.format, str(self.batch), str(self.length), self.padding, *shown, result)
+        return (self.format, str(self.batch), self.length_words, self.padding, *shown, result)
 
 
 @dataclass
@@ -145,6 +163,42 @@ class TextResult:
 
 
 @dataclass
+class CostResult:
+    """What a file's distribution costs where the model's is true.
+
+    Attributes:
+        format: of the file.
+        rows: tokens, or examples, that were weighed.
+        model: bits of the model's own distribution, per row (its entropy).
+        lost: bits that the file needs on top, per row (the Kullback–Leibler divergence from the model to the file).
+        share: part of the model's bits, or of one bit where it has fewer, that may be lost.
+        top1_agreement: share of rows where both rank the same class or token first.
+        origin: what the rows are.
+    """
+
+    format: str
+    rows: int
+    model: float
+    lost: float
+    share: float
+    top1_agreement: float
+    origin: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file costs no more than the stated share; a NaN does."""
+        return self.lost <= self.share * max(1.0, self.model)
+
+    def line(self) -> str:
+        """One sentence."""
+        tail = "" if self.passed else ": COSTS TOO MUCH"
+        return (
+            f"{self.format}: costs {self.lost:.4f} bits on top of the model's {self.model:.3f}, on {self.rows:,} rows of "
+            f"{self.origin} (allowed {self.share:.0%}); top-1 agreement {self.top1_agreement:.1%}{tail}"
+        )
+
+
+@dataclass
 class ParityReport:
     """The proof of one or several formats.
 
@@ -152,7 +206,11 @@ class ParityReport:
         rows: one for each shape.
         greedy: one for each format that continues text.
         text: one for each format, where a text was given.
-        traced_shape: (batch, length) that the exporter saw; no row has it.
+        cost: one for each format that is judged by what it costs.
+        traced_shape: sizes that the exporter saw; no row has them.
+        sizes: format → bytes of its files.
+        weights: bytes of the model's weights in float32.
+        notes: what the file says of itself that does not hold; anything here refuses it.
         tolerance: largest difference that the format may show, for logits of usual size; each row has its own.
         reason: why that much.
     """
@@ -160,9 +218,13 @@ class ParityReport:
     rows: list[ParityRow] = field(default_factory=list)
     greedy: list[GreedyResult] = field(default_factory=list)
     text: list[TextResult] = field(default_factory=list)
-    traced_shape: tuple[int, int] | None = None
+    cost: list[CostResult] = field(default_factory=list)
+    traced_shape: Shape | None = None
     tolerance: float = 0.0
     reason: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
+    weights: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def joined(cls, reports: Sequence[ParityReport]) -> ParityReport:
@@ -173,19 +235,26 @@ class ParityReport:
             [row for report in reports for row in report.rows],
             [row for report in reports for row in report.greedy],
             [row for report in reports for row in report.text],
+            [row for report in reports for row in report.cost],
+            sizes={name: size for report in reports for name, size in report.sizes.items()},
+            weights=max((report.weights for report in reports), default=0),
+            notes=[note for report in reports for note in report.notes],
             tolerance=max((report.tolerance for report in reports), default=0.0),
             reason="; ".join(dict.fromkeys(report.reason for report in reports)),
         )
 
-    def _beside(self) -> list[GreedyResult | TextResult]:
-        return [*self.greedy, *self.text]
+    def _beside(self) -> list[GreedyResult | TextResult | CostResult]:
+        return [*self.greedy, *self.text, *self.cost]
+
+    def of(self, format_name: str) -> list[ParityRow]:
+        """The rows of one format."""
+        return [row for row in self.rows if row.format == format_name]
 
     @property
     def passed(self) -> bool:
         """Whether there are rows and everything agrees."""
-        return (
-            bool(self.rows) and all(row.passed for row in self.rows) and all(entry.passed for entry in self._beside())
-        )
+        entries = [*self.rows, *self._beside()]
+        return bool(self.rows) and not self.notes and all(entry.passed for entry in entries)
 
     @property
     def max_abs_diff(self) -> float:
@@ -199,20 +268,31 @@ class ParityReport:
         failed = [row for row in self.rows if not row.passed]
         if not self.rows:
             return "nothing was compared"
+        if self.notes:
+            return "; ".join(self.notes)
         if failed:
             first = failed[0]
             why = first.error or f"largest difference {first.max_abs_diff:.2e}, allowed {first.tolerance:.0e}"
-            return f"{len(failed)} of {len(self.rows)} shapes differ; the first is batch {first.batch} × length {first.length}: {why}"
+            return f"{len(failed)} of {len(self.rows)} shapes differ; the first is {first.where}: {why}"
         others = [entry.line() for entry in self._beside() if not entry.passed]
         if others:
             return "; ".join(others)
+        if self.cost:
+            return f"runs at all {len(self.rows)} shapes; " + "; ".join(entry.line() for entry in self.cost)
         return f"equal at all {len(self.rows)} shapes: largest difference {self.max_abs_diff:.2e}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; NaN becomes None."""
-        entries = {"rows": _plain(self.rows), "greedy": _plain(self.greedy), "text": _plain(self.text)}
-        head = {"passed": self.passed, "verdict": self.verdict, "tolerance": self.tolerance, "reason": self.reason}
-        return {**head, "traced_shape": list(self.traced_shape) if self.traced_shape else None, **entries}
+        entries = {
+            "rows": _plain(self.rows),
+            "greedy": _plain(self.greedy),
+            "text": _plain(self.text),
+            "cost": _plain(self.cost),
+        }
+        tolerance = None if math.isinf(self.tolerance) else self.tolerance
+        head = {"passed": self.passed, "verdict": self.verdict, "tolerance": tolerance, "reason": self.reason}
+        sizes = {"bytes": self.sizes, "weights_bytes": self.weights}
+        return {**head, "traced_shape": list(self.traced_shape) if self.traced_shape else None, **sizes, **entries}
 
     def to_dataframe(self) -> pd.DataFrame:
         """The rows, one column for each attribute of `ParityRow`, and `passed`."""
@@ -224,18 +304,14 @@ class ParityReport:
         )
 
     def _notes(self) -> list[str]:
-        traced = (
-            ()
-            if self.traced_shape is None
-            else (f"traced with batch {self.traced_shape[0]} × length {self.traced_shape[1]}",)
-        )
-        lines = [entry.line() for entry in self._beside()]
-        return [
-            self.verdict,
-            *lines,
-            *traced,
-            f"allowed: {self.tolerance:g} × the root mean square of the logits, or × 1 where that is smaller; {self.reason}",
+        traced = () if self.traced_shape is None else (f"traced with {self.traced_shape}",)
+        lines = [entry.line() for entry in self._beside() if not (self.cost and self.passed and entry in self.cost)]
+        allowed = "" if math.isinf(self.tolerance) else f"allowed: {self.tolerance:g} × {_SCALE}; "
+        sizes = [
+            f"{name}: {size / 1e6:.2f} MB, the model's weights {self.weights / 1e6:.2f} MB in float32"
+            for name, size in self.sizes.items()
         ]
+        return [self.verdict, *lines, *sizes, *traced, f"{allowed}{self.reason}"]
 
     def summary(self) -> str:
         """The table, then the verdict, the greedy and text lines, the traced shape and the tolerance's reason."""
@@ -248,7 +324,7 @@ class ParityReport:
         return html_table(_COLUMNS, [row.cells() for row in self.rows], classes=classes) + f"<ul>{notes}</ul>"
 
 
-def _plain(entries: Sequence[ParityRow | GreedyResult | TextResult]) -> list[dict[str, Any]]:
-    """Entries as dictionaries, with `passed`; NaN becomes None."""
+def _plain(entries: Sequence[ParityRow | GreedyResult | TextResult | CostResult]) -> list[dict[str, Any]]:
+    """Entries as dictionaries, with `passed`; NaN and infinity become None."""
     plain = [{**dataclasses.asdict(entry), "passed": entry.passed} for entry in entries]
-    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in entry.items()} for entry in plain]
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in e.items()} for e in plain]

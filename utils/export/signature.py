@@ -131,7 +131,8 @@ class Signature:
         main = feeds[IDS if self.takes_tokens else PIXELS]
         if not self.takes_tokens:
             return Shape(main.shape[0])
-        return Shape(*main.shape, feeds[DECODER_IDS].shape[1] if self.has_decoder else None)
+        batch, length = main.shape
+        return Shape(batch, length, feeds[DECODER_IDS].shape[1] if self.has_decoder else None)
 
     def output_shape(self, shape: Shape) -> tuple[int | None, ...]:
         """Shape of the logits for a call of these sizes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import logging
 import random
@@ -23,14 +24,14 @@ from torch import nn
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.adapters.probing import left_as_it_was
 from utils.errors import ConfigError, ExportError, TokenizerError
+from utils.export.signature import DECODER_IDS, IDS, MASK, PIXELS, Shape, Signature, padding_mask
 from utils.loading.model_config import ModelConfig
 
 if TYPE_CHECKING:
+    from utils.export.samples import Samples
     from utils.loading.model_loader import ModelSource
 
 logger = logging.getLogger(__name__)
-
-_PROBE_SEED = 20  # of the ids that the mask probe feeds; any number serves
 
 
 class LogitsOnly(nn.Module):
@@ -40,8 +41,18 @@ class LogitsOnly(nn.Module):
         super().__init__()
         self.adapted = adapted
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the logits (B, T, V) of ids (B, T); the mask (B, T) is 1 for a real token."""
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of ids (B, T) or pixels (B, C, H, W); the mask (B, T) is 1 for a real token."""
+        if pixel_values is not None:
+            return self.adapted(pixel_values).logits
+        if decoder_input_ids is not None:
+            return self.adapted(input_ids, attention_mask, decoder_input_ids=decoder_input_ids).logits
         return self.adapted(input_ids, attention_mask).logits
 
 
@@ -51,39 +62,31 @@ class ExportSubject:
 
     Attributes:
         adapted: the model in float32 on the CPU; the caller's own module where it is that already, else a copy.
-        vocab_size: rows of the token embedding; every id is below it.
-        max_length: longest sequence in tokens.
-        masked_sides: where padding may stand so that the mask matters: "left", "right"; empty: the file takes no mask.
+        signature: what a file of it takes and gives.
         tokenizer: what turns text into ids, or None.
         facts: what is known about the model and its source, for the file's metadata and the manifest.
+        samples: inputs as the model is used with, where its files are judged on some.
     """
 
     adapted: AdaptedModel
-    vocab_size: int
-    max_length: int
-    masked_sides: tuple[str, ...] = ()
+    signature: Signature
     tokenizer: Any = None
     facts: dict[str, str] = field(default_factory=dict)
+    samples: Samples | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         """The model's name, for messages."""
         return self.adapted.name
 
-    @property
-    def takes_mask(self) -> bool:
-        """Whether the exported file has an `attention_mask` input."""
-        return bool(self.masked_sides)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the file's inputs, in order."""
-        return ("input_ids", "attention_mask") if self.takes_mask else ("input_ids",)
-
     def logits(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """The model's own answer, (B, T, V) float32. Call it inside `undisturbed(subject.adapted)`."""
+        """The model's own answer, float32. Call it inside `undisturbed(subject.adapted)`."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        return self.adapted(**tensors).logits.detach().float().numpy()
+        return LogitsOnly(self.adapted)(**tensors).detach().float().numpy()
+
+    def example(self, shape: Shape) -> dict[str, torch.Tensor]:
+        """Inputs of one call for exporters to trace."""
+        return {name: torch.from_numpy(array) for name, array in self.signature.feeds(shape).items()}
 
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers, shared ones counted once."""
@@ -100,32 +103,51 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
         config: for a plain module, and for limits that the model does not tell ({"max_seq_len": 512}).
 
     Raises:
-        ConfigError: the length limit or the vocabulary rows are known neither to the model nor to the config.
+        ConfigError: the vocabulary rows are known neither to the model nor to the config.
         TokenizerError: the tokenizer can give ids that the model has no row for.
-        ExportError: `given` holds no model, or one that takes images.
+        ExportError: `given` holds no model.
     """
-    adapted = _adapted_of(given, config)
-    if not adapted.contract.takes_tokens:
-        raise ExportError(
-            f"{adapted.name} takes images, and this release exports models that take token ids. Its weights are in the run's "
-            "checkpoint (result['checkpoint_path']), and torch.export takes the module itself: result.model.model."
-        )
+    adapted = adapted_of(given, config)
     tokenizer = tokenizer if tokenizer is not None else getattr(given, "tokenizer", None)
-    known = ModelConfig.of(config)
-    vocab_size = _required(
-        "vocabulary rows", "vocab_size", adapted.contract.vocab_size, adapted.config.vocab_size, known.vocab_size
-    )
-    max_length = _required(
-        "length limit", "max_seq_len", adapted.contract.max_length, adapted.config.max_seq_len, known.max_seq_len
-    )
-    _check_tokenizer(tokenizer, vocab_size)
     plain, precision = _in_float32_on_cpu(adapted)
-    sides, why = _masked_sides(plain, vocab_size, max_length)
-    facts = {**_facts(adapted), "precision": precision, "mask": why}
-    facts |= {"vocab_size": str(vocab_size), "max_length": str(max_length), "weights_sha256": _weights_sha256(plain)}
+    signature, why = _signature(plain, ModelConfig.of(config))
+    if signature.takes_tokens:
+        _check_tokenizer(tokenizer, signature.vocab_size or 0)
+    facts = {**_facts(adapted), "task": signature.task, "precision": precision, "mask": why}
+    facts |= {"signature": signature.to_json(), "weights_sha256": _weights_sha256(plain)}
     if tokenizer is not None:
         facts["tokenizer"] = f"{type(tokenizer).__name__}, {_entries(tokenizer)} entries"
-    return ExportSubject(plain, vocab_size, max_length, sides, tokenizer, facts)
+    return ExportSubject(plain, signature, tokenizer, facts)
+
+
+def _signature(adapted: AdaptedModel, known: ModelConfig) -> tuple[Signature, str]:
+    """What a file of this model takes and gives, and in words what became of the mask."""
+    contract = adapted.contract
+    if not contract.takes_tokens:
+        found = Signature("vision", (PIXELS,), contract.output_size, image_shape=contract.image_shape)
+        return found, "images have none"
+    rows = _first(contract.vocab_size, adapted.config.vocab_size, known.vocab_size)
+    if rows is None:
+        raise ConfigError(
+            "The model's vocabulary rows are unknown: neither its modules nor its config tell, and every exported file is "
+            'checked up to them. Say it: export(model, config={"vocab_size": 50257}), with the figure that holds for this '
+            "model."
+        )
+    decoder = (DECODER_IDS,) if contract.decoder_name is not None else ()
+    found = Signature(
+        contract.task,
+        (IDS, *decoder),
+        contract.output_size,
+        rows,
+        _first(contract.max_length, adapted.config.max_seq_len, known.max_seq_len),
+        contract.min_length,
+        contract.multiple_of,
+        start_id=contract.start_id if decoder else None,
+    )
+    sides, why = _masked_sides(adapted, found)
+    if sides:
+        found = dataclasses.replace(found, inputs=(IDS, MASK, *decoder), masked_sides=sides)
+    return found, why
 
 
 @contextlib.contextmanager
@@ -140,7 +162,8 @@ def undisturbed(adapted: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _adapted_of(given: object, config: object) -> AdaptedModel:
+def adapted_of(given: object, config: object = None) -> AdaptedModel:
+    """The adapted model in what a verb handed over; raises `ExportError` where there is no model."""
     for candidate in (given, getattr(given, "adapted", None), getattr(given, "model", None)):
         if isinstance(candidate, AdaptedModel):
             return candidate
@@ -151,15 +174,9 @@ def _adapted_of(given: object, config: object) -> AdaptedModel:
     )
 
 
-def _required(what: str, key: str, *answers: int | None) -> int:
+def _first(*answers: int | None) -> int | None:
     """The first answer that there is: the contract (asked of the model) comes before any config."""
-    for answer in answers:
-        if answer is not None:
-            return answer
-    raise ConfigError(
-        f"The model's {what} is unknown: neither its modules nor its config tell, and every exported file is checked up to "
-        f'it. Say it: export(model, config={{"{key}": 512}}), with the figure that holds for this model.'
-    )
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _entries(tokenizer: Any) -> int | None:
@@ -189,23 +206,22 @@ def _in_float32_on_cpu(adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
     return copy.deepcopy(adapted).to(device="cpu", dtype=torch.float32), f"float32 (copied from {told})"
 
 
-def _masked_sides(adapted: AdaptedModel, vocab_size: int, max_length: int) -> tuple[tuple[str, ...], str]:
+def _masked_sides(adapted: AdaptedModel, signature: Signature) -> tuple[tuple[str, ...], str]:
     """Ask the model whether masking padding moves the logits of real tokens, and from which side.
 
     A causal model never looks right, so a mask over right padding moves nothing; a mask over left padding does. A model
     that lists `attention_mask` and ignores it gets a file without that input: it would only promise what it does not do.
     """
-    name = adapted.contract.mask_name
-    if name is None or adapted.contract.task != "lm":
-        return (), "the model takes none" if name is None else "not exported: the model gives one row per sequence"
-    if max_length < 2:
+    if adapted.contract.mask_name is None:
+        return (), "the model takes none"
+    length = signature.allowed_length(6)
+    if length < 2:
         return (), "not exported: one token has no padding"
-    length = min(6, max_length)
-    ids = torch.randint(0, vocab_size, (1, length), generator=torch.Generator().manual_seed(_PROBE_SEED))
+    feeds = signature.feeds(Shape(1, length, 3 if signature.has_decoder else None))
     try:
         with undisturbed(adapted):
-            full = adapted(ids, torch.ones_like(ids)).logits
-            moved = {side: _moved(adapted, ids, full, padding_mask((1, length), side)) for side in ("left", "right")}
+            full = _answer(adapted, feeds, np.ones((1, length), np.int64))
+            moved = {side: _moved(adapted, feeds, full, padding_mask((1, length), side)) for side in ("left", "right")}
     except Exception as error:  # noqa: BLE001  whatever a foreign model raises is the answer, logged and kept in the file
         why = f"not exported: the model fails when given one ({type(error).__name__}: {error})"
         logger.warning("%s: attention_mask is %s", adapted.name, why)
@@ -214,24 +230,17 @@ def _masked_sides(adapted: AdaptedModel, vocab_size: int, max_length: int) -> tu
     return sides, f"masked padding matters on the {' and '.join(sides)}" if sides else "the model ignores it"
 
 
-def _moved(adapted: AdaptedModel, ids: torch.Tensor, full: torch.Tensor, mask: np.ndarray) -> bool:
-    """Whether the mask moves finite logits of real tokens."""
-    kept = torch.from_numpy(mask).bool()
-    masked = adapted(ids, kept.long()).logits[kept]
-    return bool(masked.isfinite().all()) and not torch.allclose(masked, full[kept], rtol=1e-5, atol=1e-6)
+def _answer(adapted: AdaptedModel, feeds: dict[str, np.ndarray], mask: np.ndarray) -> torch.Tensor:
+    return LogitsOnly(adapted)(**{name: torch.from_numpy(array) for name, array in {**feeds, MASK: mask}.items()})
 
 
-def padding_mask(shape: tuple[int, int], side: str) -> np.ndarray:
-    """A mask (B, T) int64 that pads about a third of every other sequence, beginning with the first one."""
-    batch, length = shape
-    mask = np.ones(shape, dtype=np.int64)
-    padded = max(1, length // 3) if length > 1 else 0
-    for row in range(0, batch, 2):
-        if side == "left":
-            mask[row, :padded] = 0
-        elif side == "right":
-            mask[row, length - padded :] = 0
-    return mask
+def _moved(adapted: AdaptedModel, feeds: dict[str, np.ndarray], full: torch.Tensor, mask: np.ndarray) -> bool:
+    """Whether the mask moves finite logits of real tokens, or of the decoder or the example where those are scored."""
+    masked = _answer(adapted, feeds, mask)
+    if masked.shape[:2] == mask.shape and adapted.contract.task in ("lm", "masked"):
+        kept = torch.from_numpy(mask).bool()
+        full, masked = full[kept], masked[kept]
+    return bool(masked.isfinite().all()) and not torch.allclose(masked, full, rtol=1e-5, atol=1e-6)
 
 
 def attention_made_causal(adapted: AdaptedModel) -> str:

@@ -6,12 +6,13 @@ import dataclasses
 import inspect
 import logging
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from utils.errors import ModelLoadError
+from utils.loading.config_namespace import ConfigNamespace
 from utils.loading.model_config import ModelConfig
 from utils.loading.synonyms import SYNONYMS, canonical_name, spellings
 
@@ -35,27 +36,6 @@ _CONFIG_NAMES = frozenset(
 )
 _COEXISTING = frozenset({"num_encoder_layers", "num_decoder_layers"})
 _MISSING = object()
-
-
-class ConfigNamespace(SimpleNamespace):
-    """Settings as attributes and as items, under every spelling of the sizes: what a `config` argument is given."""
-
-    def __getitem__(self, name: str) -> Any:
-        return self.__dict__[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.__dict__
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dict__)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The setting, or `default`."""
-        return self.__dict__.get(name, default)
-
-    def keys(self) -> Any:
-        """Names of the settings; makes `**config` work."""
-        return self.__dict__.keys()
 
 
 def lookup(name: str, config: ModelConfig) -> Any:

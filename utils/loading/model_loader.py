@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import inspect
 import logging
 import traceback
 from collections.abc import Callable, Mapping
@@ -53,6 +54,7 @@ class ModelSource:
         revision: the gist's revision, 40 hex digits; None for local files.
         sha256: file name → SHA-256 of its bytes.
         files: file name → text of every file that took part (the main file, what it imports, config.json).
+        arguments: what the class was called with, by name, once it is built; None for a model that came built.
     """
 
     text: str
@@ -62,6 +64,7 @@ class ModelSource:
     revision: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
@@ -384,6 +387,7 @@ def _construct(
         raise ModelLoadError(
             f"{what}: {call} gave a value of type {type(model).__name__}, which is no torch.nn.Module."
         )
+    source.arguments = dict(inspect.signature(cls).bind(*positional, **named).arguments)
     return model
 
 

@@ -22,6 +22,7 @@ from utils.tokenization.bits import BitsPerByte
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore
 from utils.training.engine.foreign import weights_for
 from utils.training.engine.mirror_folder import FileSystem, mirror_path
+from utils.training.objective import choose_objective
 from utils.training.result import TrainingResult
 from utils.training.run_mirror import RUN_FILE, MirroredRun, mirrored_run, mirrored_runs, restore_run, top_up
 from utils.training.training_config import TrainingConfig
@@ -122,7 +123,7 @@ def recover(
     }
     adapted = None
     if model is not None:
-        adapted = adapt(model)
+        adapted, _ = choose_objective(adapt(model), config.objective)  # attention made causal is so again
         adapted.load_state_dict(weights_for(adapted, weights, metadata.file))
         adapted.eval()
     return RecoveredRun(

@@ -22,6 +22,12 @@ _KINDS: tuple[tuple[str, str], ...] = (
 )
 _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _KINDS)
 
+_UNMISTAKABLE = (
+    *("a Hugging Face token", "a GitHub token", "an AWS access key", "a Google API key", "a Slack token"),
+    *("a GitLab token", "a private key"),
+)
+"""Kinds that nothing else looks like: a hash, a word of a vocabulary or a variable is none of them."""
+
 _NAMES = re.compile(r"(?i)(?:^|_)(?:key|secret|password|passwd|credentials?)(?:_|$)|api_?key|(?:^|_|access|api)token$")
 _TOKENS_OF_TEXT = ("pad", "eos", "bos", "unk", "mask", "sep", "cls", "end", "start", "max", "per", "num", "special")
 
@@ -41,6 +47,12 @@ def where_it_belongs(name: str = "it") -> str:
 def secret_in(text: str) -> str | None:
     """What kind of secret a text seems to hold, such as "a GitHub token"; None for none."""
     return next((kind for kind, pattern in _PATTERNS if pattern.search(text)), None)
+
+
+def unmistakable_secret_in(text: str) -> str | None:
+    """As `secret_in`, for files of code and data: only kinds that nothing else looks like."""
+    kinds = ((kind, pattern) for kind, pattern in _PATTERNS if kind in _UNMISTAKABLE)
+    return next((kind for kind, pattern in kinds if pattern.search(text)), None)
 
 
 def names_a_secret(name: str) -> bool:

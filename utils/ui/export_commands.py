@@ -1,6 +1,6 @@
-"""`python -m utils serve` and `selftest`: an exported folder's own scripts, run with this interpreter.
+"""`python -m utils export`, `serve` and `selftest`: a model becomes a folder, and the folder's own scripts are run.
 
-What the scripts do is theirs; here is only finding them and handing options on.
+Writing and proving is in `utils.export`; what the scripts do is theirs. Here is only finding things and handing options on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,84 @@ from pathlib import Path
 
 from utils._extras import require
 from utils.errors import ConfigError
+from utils.export.formats import FORMATS
 
 MANIFEST = "manifest.json"
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Add what `export` takes."""
+    command.add_argument(
+        "source", help="folder of a training run; or gist id, gist URL, folder or model.py of a model as it came"
+    )
+    command.add_argument(
+        "--formats",
+        nargs="+",
+        default=["onnx"],
+        metavar="FORMAT",
+        help="any of " + ", ".join(FORMATS) + " (default: onnx)",
+    )
+    command.add_argument("--out", metavar="DIR", help="folder to write (default: export, in the run's folder or here)")
+    command.add_argument("--text", metavar="FILE", help="text of the kind that the model is used on, to prove it on")
+    command.add_argument("--tokenizer", metavar="DIR", help="folder of the model's tokenizer (default: the run's)")
+    command.add_argument("--zip", action="store_true", help="pack the folder into one file, too")
+    command.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
+    command.set_defaults(run=export)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Export a run, or a model as it came; 0 where every format was proven, 1 where one was refused.
+
+    Raises:
+        TransformerBuilderError: what cannot be done, in one sentence.
+    """
+    from utils.export.bundle import export as write
+    from utils.progress import Progress
+    from utils.tokenization.tokenizer_files import load_saved
+    from utils.training.run_mirror import RUN_FILE
+
+    source = Path(options.source).expanduser()
+    is_run = (source / RUN_FILE).is_file()
+    text = None if options.text is None else _text(Path(options.text).expanduser())
+    given = _trained(source, options.trust) if is_run else _as_it_came(options.source, options.trust)
+    tokenizer = None if options.tokenizer is None else load_saved(Path(options.tokenizer).expanduser())
+    if options.tokenizer is not None and tokenizer is None:
+        raise ConfigError(f"--tokenizer: {options.tokenizer} holds no tokenizer.json.")
+    out = Path(options.out).expanduser() if options.out is not None else (source if is_run else Path()) / "export"
+    with Progress("Export", unit="steps") as progress:
+        bundle = write(given, options.formats, out, tokenizer=tokenizer, validation_text=text, progress=progress)
+    print(bundle.summary())
+    if options.zip:
+        print(f"\nPacked: {bundle.zip()}")
+    return 1 if set(bundle.refused) & set(options.formats) else 0
+
+
+def _trained(run: Path, trust: bool) -> object:
+    """A run's result with its model built again from the run's own folder."""
+    from utils.loading.model_loader import load_model
+    from utils.training.recovery import recover
+    from utils.training.run_manifest import Recipe
+
+    recipe = Recipe.read(run)
+    problems = [problem for problem in recipe.problems(data="not needed") if problem.startswith("model")]
+    if problems:
+        raise ConfigError(
+            f"{run} cannot be exported from its folder: {'; '.join(problems)}. Call utils.export in Python."
+        )
+    return recover(run, load_model(recipe.source(), class_name=recipe.values["model"]["class_name"], trust=trust))
+
+
+def _as_it_came(source: str, trust: bool) -> object:
+    import utils
+
+    return utils.adapt(utils.load_model(source, trust=trust))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text: {path} is not UTF-8 text ({error}).") from error
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:

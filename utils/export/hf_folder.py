@@ -1,0 +1,413 @@
+"""A folder that transformers loads by itself: weights, config, code, tokenizer. Nothing in it needs this package.
+
+A model of transformers that is as it came is saved as such. Any other brings its source (completed where it was), a rendered
+`modeling_….py` that builds and calls it, and copies of the files that hold the calling contract. What a folder cannot express
+is refused with its name. How the model was built is found out in `recovery`, its source in `slices`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from utils._extras import require
+from utils._files import list_files, write_json, write_text
+from utils._pages import render
+from utils.adapters.contract import CallContract
+from utils.adapters.model_adapter import AdaptedModel
+from utils.errors import ExportError
+from utils.export.recovery import Blueprint, blueprint_of, constants_of, original_class
+from utils.export.runner import Runner
+from utils.export.signature import Signature
+from utils.export.slices import is_installed, slice_of
+from utils.export.standalone import PREFIX, copies_of, file_name_of
+from utils.export.weights import tied_names, weights_sha256
+from utils.loading.config_namespace import ConfigNamespace
+from utils.loading.sources import module_path, prepare_package
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE = Path(__file__).with_name("templates") / "hf" / "modeling.py.j2"
+FACTS_FILE, FORMAT_VERSION = "export.json", 1
+SLICE_FILE = "model_source.py"
+"""Holds the classes of a model that did not come as files."""
+
+HEADS = {
+    "lm": "CausalLM",
+    "masked": "MaskedLM",
+    "seq2seq": "Seq2SeqLM",
+    "classification": "SequenceClassification",
+    "tokens": "TokenClassification",
+    "vision": "ImageClassification",
+}
+"""What a model is for → the ending of its auto class; "tokens" are classes of single tokens."""
+
+_COPIED = ("utils.adapters.contract", "utils.adapters.losses", "utils.export.recipes")
+_COPIED_WHERE_CAUSAL = ("utils.adapters.attention", "utils.adapters.causal_mode")
+
+
+def write_hf_folder(
+    adapted: AdaptedModel,
+    signature: Signature,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    facts: Mapping[str, str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write a folder that `AutoModel….from_pretrained(folder, trust_remote_code=True)` loads.
+
+    Args:
+        adapted: the model, in float32 on the CPU.
+        signature: what the folder takes and gives.
+        tokenizer: its files go along; None for a model without text.
+        folder: new or empty.
+        facts: what is known about the model, for export.json.
+        labels: names of the classes of a classifier.
+
+    Returns:
+        Paths of all files, the one to load (config.json) first.
+
+    Raises:
+        ExportError: the model cannot be built again from such a folder; the message names what keeps it from that.
+        MissingPackageError: transformers is not installed.
+    """
+    require("transformers", extra="training", feature="A Hugging Face folder")
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    _refuse_without_head(adapted)
+    auto_class = _auto_class_of(adapted)
+    if auto_class is not None:
+        model: Any = adapted.model
+        model.save_pretrained(root)
+        digest = weights_sha256(adapted.model)
+    else:
+        auto_class = f"AutoModelFor{HEADS[purpose_of(adapted.contract)]}"
+        _CodeFolder(adapted, blueprint_of(adapted), tokenizer, labels).write(root)
+        digest = weights_sha256(adapted)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(root))
+    write_json(
+        root / FACTS_FILE,
+        {
+            "format_version": FORMAT_VERSION,
+            "auto_class": auto_class,
+            "signature": signature.to_dict(),
+            "weights_sha256": digest,
+            "facts": dict(facts or {}),
+            "files": list_files(root),
+        },
+    )
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return [root / "config.json", *(path for path in files if path != root / "config.json")]
+
+
+class HFFolderRunner(Runner):
+    """A folder as transformers reads it back; runs the code in it.
+
+    Attributes:
+        signature: what the folder takes and gives.
+        model: the loaded model, in eval mode.
+
+    Raises:
+        ExportError: no such folder, weights are missing or left over, or are not those that were written.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        root = Path(folder)
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        facts = _facts_in(root)
+        self.facts = facts["facts"]
+        self.signature = Signature.from_json(json.dumps(facts["signature"]))
+        self.model = _loaded(root, facts["auto_class"])
+        if weights_sha256(self.model) != facts["weights_sha256"]:
+            raise ExportError(f"The weights that transformers loads from {root} are not those that were written.")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The logits, float32, of arrays by the names that `signature.inputs` lists."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        with torch.no_grad():
+            logits = self.model(**tensors).logits
+        return np.asarray(logits.float().numpy())
+
+
+def _facts_in(root: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((root / FACTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{root} is no exported folder of transformers: {FACTS_FILE} cannot be read ({error})."
+        ) from error
+    if not isinstance(facts, dict) or facts.get("format_version", 0) > FORMAT_VERSION:
+        raise ExportError(f"{root / FACTS_FILE} has a format of a later version of this package.")
+    return facts
+
+
+def _loaded(root: Path, auto_class: str) -> Any:
+    """The model as a stranger would load it, with every key accounted for."""
+    import transformers
+
+    if auto_class not in {f"AutoModelFor{head}" for head in HEADS.values()}:
+        raise ExportError(f"{root / FACTS_FILE} names {auto_class!r}, which is no auto class of a model.")
+    try:
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            root, trust_remote_code=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise ExportError(f"transformers cannot load {root}: {type(error).__name__}: {error}") from error
+    wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys}
+    if wrong:
+        listed = "; ".join(f"{what}: {', '.join(keys[:4])}" for what, keys in wrong.items())
+        raise ExportError(f"transformers cannot load {root} as it was written: {listed}.")
+    return model.eval()
+
+
+# ---- models of transformers -----------------------------------------------------------------------------------------
+def _auto_class_of(adapted: AdaptedModel) -> str | None:
+    """The auto class that loads the model without any code; None where code must go along."""
+    import transformers
+
+    model = adapted.model
+    cls = type(model)
+    as_it_came = cls.__module__.startswith("transformers.") and adapted.completion.status == "direct"
+    if not as_it_came or not isinstance(model, transformers.PreTrainedModel) or "causality" in adapted.contract.reasons:
+        return None
+    for head in HEADS.values():
+        auto = getattr(transformers, f"AutoModelFor{head}")
+        known = auto._model_mapping.get(type(model.config), None)
+        if cls is known or (isinstance(known, (tuple, list)) and cls in known):
+            return str(auto.__name__)
+    return None
+
+
+def _refuse_without_head(adapted: AdaptedModel) -> None:
+    if not adapted.contract.scores_tokens:
+        raise ExportError(
+            f"{adapted.name} gives hidden states and no scores for its tokens: there is no auto class that would load it with a "
+            "loss. Add a head, or load it with one (AutoModelForCausalLM instead of AutoModel)."
+        )
+
+
+def purpose_of(contract: CallContract) -> str:
+    """What a model is for, as a key of `HEADS`."""
+    by_token = contract.task == "classification" and contract.logits.layout not in ("BV", "LBV")
+    return "tokens" if by_token else contract.task
+
+
+# ---- models with code of their own ----------------------------------------------------------------------------------
+@dataclass
+class _CodeFolder:
+    """Writes weights, code and config of a model that transformers does not know."""
+
+    adapted: AdaptedModel
+    blueprint: Blueprint
+    tokenizer: PreTrainedTokenizerBase | None
+    labels: Sequence[str] | None
+    sources: dict[str, str] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
+
+    @property
+    def class_name(self) -> str:
+        return original_class(self.adapted.model).__name__
+
+    @property
+    def prefix(self) -> str:
+        """Of the rendered classes; the author's file may have a GPTConfig of its own."""
+        return f"Adapted{self.class_name}"
+
+    @property
+    def slug(self) -> str:
+        """The class's name as a file and model type may hold it."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.class_name).lower()
+
+    @property
+    def head(self) -> str:
+        return HEADS[purpose_of(self.adapted.contract)]
+
+    def write(self, root: Path) -> None:
+        """Everything but the tokenizer."""
+        config = self.config()  # with the contract's constants, whose classes go into the sources
+        self._find_sources()
+        for name, text in {**self.sources, **self._copies(), f"modeling_{self.slug}.py": self._modeling()}.items():
+            write_text(root / name, text)
+        self._write_weights(root / "model.safetensors")
+        write_json(root / "config.json", config)
+        if self.head in ("CausalLM", "Seq2SeqLM"):
+            self._generation().save_pretrained(root)
+
+    # ---- code -------------------------------------------------------------------------------------------------------
+    def _find_sources(self) -> None:
+        """The files that define the classes, and the lines that import these."""
+        own = {
+            name: cls
+            for name, cls in self.blueprint.classes.items()
+            if not is_installed(cls) and cls is not ConfigNamespace
+        }
+        for name, cls in self.blueprint.classes.items():
+            if cls is ConfigNamespace:
+                self.imports.append(f"from .{file_name_of(cls.__module__).removesuffix('.py')} import {name}")
+            elif name not in own:
+                self.imports.append(f"from {cls.__module__} import {name}")
+        files = self._files_as_they_came()
+        if files is not None and own:
+            self.sources = files
+            self.imports += [f"from .{cls.__module__.rpartition('.')[2]} import {name}" for name, cls in own.items()]
+            named = {cls.__module__.rpartition(".")[2] for cls in own.values()}
+            others = sorted({file.removesuffix(".py") for file in files} - named)
+            # transformers copies the files that it finds in lines of this form
+            self.imports += [f"from .{file} import __name__ as _{file}" for file in others]
+        elif own:
+            self.sources = {SLICE_FILE: self._slice(own)}
+            self.imports.append(f"from .{SLICE_FILE.removesuffix('.py')} import {', '.join(own)}")
+        self._refuse_meeting_names()
+
+    def _files_as_they_came(self) -> dict[str, str] | None:
+        """The files that `load_model` read, completed and with relative imports; None where some lie in folders."""
+        source, completion = self.adapted.source, self.adapted.completion
+        if source is None or source.arguments is None:
+            return None
+        files = {name: text for name, text in source.files.items() if name.endswith(".py")}
+        files[source.file_name] = completion.source_after or source.text
+        if any("/" in name for name in files) or any(module_path(n) != n.removesuffix(".py") for n in files):
+            return None
+        return {name: raw.decode("utf-8") for name, raw in prepare_package(files).items() if name != "__init__.py"}
+
+    def _slice(self, own: Mapping[str, type]) -> str:
+        completion = self.adapted.completion
+        root = original_class(self.adapted.model)
+        texts = {root: completion.source_after} if completion.status == "completed" and completion.source_after else {}
+        return slice_of(own.values(), texts)
+
+    def _refuse_meeting_names(self) -> None:
+        taken = {name for name in self.sources if name.startswith((PREFIX, "modeling_"))}
+        if taken:
+            raise ExportError(
+                f"The model's own files {', '.join(sorted(taken))} bear names that the folder needs; rename them."
+            )
+
+    def _copies(self) -> dict[str, str]:
+        wanted = [*_COPIED, *(_COPIED_WHERE_CAUSAL if self.blueprint.made_causal else ())]
+        if ConfigNamespace in self.blueprint.classes.values():
+            wanted.append(ConfigNamespace.__module__)
+        return copies_of(wanted)
+
+    def _modeling(self) -> str:
+        return render(
+            TEMPLATE,
+            class_name=self.class_name,
+            prefix=self.prefix,
+            model_type=self.model_type,
+            auto_class=f"AutoModelFor{self.head}",
+            source_files=sorted(self.sources) or ["of an installed package"],
+            made_causal=self.blueprint.made_causal,
+            imports=self.imports,
+            classes=sorted(self.blueprint.classes),
+            main_input="input_ids" if self.adapted.contract.takes_tokens else "pixel_values",
+        )
+
+    # ---- config -----------------------------------------------------------------------------------------------------
+    @property
+    def model_type(self) -> str:
+        return f"adapted_{self.slug}"
+
+    def config(self) -> dict[str, Any]:
+        """Content of config.json."""
+        made, contract = self.blueprint, dataclasses.asdict(self.adapted.contract)
+        contract["constants"] = constants_of(self.adapted, made.classes)
+        del contract["reasons"]  # sentences for people; the card tells them
+        tied = {f"model.{name}": f"model.{first}" for name, first in tied_names(self.adapted.model).items()}
+        module = f"modeling_{self.slug}"
+        return {
+            "architectures": [f"{self.prefix}For{self.head}"],
+            "auto_map": {
+                "AutoConfig": f"{module}.{self.prefix}Config",
+                f"AutoModelFor{self.head}": f"{module}.{self.prefix}For{self.head}",
+            },
+            "model_type": self.model_type,
+            "dtype": "float32",
+            "recipe": made.recipe,
+            "changes": made.changes,
+            "causal": {"twins": made.twins, "rules": made.rules},
+            "contract": contract,
+            "tied_weights": tied,
+            "tie_word_embeddings": bool(tied),
+            "is_encoder_decoder": self.adapted.contract.decoder_name is not None,
+            **self._sizes(),
+            **self._special_ids(),
+            **self._classes(),
+        }
+
+    def _sizes(self) -> dict[str, Any]:
+        """Sizes under the names that transformers gives them, where they are known."""
+        config, contract = self.adapted.config, self.adapted.contract
+        shape = contract.image_shape
+        sizes = {
+            "vocab_size": contract.vocab_size,
+            "hidden_size": config.d_model,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "max_position_embeddings": contract.max_length,
+            "num_channels": shape[0] if shape else None,
+            "image_size": list(shape[1:]) if shape else None,
+        }
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def _special_ids(self) -> dict[str, Any]:
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        ids = {name: getattr(self.tokenizer, name, None) for name in names}
+        if self.adapted.contract.decoder_name is not None:
+            ids["decoder_start_token_id"] = self.adapted.contract.start_id
+        return {name: index for name, index in ids.items() if index is not None}
+
+    def _classes(self) -> dict[str, Any]:
+        if purpose_of(self.adapted.contract) not in ("classification", "tokens", "vision"):
+            return {}
+        count = self.adapted.contract.output_size or 0
+        names = list(self.labels) if self.labels is not None else [f"LABEL_{index}" for index in range(count)]
+        if len(names) != count:
+            raise ExportError(f"labels= names {len(names)} classes, the model scores {count}.")
+        return {
+            "id2label": {str(index): name for index, name in enumerate(names)},
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
+
+    def _generation(self) -> Any:
+        """Settings of `model.generate`: no cache, and only ids that the tokenizer has a text for, as in `utils.generate`."""
+        from transformers import GenerationConfig
+
+        ids = self._special_ids()
+        if "pad_token_id" not in ids and "eos_token_id" in ids:
+            ids["pad_token_id"] = ids["eos_token_id"]
+        return GenerationConfig(use_cache=False, suppress_tokens=self._never_drawn() or None, **ids)
+
+    def _never_drawn(self) -> list[int]:
+        """Ids without text, and special ones but end-of-text."""
+        if self.tokenizer is None:
+            return []
+        rows = self.adapted.contract.output_size or 0
+        allowed = set(self.tokenizer.get_vocab().values()) - set(self.tokenizer.all_special_ids)
+        allowed |= {self.tokenizer.eos_token_id} - {None}
+        return [index for index in range(rows) if index not in allowed]
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
+    def _write_weights(self, path: Path) -> None:
+        require("safetensors", extra="training", feature="A Hugging Face folder")
+        from safetensors.torch import save_file
+
+        tied = tied_names(self.adapted.model)
+        state = {}
+        for name, tensor in self.adapted.model.state_dict().items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ExportError(f"{name} of {self.adapted.name} is no tensor, which model.safetensors cannot hold.")
+            if name not in tied:
+                state[f"model.{name}"] = tensor.detach().cpu().contiguous().clone()
+        save_file(state, path, metadata={"format": "pt"})

@@ -1,0 +1,327 @@
+"""An exported folder on the Hugging Face Hub: what would go up, and the sending of it. Private unless said otherwise.
+
+Only files that an export's own manifest lists are sent, each with the hash that it was exported with, and the card beside
+them. Leaves writing those to `bundle`, `hf_folder` and `model_card`. No token is ever written, logged or part of a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from utils._extras import require
+from utils._files import sha256_of
+from utils._tables import html_table, text_table
+from utils.errors import ConfigError, HubError
+from utils.export.hf_folder import FACTS_FILE
+from utils.export.model_card import CARD_FILE, CURVE_FILE, DIAGRAM_FILE
+from utils.training.secrets import unmistakable_secret_in
+from utils.training.tracking import colab_secret
+
+MANIFEST_FILE = "manifest.json"
+TOKEN_NAME = "HF_TOKEN"
+_BESIDE = (CARD_FILE, DIAGRAM_FILE, CURVE_FILE)
+_OF_TRANSFORMERS = "hf/"
+"""A bundle's folder for transformers; its files go to the top of the repository, where `from_pretrained` looks for them."""
+
+_TEXTS = {".py", ".json", ".md", ".txt", ".yaml", ".yml", ".svg", ".jinja", ".html"}
+_LARGEST_TEXT = 64 * 2**20
+_COLUMNS = ("file", "size")
+
+_ADVICE = {
+    400: "The Hub does not accept the request: {said}",
+    401: "The Hub does not accept the token. Make one with write access at https://huggingface.co/settings/tokens and pass it as "
+    "token=, as HF_TOKEN in the environment, or under Secrets (the key symbol) in Colab.",
+    403: "The token may not write to {repo}. It needs write access, and you must be a member of an organisation to write there.",
+    404: "There is no {repo} that this token can see: check the name of the user or organisation, and of the branch.",
+    409: "{repo} was changed by somebody else at the same time. Call push_to_hub again.",
+    413: "A file is larger than the Hub takes.",
+    429: "The Hub takes no more requests from you for now{wait}. Try again later.",
+}
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file: its name in the repository, where it lies, and its size in bytes."""
+
+    name: str
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Push:
+    """What went up, or would.
+
+    Attributes:
+        repo_id: "owner/name", or "name" for your own account where nothing was asked yet.
+        private: whether the repository is.
+        revision: branch.
+        uploads: the files.
+        commit_message: of the one commit that holds them.
+        dry_run: whether nothing was sent.
+        url: of the commit; empty for a dry run.
+    """
+
+    repo_id: str
+    private: bool
+    revision: str
+    uploads: tuple[Upload, ...]
+    commit_message: str
+    dry_run: bool = True
+    url: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(upload.bytes for upload in self.uploads)
+
+    @property
+    def title(self) -> str:
+        """What happened, in a sentence."""
+        visible = "private" if self.private else "PUBLIC"
+        size = f"{len(self.uploads)} files, {self.total_bytes / 1e6:.2f} MB"
+        where = f"the {visible} repository {self.repo_id}, branch {self.revision}"
+        return f"Would send {size} to {where}" if self.dry_run else f"Sent {size} to {where}: {self.url}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(upload.name, f"{upload.bytes:,} B") for upload in self.uploads]
+
+    def summary(self) -> str:
+        """Target and files as text."""
+        return text_table(_COLUMNS, self._rows(), title=self.title)
+
+    def _repr_html_(self) -> str:
+        return f"<h4>{html.escape(self.title)}</h4>" + html_table(_COLUMNS, self._rows())
+
+
+def push_to_hub(
+    folder_or_bundle: Any,
+    repo_id: str,
+    private: bool = True,
+    token: str | None = None,
+    dry_run: bool = False,
+    revision: str = "main",
+    commit_message: str | None = None,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> Push:
+    """Send an exported folder to a repository of the Hugging Face Hub, in one commit.
+
+    Args:
+        folder_or_bundle: what `export` gave, its folder, or a folder that `write_hf_folder` wrote.
+        repo_id: "owner/name", or "name" for your own account; made where it is not there.
+        private: of the repository. One that is public already is refused while this is True.
+        token: with write access. None takes that of Colab's Secrets, of HF_TOKEN, or of `hf auth login`, in this order.
+        dry_run: send nothing, ask nobody, and say what would go up.
+        revision: branch; made where it is not there.
+        commit_message: None writes one.
+        progress: called with (bytes done, bytes in total, note).
+
+    Raises:
+        ConfigError: the folder is no export, or has been changed since; or the name is no name of a repository.
+        HubError: the Hub refuses or cannot be reached; the message says why and what to do.
+
+    Example:
+        >>> print(push_to_hub("exports/run", "me/my-model", dry_run=True).summary())
+    """
+    require("huggingface_hub", extra="training", feature="push_to_hub")
+    _check_name(repo_id)
+    uploads = tuple(planned(folder_or_bundle))
+    message = commit_message or f"Export of {len(uploads)} files by transformer-builder-colab"
+    plan = Push(repo_id, private, revision, uploads, message)
+    if dry_run:
+        return plan
+    secret = token or _token()
+    _refuse_secrets(uploads, secret)
+    with _explained(repo_id, secret):
+        return _send(plan, secret, progress)
+
+
+# ---- what goes up ---------------------------------------------------------------------------------------------------
+def planned(folder_or_bundle: Any) -> Iterator[Upload]:
+    """The files that would go up, by name.
+
+    Raises:
+        ConfigError: no export, or one whose files have been changed or lost.
+    """
+    root = Path(getattr(folder_or_bundle, "out", folder_or_bundle))
+    if not root.is_dir():
+        raise ConfigError(f"push_to_hub takes what export() gave, or its folder; there is no folder {root}.")
+    manifest = next((name for name in (MANIFEST_FILE, FACTS_FILE) if (root / name).is_file()), None)
+    if manifest is None:
+        raise ConfigError(
+            f"{root} is no exported folder: it has neither {MANIFEST_FILE} nor {FACTS_FILE}. Export first; other folders are not "
+            "sent, since nothing says what may leave them."
+        )
+    entries = _entries(root / manifest)
+    names = [manifest, *(name for name in _BESIDE if name not in entries and (root / name).is_file())]
+    placed: dict[str, Upload] = {}
+    for name in [*names, *entries]:
+        path = _checked(root, name, entries.get(name))
+        place = name.removeprefix(_OF_TRANSFORMERS)
+        if place in placed and place != name:
+            continue  # the bundle's own card stands for that of its folder
+        placed[place] = Upload(place, path, path.stat().st_size)
+    yield from (placed[place] for place in sorted(placed))
+
+
+def _entries(path: Path) -> dict[str, str]:
+    """File name → SHA-256, as the manifest lists them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(entry["name"]): str(entry["sha256"]) for entry in content["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no manifest of an export ({type(error).__name__}: {error}). Export anew."
+        ) from error
+
+
+def _checked(root: Path, name: str, digest: str | None) -> Path:
+    """The file of a listed name, unchanged and inside the folder."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") for part in parts)
+    path = root / name
+    if hidden or PurePosixPath(name).is_absolute() or root.resolve() not in path.resolve().parents:
+        raise ConfigError(
+            f"The manifest of {root} lists {name!r}, which is hidden or lies outside of the folder; it is not sent."
+        )
+    if not path.is_file():
+        raise ConfigError(f"{path} is listed in the manifest and is not there. Export anew.")
+    if digest is not None and sha256_of(path) != digest:
+        raise ConfigError(f"{path} has been changed since it was exported and proven. Export anew.")
+    return path
+
+
+def _refuse_secrets(uploads: tuple[Upload, ...], token: str) -> None:
+    """Nothing leaves that holds a key: neither the one in use nor one that looks like no other text."""
+    for upload in uploads:
+        if upload.path.suffix.lower() not in _TEXTS or upload.bytes > _LARGEST_TEXT:
+            continue
+        text = upload.path.read_text(encoding="utf-8", errors="replace")
+        kind = "the Hugging Face token in use" if token in text else unmistakable_secret_in(text)
+        if kind is not None:
+            raise ConfigError(f"{upload.path} seems to hold {kind}; nothing was sent. Take it out, and make a new one.")
+
+
+# ---- the way up -----------------------------------------------------------------------------------------------------
+def _send(plan: Push, token: str, progress: Callable[[int, int | None, str], None] | None) -> Push:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    say = progress or (lambda done, total, note: None)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+    say(0, plan.total_bytes, f"asking for {plan.repo_id}")
+    repo_id = api.create_repo(plan.repo_id, private=plan.private, exist_ok=True).repo_id
+    private = bool(api.model_info(repo_id).private)
+    if plan.private and not private:
+        raise HubError(
+            f"{repo_id} is public, and private=True was asked for: nothing was sent. Make it private on the Hub, choose another "
+            "name, or pass private=False (--public).",
+            "refused",
+        )
+    if plan.revision != "main":
+        api.create_branch(repo_id, branch=plan.revision, exist_ok=True)
+    additions = [CommitOperationAdd(upload.name, str(upload.path)) for upload in plan.uploads]
+    done = 0
+    with _without_bars():
+        for upload, addition in zip(plan.uploads, additions):
+            say(done, plan.total_bytes, upload.name)
+            api.preupload_lfs_files(repo_id, [addition], revision=plan.revision, free_memory=False)
+            done += upload.bytes
+        say(done, plan.total_bytes, "commit")
+        made = api.create_commit(repo_id, additions, commit_message=plan.commit_message, revision=plan.revision)
+    return Push(repo_id, private, plan.revision, plan.uploads, plan.commit_message, False, str(made.commit_url))
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """The Hub's client draws bars of its own; whoever called us has one already."""
+    bars = _client("utils")
+    were_off = bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            bars.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str, token: str) -> Iterator[None]:
+    """Turns what the client raises into one sentence without the token."""
+    errors = _client("errors")
+    try:
+        yield
+    except (HubError, ConfigError):
+        raise
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _explanation(error, repo_id, token) from error
+
+
+def _explanation(error: Exception, repo_id: str, token: str) -> HubError:
+    errors = _client("errors")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, errors.HfHubHTTPError):
+        cause = cause.__cause__  # what a thread of the upload met
+    response = getattr(cause, "response", None)
+    if response is not None:
+        return _refusal(response, repo_id, token)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HubError("HF_HUB_OFFLINE is set, so nothing is sent. Unset it and call again.", "offline")
+    if isinstance(error, (OSError, errors.HTTPError)):
+        return HubError(
+            f"The Hub cannot be reached ({type(error).__name__}): check the connection and call push_to_hub again. Nothing was "
+            "committed.",
+            "unreachable",
+        )
+    return HubError(f"The Hub does not accept what was sent: {_plain(str(error), token)}", "refused")
+
+
+def _refusal(response: Any, repo_id: str, token: str) -> HubError:
+    status = int(response.status_code)
+    said = _plain(response.headers.get("X-Error-Message") or response.text, token)[:300]
+    seconds = response.headers.get("Retry-After")
+    wait = f" (it asks to wait {seconds} s)" if seconds else ""
+    words = _ADVICE.get(status, f"The Hub answered with status {status}: {{said}}")
+    kind = "missing" if status == 404 else "unreachable" if status >= 500 else "refused"
+    return HubError(words.format(repo=repo_id, said=said, wait=wait), kind)
+
+
+def _plain(text: str, token: str) -> str:
+    return " ".join(text.split()).replace(token, "…")
+
+
+def _check_name(repo_id: str) -> None:
+    try:
+        _client("utils").validate_repo_id(repo_id)
+    except _client("errors").HFValidationError as error:
+        raise ConfigError(f"repo_id={repo_id!r} is no name of a repository, such as 'me/my-model': {error}") from error
+
+
+def _token() -> str:
+    """The token of Colab's Secrets, of the environment or of the Hub's own login.
+
+    Raises:
+        HubError: there is none.
+    """
+    from huggingface_hub import get_token
+
+    found = colab_secret(TOKEN_NAME) or os.environ.get(TOKEN_NAME, "").strip() or get_token()
+    if not found:
+        raise HubError(
+            "There is no token for the Hugging Face Hub. Make one with write access at https://huggingface.co/settings/tokens and "
+            "pass it as token=, as HF_TOKEN in the environment, under Secrets (the key symbol) in Colab, or run: hf auth login",
+            "refused",
+        )
+    return str(found)
+
+
+def _client(name: str) -> Any:
+    """A module of the Hub's client."""
+    return importlib.import_module(f"huggingface_hub.{name}")

@@ -1,0 +1,264 @@
+"""int8: the ONNX file with its matrices rounded to 256 steps, kept only where it costs next to nothing.
+
+Two ways, both ONNX Runtime's own: "dynamic" rounds activations as they come, "static" by ranges that were measured on the
+model's samples (the validation text, where there is one). Where everything rounded costs too much, the layers that lose
+most stay in float and it is tried again. Leaves ranking layers to `sensitivity` and judging to `parity`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from utils._extras import require
+from utils.errors import ConfigError, ExportError, ParityError
+from utils.export.artifact import Artifact
+from utils.export.child import ChildRuntime
+from utils.export.exporter import Exporter
+from utils.export.onnx import ONNXExporter
+from utils.export.parity import Tolerance, cost_of
+from utils.export.runner import first_lines
+from utils.export.samples import samples_of
+from utils.export.sensitivity import Layer, layers_of, noise_of
+from utils.export.subject import ExportSubject, subject_of
+from utils.export.tracing import chatter_in_the_log
+from utils.progress import ProgressCallback, ignore_progress
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.02
+"""Part of the model's bits that int8 may cost on top. Sound files were measured at 0.02% to 1%, collapsed ones far above."""
+
+METHODS = ("dynamic", "static")
+
+
+class Int8Exporter(Exporter):
+    """Writes int8 ONNX.
+
+    Args:
+        method: "dynamic", or "static" for runtimes and processors where ranges must be known beforehand.
+
+    Example:
+        >>> artifact = Int8Exporter.export(model, tokenizer, "model_int8.onnx", config, validation_text=text)
+        >>> artifact.parity.cost[0].lost, artifact.facts["kept in float"]
+    """
+
+    format: ClassVar[str] = "int8"
+    file_name: ClassVar[str] = "model_int8.onnx"
+    method: ClassVar[str] = "dynamic"
+    tolerance: ClassVar[Tolerance] = Tolerance(
+        max_abs_diff=float("inf"),
+        bits_per_byte=float("inf"),
+        reason="weights and activations are rounded to 256 steps, so the file is judged by the bits that this costs",
+        cost=SHARE,
+    )
+
+    @classmethod
+    def export(
+        cls,
+        model: object,
+        tokenizer: object = None,
+        output_path: str | Path = "model_int8.onnx",
+        config: object = None,
+        validation_text: str | None = None,
+    ) -> Artifact:
+        """Export one model to one int8 file.
+
+        Args:
+            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
+            tokenizer: needed for `validation_text`.
+            output_path: the file; an existing folder gets `model_int8.onnx`.
+            config: limits that the model does not tell itself.
+            validation_text: what the file is judged on, and what "static" measures ranges on.
+
+        Raises:
+            ExportError: there is nothing to round. ParityError, a kind of it: int8 costs too much, whatever stays in float.
+            ConfigError, TokenizerError: see `subject_of`.
+        """
+        destination = Path(output_path)
+        if destination.is_dir():
+            destination = destination / cls.file_name
+        if destination.suffix != ".onnx":
+            raise ConfigError(f"output_path must end in .onnx; got {str(output_path)!r}.")
+        subject = subject_of(model, tokenizer=tokenizer, config=config)
+        return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
+
+    def __init__(self) -> None:
+        """Check that what int8 needs is installed; raises `MissingPackageError` as `ONNXExporter` does."""
+        self._float = ONNXExporter()
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        """Round everything that can be. See `Exporter.write`."""
+        return self._rounded(subject, self._float_file(subject, path), path, ())
+
+    def stage(
+        self,
+        subject: ExportSubject,
+        folder: Path,
+        child: ChildRuntime,
+        file_name: str | None = None,
+        *,
+        validate: bool = True,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Artifact:
+        """Round, weigh, and keep more in float until it costs little enough. See `Exporter.stage`."""
+        folder.mkdir(exist_ok=True)
+        path = folder / (file_name or self.file_name)
+        progress(0, None, f"{self.format}: writing the float file")
+        source = self._float_file(subject, path)
+        failures: list[str] = []
+        for kept in self._attempts(subject, source):
+            progress(0, None, f"{self.format}: rounding, {len(kept)} layers in float")
+            artifact = self._rounded(subject, source, path, kept)
+            if not validate:
+                break
+            cost = self._cost(artifact, subject, child)
+            if cost.passed:
+                artifact.parity = self.prove(artifact, subject, child, progress)
+                if artifact.parity.passed:
+                    break
+            failures.append(f"{len(kept)} layers in float: {cost.lost:.3f} bits on top of {cost.model:.3f}")
+            logger.info("%s of %s costs too much with %s", self.format, subject.name, failures[-1])
+        else:
+            raise ParityError(
+                f"{self.format} of {subject.name!r} costs more than {SHARE:.0%} of the model's bits, however much stays in "
+                f"float ({'; '.join(failures)}), and was not kept. Export it in float.",
+                artifact.parity or self.prove(artifact, subject, child, ignore_progress),
+            )
+        if source.parent == path.parent:
+            source.unlink()
+            for beside in source.parent.glob(f"{source.name}.*"):
+                beside.unlink()
+        return artifact
+
+    def _cost(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Any:
+        artifact.open_with(self.runner(artifact, subject, child))
+        try:
+            return cost_of(artifact, subject, SHARE)
+        finally:
+            artifact.close()
+
+    def _float_file(self, subject: ExportSubject, path: Path) -> Path:
+        """The float file of the same bundle where there is one, else one that is written here."""
+        staged = path.parent.parent / ONNXExporter.format / ONNXExporter.file_name
+        if staged.is_file():
+            return staged
+        own = path.with_name("float.onnx")
+        if not own.is_file():
+            self._float.write(subject, own)
+        return own
+
+    def _attempts(self, subject: ExportSubject, source: Path) -> Iterator[tuple[str, ...]]:
+        """Names of the layers to keep in float, attempt by attempt: none, then the noisiest 1, 2, 4, … up to half."""
+        yield ()
+        layers = layers_of(source)
+        noise = noise_of(source, layers, self._samples(subject))
+        ranked = sorted(noise, key=lambda name: noise[name], reverse=True)
+        count = 1
+        while count <= max(1, len(ranked) // 2) and count < len(ranked):
+            yield tuple(ranked[:count])
+            count *= 2
+
+    def _rounded(self, subject: ExportSubject, source: Path, path: Path, kept: Sequence[str]) -> Artifact:
+        onnx = require("onnx", extra="export", feature="int8 export")
+        layers = layers_of(source)
+        chosen = [layer for layer in layers if layer.name not in kept]
+        if not chosen:
+            raise ExportError(
+                f"{subject.name!r} has no weights that int8 could round: its file holds no MatMul, Gemm or Gather with "
+                "weights of their own"
+                + (", and Conv is rounded by int8_static only." if self.method == "dynamic" else " and no Conv.")
+            )
+        model = onnx.load(str(source))
+        del model.graph.value_info[:]  # shapes that rounding changes; they are inferred anew
+        with chatter_in_the_log():
+            try:
+                self._quantize(model, path, layers, chosen, subject)
+            except Exception as error:  # its exceptions share no base class
+                raise ExportError(
+                    f"ONNX Runtime cannot round {subject.name!r} to int8: {type(error).__name__}: {first_lines(str(error))}"
+                ) from error
+        facts = self._mark(path, kept, len(chosen))
+        beside = sorted(file for file in path.parent.glob(f"{path.name}.*"))
+        return Artifact(self.format, path, (path, *beside), self._traced(subject), facts)
+
+    def _quantize(
+        self, model: Any, path: Path, layers: Sequence[Layer], chosen: Sequence[Layer], subject: ExportSubject
+    ) -> None:
+        """ONNX Runtime's dynamic quantization: weights by channel, activations by call."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+
+        quantize_dynamic(
+            model,
+            str(path),
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=True,
+            reduce_range=True,  # 7 bits of weights: 8 overflow on processors without VNNI, such as Colab's
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_all_but(model, chosen),
+            use_external_data_format=model.ByteSize() > 2**31 - 2**27,
+        )
+
+    def _samples(self, subject: ExportSubject) -> list[dict[str, np.ndarray]]:
+        samples = subject.samples if subject.samples is not None else samples_of(subject)
+        return list(samples.batches)
+
+    def _traced(self, subject: ExportSubject) -> Any:
+        from utils.export.exporter import traced_shape_for
+
+        return traced_shape_for(subject.signature)
+
+    def _mark(self, path: Path, kept: Sequence[str], rounded: int) -> dict[str, str]:
+        """Write into the file what was done to it."""
+        onnx = require("onnx", extra="export", feature="int8 export")
+        model = onnx.load(str(path), load_external_data=False)
+        facts = {prop.key: prop.value for prop in model.metadata_props if not prop.key.startswith("onnx.")}
+        facts |= {"int8": f"{self.method}, {rounded} layers rounded", "kept in float": ", ".join(kept) or "none"}
+        onnx.helper.set_model_props(model, facts)
+        onnx.save(model, str(path))
+        return facts
+
+
+class StaticInt8Exporter(Int8Exporter):
+    """Writes int8 ONNX whose activations have fixed ranges; convolutions are rounded too."""
+
+    format: ClassVar[str] = "int8_static"
+    file_name: ClassVar[str] = "model_int8_static.onnx"
+    method: ClassVar[str] = "static"
+
+    def _quantize(
+        self, model: Any, path: Path, layers: Sequence[Layer], chosen: Sequence[Layer], subject: ExportSubject
+    ) -> None:
+        """ONNX Runtime's static quantization: ranges of activations from the samples."""
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        batches = self._samples(subject)
+
+        class Reader(CalibrationDataReader):
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return batches.pop() if batches else None
+
+        quantize_static(
+            model,
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_all_but(model, chosen),
+            use_external_data_format=model.ByteSize() > 2**31 - 2**27,
+        )
+
+
+def _all_but(model: Any, chosen: Sequence[Layer]) -> list[str]:
+    """Names of every node that stays in float; the quantizer calls a Gemm that it rewrites `<name>_MatMul`."""
+    names = {layer.name for layer in chosen}
+    return [form for node in model.graph.node if node.name not in names for form in (node.name, f"{node.name}_MatMul")]

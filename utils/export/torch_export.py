@@ -1,0 +1,95 @@
+"""`torch.export`: the model as one `.pt2` file that torch opens without its source. Leaves the proof to `parity`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch.export import Dim
+from torch.fx.experimental import _config as symbolic
+
+from utils.errors import ConfigError
+from utils.export.artifact import Artifact
+from utils.export.exporter import Exporter, described, traced_shape_for
+from utils.export.parity import Tolerance
+from utils.export.signature import Shape
+from utils.export.subject import ExportSubject, LogitsOnly, subject_of
+from utils.export.torch_runners import METADATA
+from utils.export.tracing import recurrent_layers_as_loops, tracing
+
+logger = logging.getLogger(__name__)
+
+
+class TorchExportExporter(Exporter):
+    """Writes `.pt2`.
+
+    Example:
+        >>> artifact = TorchExportExporter.export(model, "model.pt2", config)
+        >>> torch.export.load(artifact).module()(input_ids=ids)     # elsewhere, with torch alone
+    """
+
+    format: ClassVar[str] = "pt2"
+    file_name: ClassVar[str] = "model.pt2"
+    tolerance: ClassVar[Tolerance] = Tolerance(
+        max_abs_diff=1e-4,
+        bits_per_byte=1e-3,
+        reason="the same float32 kernels: only sums that the exporter regrouped run in another order",
+    )
+
+    @classmethod
+    def export(
+        cls, model: object, output_path: str | Path = "model.pt2", config: object = None, validate: bool = True
+    ) -> Artifact:
+        """Export one model to one file.
+
+        Args:
+            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
+            output_path: the file; an existing folder gets `model.pt2`.
+            config: limits that the model does not tell itself.
+            validate: prove the file equal to the model first, and keep it only then.
+
+        Raises:
+            ExportError: torch cannot capture the model; ParityError (a kind of it): the file is not equal to it.
+            ConfigError: see `subject_of`, or another ending than `.pt2`.
+        """
+        destination = Path(output_path)
+        if destination.is_dir():
+            destination = destination / cls.file_name
+        if destination.suffix != ".pt2":
+            raise ConfigError(f"output_path must end in .pt2; got {str(output_path)!r}.")
+        return cls().deliver(subject_of(model, config=config), destination, validate=validate)
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        """Capture and save. See `Exporter.write`."""
+        traced = traced_shape_for(subject.signature)
+        program = capture(subject, traced)
+        facts = described(subject, traced)
+        with tracing(subject, "torch.export"):
+            torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+        return Artifact(self.format, path, (path,), traced, facts)
+
+
+def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:
+    """The model as torch's exported program, with free batch and lengths.
+
+    Raises:
+        ExportError: torch cannot capture it, or fixes a size.
+    """
+    signature, example = subject.signature, subject.example(traced)
+    free = {name: dict.fromkeys(signature.axes_of(name), Dim.DYNAMIC) for name in example}
+    model = LogitsOnly(subject.adapted).eval()
+    with tracing(subject, "torch.export"), recurrent_layers_as_loops():
+        try:
+            program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+        except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
+            logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
+            with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # as torch's ONNX exporter captures
+                program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it holds paths of this machine
+    return program

@@ -1,0 +1,150 @@
+"""What every way of tracing a model needs: its maths in the open, its chatter in the log, and its failures in words."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch.nn.modules import transformer
+
+from utils.errors import ExportError
+from utils.export.runner import first_lines
+from utils.export.subject import ExportSubject, undisturbed
+
+logger = logging.getLogger(__name__)
+
+_TALKATIVE = ("torch", "onnxscript", "onnx_ir")
+
+_ADVICE = (
+    (
+        r"static shape|specializ|Dim\.DYNAMIC|[Cc]onstraints violated|ConstraintViolation",
+        "forward fixes its batch or length. Take sizes from the tensor (x.shape[1]) and not from numbers, and avoid Python "
+        "loops over the length. A recurrent layer (nn.LSTM, nn.GRU) needs torch 2.13 for a dynamic length.",
+    ),
+    (
+        r"data-dependent|DataDependent|\.item\(\)|vmap",
+        "forward decides by the values of a tensor. Replace `if`, `.item()` and indexing by values with torch.where or a mask.",
+    ),
+    (
+        r"No ONNX function|DispatchError|ConversionError|decompos",
+        "An operator has no ONNX counterpart. Write it with basic operations (matmul, softmax, where, …).",
+    ),
+)
+_ADVICE_OTHERWISE = (
+    "Reduce forward to tensor operations until torch.export.export(model, (input_ids,)) runs; set the log level of "
+    "'utils.export' to DEBUG to see everything that the exporter said."
+)
+
+
+@contextlib.contextmanager
+def tracing(subject: ExportSubject, format_name: str) -> Iterator[None]:
+    """Let an exporter loose on a model: left as it was, without fused fast paths, quiet.
+
+    Raises:
+        ExportError: whatever the exporter or the model raised, with its reason and what to do.
+    """
+    with undisturbed(subject.adapted), without_fast_path(), chatter_in_the_log():
+        try:
+            yield
+        except ExportError:
+            raise
+        except Exception as error:  # exporters let through whatever the model's code raises
+            raise ExportError(_explain(subject.name, format_name, error)) from error
+
+
+@contextlib.contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Trace `nn.MultiheadAttention` and `nn.Transformer` as the maths that they are.
+
+    The fused kernel for inference has no counterpart in other formats; and `nn.TransformerEncoder` and its decoder compare
+    the values of a mask with those of a causal one, to pass a hint beside the mask that changes no number.
+    """
+    before, hint = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = hint
+
+
+@contextlib.contextmanager
+def recurrent_layers_as_loops() -> Iterator[None]:
+    """Let `nn.LSTM` and `nn.GRU` keep a free length, as loops: torch can since 2.13; before, they fix it and are refused."""
+    try:
+        from torch.export import _patches as patches
+    except ImportError:
+        yield
+        return
+    operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    for operator in operators:
+        operator._dispatch_cache.clear()  # after an ONNX export it would still lead past the loops
+    with patches.register_lstm_while_loop_decomposition(), patches.register_gru_while_loop_decomposition():
+        yield
+
+
+class _Forwarder(logging.Handler):
+    """Hands records of other packages on to our log, as debug information."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.debug("%s: %s", record.name, record.getMessage())
+
+
+def _to_our_log(record: logging.LogRecord) -> bool:
+    """Filter of the root logger, into which ONNX Runtime's quantizer writes advice for those who call it."""
+    logger.debug("%s", record.getMessage())
+    return False
+
+
+def _talkers() -> list[logging.Logger]:
+    """The exporter's loggers, and those below them that show their records themselves."""
+    below = [
+        name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{top}." for top in _TALKATIVE))
+    ]
+    return [logging.getLogger(top) for top in _TALKATIVE] + [t for t in map(logging.getLogger, below) if t.handlers]
+
+
+@contextlib.contextmanager
+def chatter_in_the_log() -> Iterator[None]:
+    """Send what the exporter prints, logs and warns to our log instead of the screen.
+
+    Where it fails it prints whole graphs. The redirection holds for the process, as long as the tracing runs.
+    """
+    printed = io.StringIO()
+    talkers = _talkers()
+    before = [(talker.handlers, talker.propagate) for talker in talkers]
+    logging.root.addFilter(_to_our_log)
+    for talker in talkers:
+        talker.handlers, talker.propagate = [_Forwarder()], False
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        logging.root.removeFilter(_to_our_log)
+        for talker, (handlers, propagate) in zip(talkers, before):
+            talker.handlers, talker.propagate = handlers, propagate
+        if printed.getvalue().strip():
+            logger.debug("printed: %s", printed.getvalue())
+        for warning in caught:
+            logger.debug("%s: %s", warning.category.__name__, warning.message)
+
+
+def _explain(name: str, format_name: str, error: BaseException) -> str:
+    """The exporter's reason, without its essay, and what to do about it."""
+    deepest = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    everything = f"{error}\n{type(deepest).__name__}: {deepest}"
+    advice = next((text for pattern, text in _ADVICE if re.search(pattern, everything)), _ADVICE_OTHERWISE)
+    return f"{name!r} cannot be exported to {format_name}. Reason: {type(deepest).__name__}: {first_lines(str(deepest))}\nWhat to do: {advice}"
