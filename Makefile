@@ -48,6 +48,7 @@ bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing,
 	$(RUN) benchmarks/padded_training.py
 	$(RUN) benchmarks/training_throughput.py
 	$(RUN) benchmarks/mirroring.py
+	$(RUN) benchmarks/export_speed.py
 
 tables: $(DONE) ## how often interrupted and damaged runs come back: k of n (a quarter of an hour)
 	$(RUN) -m tests.training.engine.resume_table

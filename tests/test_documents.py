@@ -47,6 +47,14 @@ def test_training_guide_examples_run(tmp_path: Path) -> None:
     assert "learning_rate: 0.0005 → 0.0001" in printed and "must beat always the largest class" in printed
 
 
+def test_deployment_guide_examples_run(tmp_path: Path) -> None:
+    printed = run_blocks("docs/DEPLOYMENT_GUIDE.md", tmp_path)
+    assert "model_int8.onnx" in printed
+    assert "(1, 3, 1024)" in printed
+    assert "you/your-model" in printed and "private" in printed
+    assert (tmp_path / "exports" / "run" / "selftest.py").exists()
+
+
 def test_readme_example_runs(tmp_path: Path) -> None:
     printed = run_blocks("README.md", tmp_path)
     assert "residual_0_output" in printed
