@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +168,28 @@ def test_the_end_says_what_is_kept(tmp_path) -> None:
 
 
 REPOSITORY = "https://github.com/owner/name"
+
+
+class Packed:
+    """An export that is one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "run.zip"
+
+    def zip(self) -> Path:
+        self.path.write_bytes(bytes(1_500_000))
+        return self.path
+
+
+def test_an_export_is_handed_over(colab: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "Tick DOWNLOAD" in notebook.hand_over(Packed(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"on your disk already: .*run.zip \(1.5 MB\)"):
+        notebook.hand_over(Packed(tmp_path), download=True)  # type: ignore[arg-type]
+    colab(None)
+    sent: list[str] = []
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(files=SimpleNamespace(download=sent.append)))
+    assert "on its way" in notebook.hand_over(Packed(tmp_path), download=True)  # type: ignore[arg-type]
+    assert sent == [str(tmp_path / "run.zip")]
 
 
 @pytest.mark.parametrize("repository", [REPOSITORY, f"{REPOSITORY}/", f"{REPOSITORY}.git"])

@@ -26,6 +26,7 @@ from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 
 if TYPE_CHECKING:
     from utils.checks.report import Report
+    from utils.export.bundle import Bundle
     from utils.loading.code_review import CodeReview
     from utils.loading.model_loader import ModelSource
 
@@ -293,6 +294,28 @@ def drive_folder(wanted: bool) -> str | None:
         ) from error
     own = next((DRIVE / name for name in ("MyDrive", "My Drive") if (DRIVE / name).is_dir()), DRIVE / "MyDrive")
     return str(own / "transformer-builder")
+
+
+def hand_over(bundle: Bundle, download: bool = False) -> str:
+    """Pack an export into one file; in Colab, on demand, send it to the browser. Says where it is.
+
+    Args:
+        bundle: what `utils.export` gave.
+        download: the form's tick.
+
+    Raises:
+        ConfigError: a download was asked for and this is not Colab.
+    """
+    packed = bundle.zip()
+    size = f"{packed.stat().st_size / 1e6:.1f} MB"
+    if not download:
+        return f"{packed} ({size}) holds everything. Tick DOWNLOAD and run this cell again to send it to your computer."
+    if not in_colab():
+        raise ConfigError(f"A download is for Colab; here the file lies on your disk already: {packed} ({size}).")
+    from google.colab import files
+
+    files.download(str(packed))
+    return f"{packed} ({size}) is on its way to your computer. Keep this tab open until it is there."
 
 
 def finish_drive(folder: str | None) -> str:

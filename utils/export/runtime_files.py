@@ -34,6 +34,9 @@ SHARED = ("decoding.py", "export/signature.py", "errors.py")
 PACKAGES = ("onnxruntime", "numpy", "tokenizers", "fastapi", "starlette", "pydantic", "uvicorn")
 """What the scripts import, and requirements.txt pins."""
 
+SERVER_VERSIONS = {"fastapi": "0.165.0", "starlette": "1.10.0", "pydantic": "2.14.4", "uvicorn": "0.54.0"}
+"""Exporting needs no server: where its packages are missing, these versions, which the tests ran with, are pinned."""
+
 TOLERANCE = 1e-3
 """How far logits of model.onnx may be from the model's on any machine: ten times what its parity check allows here."""
 
@@ -94,7 +97,7 @@ def write_runtime(
     written.append(write_text(root / "golden.json", json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n"))
     written += [write_text(root / Path(module).name, _alone(module)) for module in SHARED]
     written += [write_text(root / script, render(TEMPLATES / f"{script}.j2")) for script in SCRIPTS]
-    written.append(write_text(root / ".dockerignore", render(TEMPLATES / "dockerignore.j2")))
+    written.append(write_text(root / "Dockerfile.dockerignore", render(TEMPLATES / "dockerignore.j2")))
     written.append(write_text(root / "requirements.txt", render(TEMPLATES / "requirements.txt.j2", pins=pins)))
     usage = render(TEMPLATES / "USAGE.md.j2", **_usage(signature, name, prompts[0]))
     return [*written, write_text(root / "USAGE.md", usage)]
@@ -123,13 +126,19 @@ def _check(
 
 
 def _pins() -> list[tuple[str, str]]:
-    """Package and installed version."""
+    """Package and version: the installed one, or of a part of the server that is not installed the one it was tried with."""
+    return [(name, _installed(name) or SERVER_VERSIONS[name]) for name in PACKAGES]
+
+
+def _installed(name: str) -> str | None:
     try:
-        return [(name, importlib.metadata.version(name).partition("+")[0]) for name in PACKAGES]
+        return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError as error:
+        if name in SERVER_VERSIONS:
+            return None
         raise MissingPackageError(
-            f"The folder's requirements pin the versions that are installed here, and {error.name} is not. Install it with: "
-            'pip install -e ".[export,serve]" (in a checkout) or pip install fastapi uvicorn onnxruntime (in Colab).'
+            f"The folder's requirements pin the versions that are installed here, and {name} is not. Install it with: "
+            'pip install -e ".[export,training]" (in a checkout) or pip install -r requirements-training.txt (in Colab).'
         ) from error
 
 
