@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -98,8 +99,23 @@ def test_requirements_pin_what_is_installed(bundles):
 
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime_files, "PACKAGES", ("numpy", "no-such-package"))
-    with pytest.raises(MissingPackageError, match=r"no-such-package is not\. .*export,serve"):
+    with pytest.raises(MissingPackageError, match=r"no-such-package is not\. .*export,training"):
         write_bundle("lm", tmp_path / "lm")
+
+
+def test_a_server_that_is_not_installed_is_pinned_as_it_was_tried(tmp_path, monkeypatch):
+    version = importlib.metadata.version
+
+    def without_server(name: str) -> str:
+        if name in runtime_files.SERVER_VERSIONS:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_server)
+    write_bundle("lm", tmp_path / "lm")
+    lines = (tmp_path / "lm" / "requirements.txt").read_text("utf-8").splitlines()
+    assert {f"{name}=={pinned}" for name, pinned in runtime_files.SERVER_VERSIONS.items()} <= set(lines)
+    assert f"numpy=={np.__version__}" in lines
 
 
 @pytest.mark.parametrize(
