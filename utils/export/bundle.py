@@ -178,7 +178,13 @@ def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, r
     try:
         with undisturbed(subject.adapted):
             files = write_runtime(
-                folder, subject.signature, subject.tokenizer, subject.logits, subject.facts, tolerances=tolerances
+                folder,
+                subject.signature,
+                subject.tokenizer,
+                subject.logits,
+                subject.facts,
+                class_names=subject.labels,
+                tolerances=tolerances,
             )
     except (TokenizerError, MissingPackageError) as error:
         shutil.rmtree(folder)
@@ -215,6 +221,7 @@ def _card(
         parity=parity,
         refused=refused,
         files={artifact.format: artifact.path.name for artifact in staged},
+        labels=subject.labels or None,
     )
     folder.mkdir()
     try:

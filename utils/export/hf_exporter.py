@@ -26,5 +26,7 @@ class HFFolderExporter(Exporter):
     def write(self, subject: ExportSubject, path: Path) -> Artifact:
         """Write the folder. See `Exporter.write`."""
         facts = described(subject, None, "transformers", "safetensors")
-        files = write_hf_folder(subject.adapted, subject.signature, subject.tokenizer, path, facts)
+        files = write_hf_folder(
+            subject.adapted, subject.signature, subject.tokenizer, path, facts, subject.labels or None
+        )
         return Artifact(self.format, path, tuple(files), facts=facts)

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
@@ -66,6 +66,7 @@ class ExportSubject:
         tokenizer: what turns text into ids, or None.
         facts: what is known about the model and its source, for the file's metadata and the manifest.
         samples: inputs as the model is used with, where its files are judged on some.
+        labels: names of the classes, in order, where they are known.
     """
 
     adapted: AdaptedModel
@@ -73,6 +74,7 @@ class ExportSubject:
     tokenizer: Any = None
     facts: dict[str, str] = field(default_factory=dict)
     samples: Samples | None = field(default=None, repr=False)
+    labels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +119,13 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
     facts |= {"signature": signature.to_json(), "weights_sha256": _weights_sha256(plain)}
     if tokenizer is not None:
         facts["tokenizer"] = f"{type(tokenizer).__name__}, {_entries(tokenizer)} entries"
-    return ExportSubject(plain, signature, tokenizer, facts)
+    return ExportSubject(plain, signature, tokenizer, facts, labels=_labels(given, signature))
+
+
+def _labels(given: object, signature: Signature) -> tuple[str, ...]:
+    """Names of the classes that a training result brings."""
+    known = given.get("class_names") if isinstance(given, Mapping) else None
+    return tuple(map(str, known)) if known and len(known) == signature.output_size else ()
 
 
 def _signature(adapted: AdaptedModel, known: ModelConfig) -> tuple[Signature, str]:
