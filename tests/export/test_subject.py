@@ -15,7 +15,8 @@ from torch import nn
 from export import zoo
 from utils.adapters.causality import make_causal
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.export.subject import attention_made_causal, padding_mask, subject_of
+from utils.export.signature import padding_mask
+from utils.export.subject import attention_made_causal, subject_of
 from utils.loading.model_loader import ModelSource, load_model
 
 
@@ -30,8 +31,8 @@ from utils.loading.model_loader import ModelSource, load_model
 )
 def test_the_mask_is_exported_only_where_it_matters(make: type[nn.Module], sides: tuple[str, ...]) -> None:
     subject = subject_of(make(), config=zoo.CONFIG)
-    assert subject.masked_sides == sides
-    assert subject.input_names == (("input_ids", "attention_mask") if sides else ("input_ids",))
+    assert subject.signature.masked_sides == sides
+    assert subject.signature.inputs == (("input_ids", "attention_mask") if sides else ("input_ids",))
 
 
 class FailsWithMask(zoo.Bigram):
@@ -48,7 +49,7 @@ def test_a_mask_that_makes_the_model_fail_is_left_out_and_said(caplog: pytest.Lo
     adapted = AdaptedModel(FailsWithMask(), zoo.CONFIG, contract=asked)
     with caplog.at_level(logging.WARNING, logger="utils.export"):
         subject = subject_of(adapted)
-    assert not subject.takes_mask
+    assert not subject.signature.takes_mask
     assert "fails when given one (TypeError: the mask is of no use)" in subject.facts["mask"]
     assert "the mask is of no use" in caplog.text
 

@@ -4,16 +4,17 @@
 type the first and import from the second, and neither name may hide the other, whichever was imported first. So this
 module *is* the verb: its class is a `ModuleType` with a `__call__`. Nothing here imports torch; the work is in `bundle`.
 
-The files: `subject` (what is exported, and its reference logits), `exporter` (the face that every format shows),
-`onnx` (one format; the others will stand beside it), `parity` (the proof), `artifact` (a file that can be run),
-`bundle` (the folder with its manifest).
+The files: `subject` (what is exported, and its reference logits), `signature` (what a file takes and gives), `exporter`
+(the face that every format shows), `onnx`, `torch_export`, `torchscript`, `safetensors_state` (the formats), `runner` and
+`child` (opening a file, here or in another process), `samples` and `parity` (the proof), `artifact` (a file that can be
+run), `bundle` (the folder with its manifest).
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from utils.export.bundle import Bundle
     from utils.export.onnx import ONNXExporter
     from utils.export.parity import ParityReport
+    from utils.progress import ProgressCallback
 
 __all__ = ["Artifact", "Bundle", "ONNXExporter", "ParityReport"]
 
@@ -46,7 +48,7 @@ class _CallableRoom(ModuleType):
         tokenizer: object = None,
         config: object = None,
         validation_text: str | None = None,
-        progress: Callable[[int, int | None, str], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Bundle:
         """Write each format into `out`, once it is proven equal to the model. See `utils.export.bundle.export`."""
         from utils.export.bundle import export
