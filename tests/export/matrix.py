@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,7 +133,7 @@ def fill(
     return rows
 
 
-def _cells(entry: Entry, formats: Sequence[str], child: ChildRuntime):  # noqa: ANN202 - an iterator of named cells
+def _cells(entry: Entry, formats: Sequence[str], child: ChildRuntime) -> Iterator[tuple[str, Cell]]:
     try:
         subject = _subject(entry)
     except TransformerBuilderError as error:
