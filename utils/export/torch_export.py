@@ -77,18 +77,32 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
     Raises:
         ExportError: torch cannot capture it, or fixes a size.
     """
-    signature, example = subject.signature, subject.example(traced)
-    free = {name: dict.fromkeys(signature.axes_of(name), Dim.DYNAMIC) for name in example}
-    model = LogitsOnly(subject.adapted).eval()
     with tracing(subject, "torch.export"), recurrent_layers_as_loops():
         try:
-            program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+            program = _captured(subject, traced)
+            _run_smallest(program, subject)
         except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
             logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
             with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # as torch's ONNX exporter captures
-                program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+                program = _captured(subject, traced)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
+
+
+def _captured(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:
+    signature, example = subject.signature, subject.example(traced)
+    free = {name: dict.fromkeys(signature.axes_of(name), Dim.DYNAMIC) for name in example}
+    model = LogitsOnly(subject.adapted).eval()
+    return torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+
+
+def _run_smallest(program: torch.export.ExportedProgram, subject: ExportSubject) -> None:
+    """Run one sequence of the shortest length: a branch of the model on a size of 1 leaves a guard that refuses that size."""
+    signature = subject.signature
+    length = signature.allowed_length(1) if signature.takes_tokens else None
+    smallest = Shape(1, length, 1 if signature.has_decoder else None)
+    with torch.no_grad():
+        program.module()(**subject.example(smallest))
