@@ -294,17 +294,19 @@ def test_it_works_without_a_main_guard(how: str, folder: Path, tmp_path: Path) -
     assert not Path(files).exists()
 
 
-def test_the_child_ends_with_a_parent_that_is_killed(folder: Path) -> None:
+def test_the_child_ends_with_a_parent_that_is_killed_and_removes_its_files(folder: Path) -> None:
     code = SCRIPT.format(path=str(folder / "model.onnx")) + "\nimport time; time.sleep(600)\n"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert parent.stdout is not None
-    pid = json.loads(parent.stdout.readline())[1]
+    _, pid, files, _ = json.loads(parent.stdout.readline())
+    assert Path(files).is_dir()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
     _wait_until(lambda: not is_running(pid))
+    assert not Path(files).exists()
 
 
 def _wait_until(happened: object, seconds: float = 20.0) -> None:

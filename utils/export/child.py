@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,14 @@ class ChildRuntime:
             self._answers, self._open = queue.Queue(), set()
             with open(self._said, "w", encoding="utf-8") as said:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(_ROOT), str(self._threads or _threads_here())],
+                    [
+                        sys.executable,
+                        "-c",
+                        _START,
+                        str(_ROOT),
+                        str(self._threads or _threads_here()),
+                        self._folder.name,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -220,6 +228,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    shutil.rmtree(sys.argv[3], ignore_errors=True)  # the side that asks was killed, and can no longer remove it
 
 
 def _answer(order: dict[str, Any], opened: dict[int, Runner], threads: int) -> dict[str, Any]:
