@@ -19,20 +19,28 @@ from utils.adapters.model_adapter import adapt
 from utils.errors import ConfigError, ExportError, ParityError, TokenizerError
 from utils.export import exporter as face
 from utils.export.artifact import Artifact
-from utils.export.parity import Tolerance
+from utils.export.child import ChildRuntime
+from utils.export.parity import WITHOUT_LIMIT, Tolerance
+from utils.export.runner import OPENERS, Runner
+from utils.export.signature import Signature
 from utils.export.subject import ExportSubject
 
 
-class TableRunner:
-    def __init__(self, path: Path) -> None:
-        self.table, self.input_names, self.metadata = np.load(path), ("input_ids",), {"max_length": "32"}
+class TableRunner(Runner):
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.table, self.facts = np.load(path), {"kind": "table"}
+        rows = len(self.table)
+        self.signature = Signature("lm", ("input_ids",), rows, rows, zoo.LIMIT)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         return self.table[feeds["input_ids"]]
 
 
 class TableExporter(face.Exporter):
-    """A whole format in a few lines: a bigram model is a table. That this suffices is what the face is for."""
+    """A whole format in a few lines: a bigram model is a table. That this suffices is what the face is for.
+
+    Its files are opened in this process: the child knows the formats of the package only.
+    """
 
     format, file_name, tolerance = "table", "model.npy", Tolerance(0.0, 0.0, "the numbers themselves")
     wrong = 0.0
@@ -41,16 +49,27 @@ class TableExporter(face.Exporter):
         np.save(path, subject.adapted.model.table.weight.detach().numpy() + self.wrong)
         return Artifact(self.format, path, facts={"kind": "table"})
 
-    def open(self, path: Path) -> TableRunner:
-        return TableRunner(path)
+    def runner(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Runner:
+        return TableRunner(artifact.path)
+
+
+class WrongExporter(TableExporter):
+    """Writes numbers that are not the model's."""
+
+    format, file_name, wrong = "wrong", "wrong.npy", 0.01
 
 
 @pytest.fixture(autouse=True)
-def _table_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("table_format")
+def _own_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("own_formats")
     module.TableExporter = TableExporter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "table_format", module)
-    monkeypatch.setitem(face.FORMATS, "table", ("table_format", "TableExporter"))
+    module.WrongExporter = WrongExporter  # type: ignore[attr-defined]
+    module.TableRunner = TableRunner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_formats", module)
+    monkeypatch.setitem(face.FORMATS, "table", ("own_formats", "TableExporter"))
+    monkeypatch.setitem(face.FORMATS, "wrong", ("own_formats", "WrongExporter"))
+    for name in ("table", "wrong"):
+        monkeypatch.setitem(OPENERS, name, ("own_formats", "TableRunner"))
 
 
 def test_bundle_lists_proven_files(tmp_path: Path) -> None:
@@ -110,7 +129,6 @@ def test_takes_what_the_other_verbs_give(wrap: str, tmp_path: Path) -> None:
         ({"formats": ("onx",)}, ConfigError, "'onx' is unknown; did you mean 'onnx'. Known: onnx"),
         ({"formats": ("table", "zzz")}, ConfigError, r"'zzz' is unknown\. Known"),
         ({"formats": ()}, ConfigError, "formats is empty"),
-        ({"config": None}, ConfigError, r"length limit is unknown.*config=\{\"max_seq_len\""),
         ({"tokenizer": ["<entry>"] * 70}, TokenizerError, "70 entries, the model 61 embedding rows: ids 61 to 69"),
         ({"given": 3}, ExportError, "got int"),
         ({"validation_text": "some text"}, ConfigError, "needs a tokenizer"),
@@ -141,6 +159,41 @@ def test_an_unequal_file_is_refused_and_the_earlier_export_stays(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("formats", [("table", "wrong"), ("wrong", "table")])
+def test_a_refused_format_is_named_and_the_others_are_there(
+    formats: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = utils.export(zoo.Bigram(), formats, tmp_path, config=zoo.CONFIG)
+    assert [artifact.format for artifact in bundle.artifacts] == ["table"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["manifest.json", "model.npy"]
+    assert bundle.parity.passed
+    (why,) = bundle.refused.values()
+    assert "not equal to the model" in why and "largest difference 1.00e-02" in why
+    assert bundle.manifest["refused"] == {"wrong": why}
+    assert list(bundle.manifest["formats"]) == ["table"]
+    assert "wrong was refused: The wrong file" in bundle.summary()
+    assert "wrong</b> was refused" in bundle._repr_html_()
+    assert "wrong is not shipped" in caplog.text
+    with pytest.raises(KeyError, match="'wrong' was refused: The wrong file of 'Bigram' is not equal"):
+        bundle["wrong"]
+
+
+def test_where_no_format_is_left_every_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TableExporter, "wrong", 0.5)
+    with pytest.raises(ExportError, match=r"(?s)No format of 'Bigram'.*table: .*5.00e-01.*wrong: .*1.00e-02"):
+        utils.export(zoo.Bigram(), ("table", "wrong"), tmp_path / "new", config=zoo.CONFIG)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_limit_is_proven_up_to_a_length_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "LIMIT", None)  # what the table's file says
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path)
+    assert max(row.length for row in bundle.parity.rows) == WITHOUT_LIMIT
+    assert json.loads(bundle.manifest["model"]["signature"])["max_length"] is None
+
+
 def test_exporting_again_replaces_and_foreign_files_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.npy").write_bytes(b"somebody else's")
@@ -167,7 +220,7 @@ def test_a_foreign_manifest_is_not_overwritten(content: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "where", ["utils.export.bundle.publish", "utils.export.bundle._manifest", "utils._files.json.dumps"]
+    "where", ["utils.export.bundle.publish", "utils.export.bundle._manifest", "utils.export.bundle.write_json"]
 )
 def test_a_killed_export_is_never_listed_as_good(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -23,6 +24,7 @@ from export import zoo
 from utils.errors import ConfigError, ExportError, MissingPackageError, ParityError, TokenIdError
 from utils.export import ONNXExporter
 from utils.export.artifact import Artifact
+from utils.export.signature import Shape, Signature
 
 RECURRENT = pytest.mark.skipif(
     Version(Version(torch.__version__).base_version) < Version("2.13"),
@@ -47,10 +49,10 @@ def test_file_equals_model_at_every_shape(name: str, tmp_path: Path) -> None:
     assert max(row.max_abs_diff for row in rows) <= 1e-4  # float32: measured 6e-6 at most here
     unpadded = {(row.batch, row.length) for row in rows if row.padding == "none"}
     assert unpadded == {(batch, length) for batch in (1, 3) for length in (1, 7, 17, zoo.LIMIT)}
-    assert artifact.traced_shape == (2, 11)
+    assert artifact.traced_shape == Shape(2, 11)
     assert {row.padding for row in rows} - {"none"} == sides
     assert artifact.parity.greedy[0].same == 20
-    assert set(artifact.runner.input_names) == {"input_ids"} | ({"attention_mask"} if sides else set())
+    assert artifact.signature.inputs == (("input_ids", "attention_mask") if sides else ("input_ids",))
 
 
 def test_the_bundled_export_is_equal_at_its_own_size(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_the_bundled_export_is_equal_at_its_own_size(tmp_path: Path) -> None:
     differences = {(row.batch, row.length): row.max_abs_diff for row in artifact.parity.rows if row.padding == "none"}
     asked = {(batch, length) for batch in (1, 3) for length in (1, 7, adapted.contract.max_length)}
     assert asked <= set(differences) and (3, 128) in asked
-    assert artifact.traced_shape not in differences
+    assert (artifact.traced_shape.batch, artifact.traced_shape.length) not in differences
     # absolute, whatever the size of the logits; float32 in another order of summation
     assert {shape: d for shape, d in differences.items() if not d <= 1e-4} == {}
 
@@ -87,14 +89,10 @@ def test_reloaded_file_answers_as_the_model(nano: nn.Module, exported: Artifact)
 
 
 def test_metadata_lets_a_finder_know_what_it_is(exported: Artifact) -> None:
-    facts = exported.runner.metadata
-    assert {
-        "model_class": "Nano",
-        "vocab_size": "61",
-        "max_length": "32",
-        "traced_batch": "2",
-        "traced_length": "11",
-    }.items() <= facts.items()
+    facts = exported.runner.facts
+    assert {"model_class": "Nano", "task": "lm", "traced_shape": "batch 2 × length 11"}.items() <= facts.items()
+    assert exported.signature == Signature("lm", ("input_ids",), zoo.V, zoo.V, zoo.LIMIT)
+    assert json.loads(facts["signature"])["max_length"] == zoo.LIMIT  # for readers without this package
     assert re.fullmatch(r"[0-9a-f]{64}", facts["weights_sha256"])
     assert int(facts["opset"]) >= 17
     assert facts["torch"] == torch.__version__
@@ -283,7 +281,7 @@ def test_missing_package_says_how_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_files_that_are_no_onnx_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="There is no ONNX file"):
+    with pytest.raises(ExportError, match="There is no onnx file"):
         Artifact("onnx", tmp_path / "absent.onnx").run(input_ids=[[1]])
     (tmp_path / "torn.onnx").write_bytes(b"\x08\x07not onnx")
     with pytest.raises(ExportError, match="cannot read"):

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from export import zoo
-from utils.errors import ConfigError, ExportError
+from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.exporter import traced_shape_for
-from utils.export.parity import Tolerance, lengths_for, prove, shapes_for
-from utils.export.parity_report import GreedyResult, ParityReport, ParityRow, TextResult
+from utils.export.parity import WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
+from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
+from utils.export.runner import Runner
+from utils.export.samples import samples_of
+from utils.export.signature import DECODER_IDS, IDS, MASK, PIXELS, Shape, Signature
 from utils.export.subject import ExportSubject, subject_of, undisturbed
 
 TOLERANCE = Tolerance(1e-4, 1e-3, "a test")
 Feeds = Mapping[str, np.ndarray]
 
 
-class Faulty:
+class Faulty(Runner):
     """A runner that answers as the model does, changed by `fault(logits, feeds)`."""
 
     def __init__(self, subject: ExportSubject, fault: Callable[[np.ndarray, Feeds], np.ndarray]) -> None:
-        self.input_names, self.metadata = subject.input_names, {}
+        self.signature, self.facts = subject.signature, {}
         self.subject, self.fault = subject, fault
 
     def run(self, feeds: Feeds) -> np.ndarray:
@@ -38,10 +40,15 @@ class Faulty:
             return self.fault(self.subject.logits(dict(feeds)), feeds)
 
 
-def proven(subject: ExportSubject, fault: Callable[[np.ndarray, Feeds], np.ndarray], **options: object) -> ParityReport:
-    artifact = Artifact("fake", Path("nowhere"), traced_shape=(2, 11))
-    artifact._runner = Faulty(subject, fault)
-    return prove(artifact, subject, TOLERANCE, **options)
+def proven(
+    subject: ExportSubject,
+    fault: Callable[[np.ndarray, Feeds], np.ndarray],
+    tolerance: Tolerance = TOLERANCE,
+    **options: object,
+) -> ParityReport:
+    artifact = Artifact("fake", Path(__file__), traced_shape=traced_shape_for(subject.signature))
+    artifact.open_with(Faulty(subject, fault))
+    return prove(artifact, subject, tolerance, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +63,70 @@ def masked() -> ExportSubject:
     return subject_of(zoo.PostNorm(causal=True), config=zoo.CONFIG)
 
 
+def signature(limit: int | None, **more: object) -> Signature:
+    return Signature(**{"task": "lm", "inputs": (IDS,), "output_size": 9, "vocab_size": 9, "max_length": limit, **more})
+
+
 def test_no_compared_shape_is_ever_the_traced_one() -> None:
     for limit in range(1, 2050):
-        batch, length = traced_shape_for(limit)
-        shapes = shapes_for(limit, (batch, length))  # raises where one is the traced one
-        assert {1, limit} <= {t for _, t in shapes}
-        assert {b for b, _ in shapes} == {1, 3}
-        assert 1 <= length <= limit
-        assert batch != length
+        known = signature(limit)
+        traced = traced_shape_for(known)
+        shapes = shapes_for(known, traced)  # raises where one is the traced one
+        assert {1, limit} <= {shape.length for shape in shapes}
+        assert {shape.batch for shape in shapes} == {1, 3}
+        assert 1 <= traced.length <= limit
+        assert traced.batch != traced.length
         if limit >= 5:
-            assert length not in lengths_for(limit), limit
-            assert length > 1
+            assert traced.length not in lengths_for(known), limit
+            assert traced.length > 1
         if limit >= 8:
-            assert {1, 7, limit} <= set(lengths_for(limit))
-            assert any(t % 2 and t not in (1, 7, limit) for t in lengths_for(limit)), limit
+            assert {1, 7, limit} <= set(lengths_for(known))
+            assert any(length % 2 and length not in (1, 7, limit) for length in lengths_for(known)), limit
+
+
+def test_decoders_get_lengths_of_their_own() -> None:
+    for limit in range(1, 600):
+        known = signature(limit, task="seq2seq", inputs=(IDS, DECODER_IDS))
+        traced = traced_shape_for(known)
+        shapes = shapes_for(known, traced)
+        assert {shape.decoder_length for shape in shapes} == {shape.length for shape in shapes}
+        if limit >= 6:  # three sizes that differ: none can stand for another
+            assert len({*traced}) == 3
+            assert all(shape.length != shape.decoder_length for shape in shapes)
+            assert not {traced.length, traced.decoder_length} & set(lengths_for(known)), limit
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_lengths_are_those_that_the_model_takes(step: int) -> None:
+    for limit in range(step, 20 * step):
+        known = signature(limit, multiple_of=step)
+        assert all(length % step == 0 and length <= limit for length in lengths_for(known))
+        assert traced_shape_for(known).length % step == 0
+        shapes_for(known, traced_shape_for(known))
+    assert min(lengths_for(signature(64, min_length=7))) == 7
+
+
+def test_without_a_limit_the_proof_goes_as_far_as_it_says() -> None:
+    assert max(lengths_for(signature(None))) == WITHOUT_LIMIT
+    assert traced_shape_for(signature(None)) == Shape(2, 11)
+
+
+def test_no_comparison_needs_more_memory_than_a_gigabyte() -> None:
+    wide = signature(8192, output_size=128_000)
+    shapes = shapes_for(wide, traced_shape_for(wide))
+    assert max(4 * s.batch * s.length * 128_000 for s in shapes) <= 1 << 30
+    assert {s.length for s in shapes if s.batch == 3} >= {1, 7}  # only the longest one goes alone
+
+
+def test_images_differ_in_their_number_only() -> None:
+    pictures = Signature("vision", (PIXELS,), 4, image_shape=(1, 8, 8))
+    assert traced_shape_for(pictures) == Shape(2)
+    assert shapes_for(pictures, Shape(2)) == [Shape(1), Shape(3)]
 
 
 def test_a_traced_shape_among_the_compared_ones_is_an_error() -> None:
     with pytest.raises(ExportError, match="trace with another one"):
-        shapes_for(32, (3, 7))
+        shapes_for(signature(32), Shape(3, 7))
 
 
 def test_equal_files_pass(masked: ExportSubject) -> None:
@@ -132,7 +184,7 @@ def test_planted_faults_are_caught(bigram: ExportSubject, fault: Callable, words
 
 def test_a_dropped_mask_is_caught(masked: ExportSubject) -> None:
     def without_mask(logits: np.ndarray, feeds: Feeds) -> np.ndarray:
-        return masked.logits({"input_ids": feeds["input_ids"], "attention_mask": np.ones_like(feeds["attention_mask"])})
+        return masked.logits({**feeds, MASK: np.ones_like(feeds[MASK])})
 
     report = proven(masked, without_mask)
     assert {row.padding for row in report.rows if not row.passed} == {"left"}
@@ -141,7 +193,7 @@ def test_a_dropped_mask_is_caught(masked: ExportSubject) -> None:
 
 def test_padding_itself_is_not_compared(masked: ExportSubject) -> None:
     def other_at_padding(logits: np.ndarray, feeds: Feeds) -> np.ndarray:
-        logits[feeds["attention_mask"] == 0] = np.nan
+        logits[feeds[MASK] == 0] = np.nan
         return logits
 
     assert proven(masked, other_at_padding).passed
@@ -153,7 +205,7 @@ def test_figures_against_plain_numpy(bigram: ExportSubject) -> None:
         r for r in proven(bigram, lambda logits, feeds: logits + noise[: len(logits), : logits.shape[1]]).rows[::-1]
     )
     assert (row.batch, row.length) == (3, 32)
-    ids = np.random.default_rng((2, 3, 32)).integers(0, zoo.V, size=(3, 32))
+    ids = np.random.default_rng((2, 3, 32, 0)).integers(0, zoo.V, size=(3, 32))
     ids[-1, -1] = zoo.V - 1
     table = bigram.adapted.model.table.weight.detach().numpy()
     assert math.isclose(row.max_abs_diff, np.abs(noise).max(), rel_tol=1e-4)
@@ -172,7 +224,7 @@ def test_greedy_parts_and_ties(bigram: ExportSubject) -> None:
 
     def other_at_length(delta: float) -> Callable[[np.ndarray, Feeds], np.ndarray]:
         def fault(logits: np.ndarray, feeds: Feeds) -> np.ndarray:
-            if feeds["input_ids"].shape == (1, 12):  # the fifth step from a prompt of eight
+            if feeds[IDS].shape == (1, 12):  # the fifth step from a prompt of eight
                 logits[0, -1, np.argsort(logits[0, -1])[-2]] += delta
             return logits
 
@@ -206,53 +258,99 @@ class Bytes:
         return [byte % zoo.V for byte in text.encode()]
 
 
-def test_bits_per_byte_against_a_sum_by_hand() -> None:
+def test_bits_per_byte_are_compared_on_the_text_of_the_samples() -> None:
     subject = subject_of(zoo.Bigram(), tokenizer=Bytes(), config=zoo.CONFIG)
-    text = "Grüße an alle, " * 9  # several blocks, the last one shorter; ü and ß are two bytes each
-    lengths = []
-    report = proven(subject, lambda logits, feeds: (lengths.append(logits.shape[1]), logits)[1], validation_text=text)
-    assert max(lengths) == zoo.LIMIT  # no block is longer than the model takes
-    ids = Bytes().encode(text)
-    table = subject.adapted.model.table.weight.detach().double()
-    nats = -sum(float(table[a].log_softmax(0)[b]) for a, b in itertools.pairwise(ids))
-    (result,) = report.text
-    assert (result.tokens, result.bytes) == (len(ids), len(text.encode()))
-    assert math.isclose(result.model, nats / math.log(2) / len(text.encode()), rel_tol=1e-5)  # float32 against float64
-    assert result.file == result.model
+    subject = replace(subject, samples=samples_of(subject, "Grüße an alle, " * 9))
+    lengths: list[int] = []
+    report = proven(subject, lambda logits, feeds: (lengths.append(logits.shape[1]), logits)[1])
     assert report.passed
+    assert max(lengths) == zoo.LIMIT  # no block is longer than the model takes
+    (result,) = report.text
+    assert result.file == result.model > 0
+    assert result.tolerance == TOLERANCE.bits_per_byte
+    assert not replace(result, file=result.model + 2e-3).passed
 
 
-@pytest.mark.parametrize(
-    ("text", "tokenizer", "words"), [("abc", None, "needs a tokenizer"), ("a", Bytes(), "at least two")]
-)
-def test_text_that_cannot_be_measured(text: str, tokenizer: object, words: str) -> None:
-    subject = subject_of(zoo.Bigram(), tokenizer=tokenizer, config=zoo.CONFIG)
-    with pytest.raises(ConfigError, match=words):
-        proven(subject, lambda logits, feeds: logits, validation_text=text)
+HALF = Tolerance(math.inf, math.inf, "judged by its cost", cost=0.02)
 
 
-def test_encoders_of_every_kind_give_ids() -> None:
-    from utils.export.parity import token_ids
+def test_a_format_judged_by_its_cost_may_differ_and_not_cost_more(bigram: ExportSubject) -> None:
+    """Half of the logits' noise is harmless and large noise is not; both differ in every logit."""
+    subject = replace(bigram, samples=samples_of(bigram))
 
-    fast = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(ids=[1, 2]))
-    assert token_ids(fast, "x") == [1, 2]
-    assert token_ids(Bytes(), "a") == [97 % zoo.V]
+    def noisy(size: float) -> ParityReport:
+        generator = np.random.default_rng(0)
+        return proven(
+            subject, lambda logits, feeds: logits + generator.normal(0, size, logits.shape).astype(np.float32), HALF
+        )
+
+    little, much = noisy(0.05), noisy(1.0)
+    assert little.passed and not much.passed
+    assert all(row.passed for row in much.rows)
+    assert "COSTS TOO MUCH" in much.verdict
+    (cost,) = little.cost
+    # second order in the noise: half its variance, in bits; the other half of the noise's log-normalisers is left out
+    assert math.isclose(cost.lost, 0.05**2 / 2 / math.log(2), rel_tol=0.2)
+    assert not little.greedy  # continuations of files that may differ part early
+
+
+def test_cost_against_a_sum_by_hand(bigram: ExportSubject) -> None:
+    subject = replace(bigram, samples=samples_of(bigram))
+    (result,) = proven(subject, lambda logits, feeds: 0.9 * logits, HALF).cost
+    ids = subject.samples.batches[0][IDS].reshape(-1)
+    rows = torch.from_numpy(bigram.adapted.model.table.weight.detach().numpy()[ids]).double()
+    truth, file = rows.log_softmax(-1), (0.9 * rows).log_softmax(-1)
+    assert result.rows == len(ids)
+    assert math.isclose(result.model, float(-(truth.exp() * truth).sum(-1).mean()) / math.log(2), rel_tol=1e-5)
+    assert math.isclose(result.lost, float((truth.exp() * (truth - file)).sum(-1).mean()) / math.log(2), rel_tol=1e-4)
+    assert result.top1_agreement == 1
+
+
+def test_a_cost_without_samples_is_an_error(bigram: ExportSubject) -> None:
+    with pytest.raises(ExportError, match="no samples to judge it on"):
+        proven(bigram, lambda logits, feeds: logits, HALF)
+
+
+def test_a_file_that_says_other_limits_than_the_model_is_refused(bigram: ExportSubject) -> None:
+    other = Faulty(bigram, lambda logits, feeds: logits)
+    other.signature = replace(bigram.signature, max_length=64)
+    artifact = Artifact("fake", Path(__file__), traced_shape=Shape(2, 11))
+    artifact.open_with(other)
+    report = prove(artifact, bigram, TOLERANCE)
+    assert not report.passed
+    assert report.verdict == "the file says max_length = 64, the model 32"
 
 
 def _report() -> ParityReport:
-    rows = [ParityRow("onnx", 1, 7, max_abs_diff=2e-6, mean_abs_diff=1e-7, top1_agreement=1.0, tolerance=1e-4)]
-    text = [TextResult("onnx", 10, 30, 2.0, 2.0001, 1e-3)]
-    return ParityReport(rows, [GreedyResult("onnx", 20, 20)], text, (2, 11), 1e-4, "<why>")
+    return ParityReport(
+        [ParityRow("onnx", 1, 7, max_abs_diff=2e-6, mean_abs_diff=1e-7, top1_agreement=1.0, tolerance=1e-4)],
+        [GreedyResult("onnx", 20, 20)],
+        [TextResult("onnx", 10, 30, 2.0, 2.0001, 1e-3)],
+        [CostResult("onnx", 512, 3.0, 0.01, 0.02, 0.99, "<samples>")],
+        traced_shape=Shape(2, 11),
+        sizes={"onnx": 4_000_000},
+        weights=8_000_000,
+        tolerance=1e-4,
+        reason="<why>",
+    )
 
 
 def test_views() -> None:
     report = _report()
     assert report.passed
-    for words in ("2.00e-06", "20 of 20 greedy tokens", "2.0001 bits per byte", "batch 2 × length 11", "<why>"):
+    for words in (
+        "2.00e-06",
+        "20 of 20 greedy tokens",
+        "2.0001 bits per byte",
+        "batch 2 × length 11",
+        "4.00 MB",
+        "<why>",
+        "<samples>",
+    ):
         assert words in report.summary()
-    assert "<why>" not in report._repr_html_()
+    assert "<why>" not in report._repr_html_() and "<samples>" not in report._repr_html_()
     frame = report.to_dataframe()
-    assert list(frame.columns[:4]) == ["format", "batch", "length", "padding"]
+    assert list(frame.columns[:5]) == ["format", "batch", "length", "decoder_length", "padding"]
     assert frame["passed"].tolist() == [True]
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["rows"][0]["model_ms"] is None
 
@@ -267,17 +365,21 @@ def test_views() -> None:
         lambda report: setattr(report.greedy[0], "same", 3),
         lambda report: setattr(report.text[0], "file", 2.01),
         lambda report: setattr(report.text[0], "file", math.nan),
+        lambda report: setattr(report.cost[0], "lost", 0.07),
+        lambda report: setattr(report.cost[0], "lost", math.nan),
+        lambda report: report.notes.append("the file says otherwise"),
     ],
 )
 def test_each_kind_of_difference_fails_the_report(change: Callable[[ParityReport], None]) -> None:
     report = _report()
     change(report)
     assert not report.passed
-    assert not report.verdict.startswith("equal")
+    assert not report.verdict.startswith(("equal", "runs"))
+    assert report.to_dict()["passed"] is False
 
 
 def test_joined_reports_keep_every_row() -> None:
     joined = ParityReport.joined([_report(), _report()])
-    assert (len(joined.rows), len(joined.greedy), len(joined.text)) == (2, 2, 2)
+    assert (len(joined.rows), len(joined.greedy), len(joined.text), len(joined.cost)) == (2, 2, 2, 2)
     assert joined.passed
     assert not ParityReport.joined([]).passed

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from torch import nn
 from export import zoo
 from utils.adapters.causality import make_causal
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.export.subject import attention_made_causal, padding_mask, subject_of
+from utils.export.subject import attention_made_causal, subject_of
 from utils.loading.model_loader import ModelSource, load_model
 
 
@@ -30,8 +29,8 @@ from utils.loading.model_loader import ModelSource, load_model
 )
 def test_the_mask_is_exported_only_where_it_matters(make: type[nn.Module], sides: tuple[str, ...]) -> None:
     subject = subject_of(make(), config=zoo.CONFIG)
-    assert subject.masked_sides == sides
-    assert subject.input_names == (("input_ids", "attention_mask") if sides else ("input_ids",))
+    assert subject.signature.masked_sides == sides
+    assert subject.signature.inputs == (("input_ids", "attention_mask") if sides else ("input_ids",))
 
 
 class FailsWithMask(zoo.Bigram):
@@ -48,22 +47,9 @@ def test_a_mask_that_makes_the_model_fail_is_left_out_and_said(caplog: pytest.Lo
     adapted = AdaptedModel(FailsWithMask(), zoo.CONFIG, contract=asked)
     with caplog.at_level(logging.WARNING, logger="utils.export"):
         subject = subject_of(adapted)
-    assert not subject.takes_mask
+    assert not subject.signature.takes_mask
     assert "fails when given one (TypeError: the mask is of no use)" in subject.facts["mask"]
     assert "the mask is of no use" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("shape", "side", "expected"),
-    [
-        ((1, 6), "left", [[0, 0, 1, 1, 1, 1]]),
-        ((3, 4), "right", [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]),
-        ((1, 1), "left", [[1]]),
-        ((2, 3), "", [[1, 1, 1], [1, 1, 1]]),
-    ],
-)
-def test_padding_mask(shape: tuple[int, int], side: str, expected: list[list[int]]) -> None:
-    np.testing.assert_array_equal(padding_mask(shape, side), expected)
 
 
 def test_shared_weights_are_counted_once() -> None:

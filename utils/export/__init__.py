@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from utils.export.bundle import Bundle
     from utils.export.onnx import ONNXExporter
     from utils.export.parity import ParityReport
+    from utils.progress import ProgressCallback
 
 __all__ = ["Artifact", "Bundle", "ONNXExporter", "ParityReport"]
 
@@ -47,7 +48,7 @@ class _CallableRoom(ModuleType):
         config: object = None,
         validation_text: str | None = None,
         runtime: bool = True,
-        progress: Callable[[int, int | None, str], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Bundle:
         """Write each format into `out`, once it is proven equal to the model. See `utils.export.bundle.export`."""
         from utils.export.bundle import export

@@ -353,6 +353,8 @@ def _make_room(folder: Path, names: Sequence[str]) -> None:
     listed = {str(entry.get("name")).split("/")[0] for entry in (manifest or {}).get("files", [])}
     if manifest is not None:
         (folder / MANIFEST).unlink()
+    for torn in folder.glob(f".{MANIFEST}.*.tmp"):  # of an export that was killed while it wrote its manifest
+        torn.unlink()
     for name in names:
         if (folder / name).exists() and name not in listed:
             kept = _free_name(folder / f"{name}.previous")

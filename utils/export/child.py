@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ class ChildRuntime:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._folder = tempfile.TemporaryDirectory(prefix="export-child-", ignore_cleanup_errors=True)
-        self._number = 0
+        self._number, self._open = 0, set[int]()
 
     def __enter__(self) -> ChildRuntime:
         return self
@@ -68,6 +69,7 @@ class ChildRuntime:
         """
         self._number += 1
         answer = self.ask({"do": "open", "format": format_name, "path": str(path), "key": self._number})
+        self._open.add(self._number)
         return ChildRunner(self, self._number, path, Signature.from_json(answer["signature"]), answer["facts"])
 
     def exchange(self, feeds: Mapping[str, np.ndarray], key: int) -> tuple[np.ndarray, float]:
@@ -103,6 +105,12 @@ class ChildRuntime:
             raise ExportError(answer["error"])
         return answer
 
+    def release(self, key: int) -> None:
+        """Close one file; a process that crashed has let go of it already."""
+        if self._process is not None and self._process.poll() is None and key in self._open:
+            self.ask({"do": "close", "key": key})
+        self._open.discard(key)
+
     def close(self) -> None:
         """End the process and remove its files."""
         self._end()
@@ -111,10 +119,17 @@ class ChildRuntime:
     # ---- the process ------------------------------------------------------------------------------------------------
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            self._answers = queue.Queue()
+            self._answers, self._open = queue.Queue(), set()
             with open(self._said, "w", encoding="utf-8") as said:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(_ROOT), str(self._threads or _threads_here())],
+                    [
+                        sys.executable,
+                        "-c",
+                        _START,
+                        str(_ROOT),
+                        str(self._threads or _threads_here()),
+                        self._folder.name,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -170,7 +185,7 @@ class ChildRunner(Runner):
 
     def close(self) -> None:
         """Close the file over there; the process stays for others."""
-        self._child.ask({"do": "close", "key": self._key})
+        self._child.release(self._key)
 
 
 def _words(order: dict[str, Any]) -> str:
@@ -197,12 +212,14 @@ def _listen(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
 
 # ---- the child ------------------------------------------------------------------------------------------------------
 def main() -> None:
-    """Answer orders until standard input ends. Whatever a runtime prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Answer orders until standard input ends. Whatever a runtime prints goes to standard error; it finds nothing to read."""
+    orders, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     opened: dict[int, Runner] = {}
     threads = int(sys.argv[2])
-    for line in sys.stdin:
+    for line in orders:
         try:
             answer = _answer(json.loads(line), opened, threads)
         except TransformerBuilderError as error:
@@ -211,6 +228,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    shutil.rmtree(sys.argv[3], ignore_errors=True)  # the side that asks was killed, and can no longer remove it
 
 
 def _answer(order: dict[str, Any], opened: dict[int, Runner], threads: int) -> dict[str, Any]:
@@ -218,6 +236,8 @@ def _answer(order: dict[str, Any], opened: dict[int, Runner], threads: int) -> d
     if order["do"] == "open":
         opened[key] = runner = open_file(order["format"], Path(order["path"]), threads)
         return {"signature": runner.signature.to_json(), "facts": dict(runner.facts)}
+    if key not in opened:
+        raise ExportError("The file is no longer open: it was closed, or its process crashed since. Open it again.")
     if order["do"] == "close":
         opened.pop(key).close()
         return {}

@@ -7,6 +7,7 @@ format adds its line to `formats.FORMATS`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -15,12 +16,12 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
 import utils
+from utils._files import lock_file
 from utils.errors import ConfigError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
@@ -32,6 +33,8 @@ from utils.export.subject import ExportSubject
 from utils.progress import ProgressCallback, ignore_progress
 
 PRODUCER = "transformer-builder-colab"
+
+_STAGING, _LOCK = ".export-", ".lock"
 
 
 class Exporter(ABC):
@@ -114,23 +117,47 @@ def exporter_for(name: str) -> Exporter:
     return getattr(importlib.import_module(module), attribute)()
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging_folder(parent: Path) -> Iterator[Path]:
     """A hidden folder inside `parent`, so that moving out of it is a rename; gone afterwards, with whatever is left in it.
 
-    Folders that had to be created for it are removed again where they stay empty.
+    Folders that had to be created for it are removed again where they stay empty. A lock beside it tells that its export
+    is alive; what exports that were killed have left is removed first.
     """
     created = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-        for made in created:
-            if any(made.iterdir()):
-                break
-            made.rmdir()
+    _remove_abandoned(parent)
+    with tempfile.NamedTemporaryFile(prefix=_STAGING, suffix=_LOCK, dir=parent, delete=False) as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned either
+            lock_file(lock)
+        folder = Path(lock.name.removesuffix(_LOCK))
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+            os.unlink(lock.name)
+            _remove_empty(created)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, up to the first that holds something."""
+    for folder in folders:
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the staging folders of processes that are gone."""
+    for path in parent.glob(f"{_STAGING}*{_LOCK}"):
+        with open(path, "rb") as lock:
+            try:
+                lock_file(lock)
+            except OSError:  # its export is alive
+                continue
+            shutil.rmtree(str(path).removesuffix(_LOCK), ignore_errors=True)
+            path.unlink()
 
 
 def publish(artifact: Artifact, folder: Path) -> Artifact:

@@ -68,7 +68,7 @@ def signature_in(metadata: Mapping[str, str], where: str) -> Signature:
     """
     if "signature" not in metadata:
         raise ExportError(
-            f"{where} holds no signature: it was not exported by this package, or by a release before 0.3. Export it again."
+            f"{where} holds no signature: it was not exported by this package, or by an early release. Export it again."
         )
     return Signature.from_json(metadata["signature"])
 

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.adapters.model_outputs import next_token_loss
-from utils.errors import ConfigError
+from utils.adapters.model_outputs import IGNORED_LABEL, next_token_loss
+from utils.errors import ConfigError, TokenIdError
 from utils.export.signature import DECODER_IDS, IDS, MASK, Shape, Signature
 from utils.export.subject import ExportSubject, undisturbed
 
 TEXT_CHARACTERS = 20_000
 """Validation text beyond this is left out: a few thousand tokens settle bits per byte to the third digit."""
+BLOCK = 1024
+"""Longest block that bits per byte are taken in, in tokens: the logits of a longer one would not fit into memory."""
 SEQUENCES, TOKENS = 8, 64
 """Sequences of a batch, and tokens of each, that the model itself says."""
 EXAMPLES = 32
@@ -63,7 +65,7 @@ def samples_of(subject: ExportSubject, validation_text: str | None = None) -> Sa
             characters count.
 
     Raises:
-        ConfigError: a text without a tokenizer, for a model of images, or of fewer than two tokens.
+        ConfigError: a text without a tokenizer, for a model of images, or of fewer tokens than the model takes.
         TokenIdError: the tokenizer gives ids that the model has no row for.
     """
     if validation_text is not None:
@@ -85,18 +87,39 @@ def _of_text(subject: ExportSubject, validation_text: str) -> Samples:
         raise ConfigError("validation_text needs a tokenizer: export(model, tokenizer=…, validation_text=…).")
     excerpt = validation_text[:TEXT_CHARACTERS]
     ids = token_ids(subject.tokenizer, excerpt)
-    if len(ids) < 2:
-        raise ConfigError(f"validation_text gives {len(ids)} tokens; at least two are needed.")
-    subject.adapted.check_inputs(torch.tensor([ids[: signature.allowed_length(len(ids))]]))
+    least = max(2, signature.allowed_length(1))
+    if len(ids) < least:
+        raise ConfigError(f"validation_text gives {len(ids)} tokens; at least {least} are needed.")
+    _check_rows(ids, subject)
     blocks = [_block(signature, ids[start : start + size]) for start, size in _cuts(signature, len(ids))]
-    text = Text(tuple(ids), len(excerpt.encode("utf-8", "replace"))) if signature.task == "lm" else None
+    text = (
+        Text(tuple(ids), len(excerpt.encode("utf-8", "replace")))
+        if signature.task == "lm" and blocks[0][IDS].size > 1
+        else None
+    )
     return Samples(tuple(blocks), "the validation text", text)
+
+
+def _check_rows(ids: list[int], subject: ExportSubject) -> None:
+    rows = subject.signature.vocab_size or 0
+    wrong = next((token for token in ids if not 0 <= token < rows), None)
+    if wrong is not None:
+        raise TokenIdError(
+            f"The tokenizer gives id {wrong} for validation_text; {subject.name} has rows for 0 to {rows - 1}. Export with "
+            "the tokenizer that the model was trained with."
+        )
 
 
 def _cuts(signature: Signature, total: int) -> list[tuple[int, int]]:
     """Beginnings and sizes of blocks of a text, each of a length that the model takes."""
-    size = signature.allowed_length(min(128, signature.max_length or 128, total))
+    size = _block_size(signature, 128, total)
     return [(start, size) for start in range(0, total - size + 1, size)]
+
+
+def _block_size(signature: Signature, most: int, total: int) -> int:
+    """The longest block, up to `most` tokens, that the model takes and a text of `total` tokens fills."""
+    size = signature.allowed_length(min(most, signature.max_length or most, total))
+    return size - signature.multiple_of if size > total else size  # the nearest length may be the next one
 
 
 def _block(signature: Signature, ids: list[int]) -> Feeds:
@@ -128,13 +151,19 @@ def _said(subject: ExportSubject) -> tuple[Feeds, ...]:
 def bits_per_byte(run: Run, signature: Signature, text: Text) -> float:
     """Bits that a model needs for a text, per byte of it; in blocks of the length limit, the first token for free.
 
-    Blocks overlap by one token, so that every token but the first is predicted once.
+    Blocks overlap by one token, so that every token but the first is predicted once. A rest that is shorter than the model
+    takes is read with more of what stands before it.
     """
-    nats, step = 0.0, max(1, (signature.max_length or 512) - 1)
-    for start in range(0, len(text.ids) - 1, step):
-        block = np.array([text.ids[start : start + step + 1]], dtype=np.int64)
+    nats, total = 0.0, len(text.ids)
+    size, step = _block_size(signature, BLOCK, total), signature.multiple_of
+    for start in range(0, total - 1, size - 1):
+        end = min(start + size, total)
+        begin = end - max(signature.allowed_length(1), -(-(end - start) // step) * step)
+        block = np.array([text.ids[begin:end]], dtype=np.int64)
+        labels = block.copy()
+        labels[:, : start + 1 - begin] = IGNORED_LABEL
         feeds = {IDS: block, MASK: np.ones_like(block)} if signature.takes_mask else {IDS: block}
-        nats += float(next_token_loss(torch.from_numpy(run(feeds)), torch.from_numpy(block), reduction="sum"))
+        nats += float(next_token_loss(torch.from_numpy(run(feeds)), torch.from_numpy(labels), reduction="sum"))
     return nats / math.log(2) / text.size
 
 

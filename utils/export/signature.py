@@ -82,15 +82,14 @@ class Signature:
         """
         try:
             values = json.loads(text)
-            version = values.pop("format_version")
-            for name in ("inputs", "masked_sides", "image_shape"):
-                values[name] = None if values[name] is None else tuple(values[name])
-            found = cls(**values)
+            version = int(values.pop("format_version"))
+            if version <= FORMAT_VERSION:
+                for name in ("inputs", "masked_sides", "image_shape"):
+                    values[name] = None if values[name] is None else tuple(values[name])
+                return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"This is no signature of an exported file ({error}): {text[:200]!r}.") from error
-        if version > FORMAT_VERSION:
-            raise ConfigError(f"The signature has version {version}, this package reads up to {FORMAT_VERSION}.")
-        return found
+        raise ConfigError(f"The signature has version {version}, this package reads up to {FORMAT_VERSION}.")
 
     # ---- axes -------------------------------------------------------------------------------------------------------
     @property
@@ -189,11 +188,10 @@ class Signature:
         if not self.takes_tokens:
             return {PIXELS: arrays[PIXELS]}
         self._check_ids(arrays[IDS], where)
+        self._check_steps(arrays[IDS].shape[1], where)
         self._settle_mask(arrays, where)
-        if self.has_decoder and DECODER_IDS not in arrays:
-            arrays[DECODER_IDS] = self.first_decoder_ids(arrays[IDS])
         if self.has_decoder:
-            self._check_ids(arrays[DECODER_IDS], where)
+            self._settle_decoder_ids(arrays, where)
         return {name: arrays[name] for name in self.inputs}
 
     def first_decoder_ids(self, ids: np.ndarray) -> np.ndarray:
@@ -212,6 +210,12 @@ class Signature:
                     f"{where} takes no attention_mask, so padding cannot be masked; run sequences of one length."
                 )
             del arrays[MASK]
+
+    def _settle_decoder_ids(self, arrays: dict[str, np.ndarray], where: str) -> None:
+        given = arrays.setdefault(DECODER_IDS, self.first_decoder_ids(arrays[IDS]))
+        self._check_ids(given, where)
+        if len(given) != len(arrays[IDS]):
+            raise ConfigError(f"{DECODER_IDS} has {len(given)} rows, input_ids {len(arrays[IDS])}; they must agree.")
 
     def _array(self, name: str, value: Any, where: str) -> np.ndarray:
         """One input as an array of its type and number of axes."""
@@ -252,6 +256,11 @@ class Signature:
         if self.vocab_size is not None and (ids.min() < 0 or ids.max() >= self.vocab_size):
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise TokenIdError(f"Token id {wrong} does not fit {where}: its ids go from 0 to {self.vocab_size - 1}.")
+
+    def _check_steps(self, length: int, where: str) -> None:
+        if length < self.min_length or length % self.multiple_of:
+            words = f"multiples of {self.multiple_of}" if self.multiple_of > 1 else f"at least {self.min_length}"
+            raise TokenIdError(f"The sequence is {length} tokens long; {where} takes {words}.")
 
 
 def padding_mask(shape: tuple[int, int], side: str) -> np.ndarray:

@@ -101,20 +101,22 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
 
     Args:
         given: what `train`, `adapt` or `load_model` gave, or a plain module (then with `config`).
-        tokenizer: overrides the one that a training result brings.
+        tokenizer: a training result brings its own; another one must give the same ids.
         config: for a plain module, and for limits that the model does not tell ({"max_seq_len": 512}).
 
     Raises:
         ConfigError: the vocabulary rows are known neither to the model nor to the config.
-        TokenizerError: the tokenizer can give ids that the model has no row for.
+        TokenizerError: the tokenizer can give ids that the model has no row for, or gives others than in training.
         ExportError: `given` holds no model.
     """
     adapted = adapted_of(given, config)
-    tokenizer = tokenizer if tokenizer is not None else getattr(given, "tokenizer", None)
+    trained_with = getattr(given, "tokenizer", None)
+    tokenizer = tokenizer if tokenizer is not None else trained_with
     plain, precision = _in_float32_on_cpu(adapted)
     signature, why = _signature(plain, ModelConfig.of(config))
     if signature.takes_tokens:
         _check_tokenizer(tokenizer, signature.vocab_size or 0)
+        _check_same_ids(tokenizer, trained_with, adapted.name)
     facts = {**_facts(adapted), "task": signature.task, "precision": precision, "mask": why}
     facts |= {"signature": signature.to_json(), "weights_sha256": _weights_sha256(plain)}
     if tokenizer is not None:
@@ -202,6 +204,19 @@ def _check_tokenizer(tokenizer: object, vocab_size: int) -> None:
         raise TokenizerError(
             f"The tokenizer has {entries} entries, the model {vocab_size} embedding rows: ids {vocab_size} to {entries - 1} "
             "would fail in the exported file. Export with the tokenizer that the model was trained with."
+        )
+
+
+def _check_same_ids(tokenizer: object, trained_with: object, name: str) -> None:
+    """Refuse a stale tokenizer: ids of the right range that mean other tokens."""
+    if tokenizer is trained_with or not (hasattr(tokenizer, "get_vocab") and hasattr(trained_with, "get_vocab")):
+        return
+    from utils.tokenization.encoding import tokenizer_fingerprint
+
+    if tokenizer_fingerprint(cast(Any, tokenizer)) != tokenizer_fingerprint(cast(Any, trained_with)):
+        raise TokenizerError(
+            f"The tokenizer gives other ids than the one that {name!r} was trained with: the file would read and write "
+            "nonsense. The training result holds the right one; leave tokenizer= out."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 from torch.export import Dim
 from torch.fx.experimental import _config as symbolic
 
@@ -78,18 +79,48 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
     Raises:
         ExportError: torch cannot capture it, or fixes a size.
     """
-    signature, example = subject.signature, subject.example(traced)
-    free = {name: dict.fromkeys(signature.axes_of(name), Dim.DYNAMIC) for name in example}
     model = LogitsOnly(subject.adapted).eval()
     with tracing(subject, "torch.export"), recurrent_layers_as_loops():
         try:
-            program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+            program = _running_at_one(model, subject, traced)
         except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
             logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
             with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # as torch's ONNX exporter captures
-                program = torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+                program = _captured(model, subject, traced)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
+
+
+def _captured(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:
+    example = subject.example(traced)
+    free = {name: dict.fromkeys(subject.signature.axes_of(name), Dim.DYNAMIC) for name in example}
+    return torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+
+
+def _running_at_one(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:
+    """The program, proven to run at sizes of one.
+
+    What a model computes beside its logits, such as its own loss, may refuse those sizes, and what refuses stays in the
+    program as a guard. Where it does, the program is captured again from its own graph, without what leads to no logit.
+    """
+    program = _captured(model, subject, traced)
+    try:
+        _run_smallest(program, subject)
+    except AssertionError:  # a guard
+        module = program.module(check_guards=False)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        program = _captured(module, subject, traced)
+        _run_smallest(program, subject)
+    return program
+
+
+def _run_smallest(program: torch.export.ExportedProgram, subject: ExportSubject) -> None:
+    signature = subject.signature
+    length = signature.allowed_length(1) if signature.takes_tokens else None
+    smallest = Shape(1, length, 1 if signature.has_decoder else None)
+    with torch.no_grad():
+        program.module()(**subject.example(smallest))

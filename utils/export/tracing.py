@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.nn.modules import transformer
 
 from utils.errors import ExportError
@@ -48,7 +49,12 @@ def tracing(subject: ExportSubject, format_name: str) -> Iterator[None]:
     Raises:
         ExportError: whatever the exporter or the model raised, with its reason and what to do.
     """
-    with undisturbed(subject.adapted), without_fast_path(), chatter_in_the_log():
+    with (
+        undisturbed(subject.adapted),
+        without_fast_path(),
+        experts_as_products(subject.adapted),
+        chatter_in_the_log(),
+    ):
         try:
             yield
         except ExportError:
@@ -72,6 +78,23 @@ def without_fast_path() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
         transformer._detect_is_causal_mask = hint
+
+
+@contextlib.contextmanager
+def experts_as_products(model: nn.Module) -> Iterator[None]:
+    """Let mixtures of experts of transformers multiply each token by its experts' weights, instead of sorting tokens.
+
+    Sorted, they go through an operator of transformers' own that no other runtime has. The sums are the same.
+    """
+    mixtures = [module for module in model.modules() if hasattr(module, "get_experts_implementation")]
+    before = [module.get_experts_implementation() for module in mixtures]
+    for module in mixtures:
+        module.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        for module, implementation in zip(mixtures, before):
+            module.set_experts_implementation(implementation)
 
 
 @contextlib.contextmanager
