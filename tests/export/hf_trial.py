@@ -15,7 +15,8 @@ import torch
 
 from tests.zoo.entry import Batch, Entry
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.export.hf_folder import FACTS_FILE, write_hf_folder
+from utils.export.hf_folder import write_hf_folder
+from utils.export.hf_runner import FACTS_FILE
 from utils.export.signature import Signature
 
 CHILD = Path(__file__).with_name("hf_child.py")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 import utils.examples
 from tests.export import hf_trial
 from tests.export.hf_trial import adapted_of, export, signature_of
@@ -20,7 +21,9 @@ from tests.zoo.table import ZOO
 from utils.adapters.causality import make_causal
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ExportError
-from utils.export.hf_folder import HFFolderRunner, write_hf_folder
+from utils.export.hf_folder import write_hf_folder
+from utils.export.hf_runner import HFFolderRunner
+from utils.export.hub import push_to_hub
 from utils.loading.model_loader import load_model
 from utils.testing import TINY_SOURCES
 from utils.training.dataset_utilities import python_docs
@@ -275,3 +278,13 @@ def test_hidden_states_are_refused(tmp_path: Path) -> None:
     adapted = adapt(transformers.BertModel(config))
     with pytest.raises(ExportError, match="no scores for its tokens"):
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
+
+
+def test_the_format_is_proven_and_shipped_with_others(tmp_path: Path, trained: Any) -> None:
+    bundle = utils.export(trained, formats=("hf", "safetensors"), out=tmp_path / "out")
+    assert bundle["hf"].parity is not None and bundle["hf"].parity.passed
+    assert (tmp_path / "out" / "hf" / "README.md").read_text("utf-8").startswith("---\nlibrary_name: transformers")
+    listed = {entry["name"] for entry in bundle.manifest["files"]}
+    assert {"hf/config.json", "hf/README.md", "hf/architecture.svg", "hf/model.py"} <= listed
+    planned = push_to_hub(bundle, "me/model", dry_run=True)
+    assert {"config.json", "README.md", "manifest.json"} <= {upload.name for upload in planned.uploads}

@@ -37,6 +37,7 @@ FORMATS = {
     "pt2": ("utils.export.torch_export", "TorchExportExporter"),
     "torchscript": ("utils.export.torchscript", "TorchScriptExporter"),
     "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
+    "hf": ("utils.export.hf_folder", "HFFolderExporter"),
 }
 """Format name → where its exporter lives; loaded when the format is asked for."""
 

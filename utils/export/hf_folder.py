@@ -8,26 +8,30 @@ is refused with its name. How the model was built is found out in `recovery`, it
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 
 from utils._extras import require
 from utils._files import list_files, write_json, write_text
 from utils._pages import render
-from utils.adapters.contract import CallContract
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import ExportError
+from utils.export.artifact import Artifact
+from utils.export.exporter import Exporter, described
+from utils.export.hf_runner import FACTS_FILE, FORMAT_VERSION
+from utils.export.model_card import CARD_FILE, CARD_FILES, CardInputs, write_model_card
+from utils.export.parity import Tolerance
+from utils.export.purposes import HEADS, purpose_of
 from utils.export.recovery import Blueprint, blueprint_of, constants_of, original_class
 from utils.export.signature import Signature
 from utils.export.slices import is_installed, slice_of
 from utils.export.standalone import PREFIX, copies_of, file_name_of
+from utils.export.subject import ExportSubject, undisturbed
 from utils.export.weights import tied_names, weights_sha256
 from utils.loading.config_namespace import ConfigNamespace
 from utils.loading.sources import module_path, prepare_package
@@ -36,19 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = Path(__file__).with_name("templates") / "hf" / "modeling.py.j2"
-FACTS_FILE, FORMAT_VERSION = "export.json", 1
 SLICE_FILE = "model_source.py"
 """Holds the classes of a model that did not come as files."""
-
-HEADS = {
-    "lm": "CausalLM",
-    "masked": "MaskedLM",
-    "seq2seq": "Seq2SeqLM",
-    "classification": "SequenceClassification",
-    "tokens": "TokenClassification",
-    "vision": "ImageClassification",
-}
-"""What a model is for → the ending of its auto class; "tokens" are classes of single tokens."""
 
 _COPIED = ("utils.adapters.contract", "utils.adapters.losses", "utils.export.recipes")
 _COPIED_WHERE_CAUSAL = ("utils.adapters.attention", "utils.adapters.causal_mode")
@@ -102,69 +95,43 @@ def write_hf_folder(
             "signature": signature.to_dict(),
             "weights_sha256": digest,
             "facts": dict(facts or {}),
-            "files": list_files(root),
+            "files": [entry for entry in list_files(root) if entry["name"] not in CARD_FILES],
         },
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
 
 
-class HFFolderRunner:
-    """A folder as transformers reads it back; runs the code in it.
+class HFFolderExporter(Exporter):
+    """Writes a folder of transformers."""
 
-    Attributes:
-        signature: what the folder takes and gives.
-        model: the loaded model, in eval mode.
+    format: ClassVar[str] = "hf"
+    file_name: ClassVar[str] = "hf"
+    tolerance: ClassVar[Tolerance] = Tolerance(
+        max_abs_diff=1e-5,
+        bits_per_byte=1e-5,
+        reason="the same code and weights in the same runtime: only another order of sums in fused kernels may show",
+    )
 
-    Raises:
-        ExportError: no such folder, weights are missing or left over, or are not those that were written.
-    """
+    def __init__(self) -> None:
+        """Check that transformers and safetensors are installed.
 
-    def __init__(self, folder: str | Path) -> None:
-        root = Path(folder)
-        facts = _facts_in(root)
-        self.signature = Signature.from_json(json.dumps(facts["signature"]))
-        self.model = _loaded(root, facts["auto_class"])
-        if weights_sha256(self.model) != facts["weights_sha256"]:
-            raise ExportError(f"The weights that transformers loads from {root} are not those that were written.")
+        Raises:
+            MissingPackageError: one is missing; the message holds the install command.
+        """
+        for package in ("transformers", "safetensors"):
+            require(package, extra="training", feature="A Hugging Face folder")
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The logits, float32, of arrays by the names that `signature.inputs` lists."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
-        with torch.no_grad():
-            logits = self.model(**tensors).logits
-        return np.asarray(logits.float().numpy())
-
-
-def _facts_in(root: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((root / FACTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{root} is no exported folder of transformers: {FACTS_FILE} cannot be read ({error})."
-        ) from error
-    if not isinstance(facts, dict) or facts.get("format_version", 0) > FORMAT_VERSION:
-        raise ExportError(f"{root / FACTS_FILE} has a format of a later version of this package.")
-    return facts
-
-
-def _loaded(root: Path, auto_class: str) -> Any:
-    """The model as a stranger would load it, with every key accounted for."""
-    import transformers
-
-    if auto_class not in {f"AutoModelFor{head}" for head in HEADS.values()}:
-        raise ExportError(f"{root / FACTS_FILE} names {auto_class!r}, which is no auto class of a model.")
-    try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            root, trust_remote_code=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:
-        raise ExportError(f"transformers cannot load {root}: {type(error).__name__}: {error}") from error
-    wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys}
-    if wrong:
-        listed = "; ".join(f"{what}: {', '.join(keys[:4])}" for what, keys in wrong.items())
-        raise ExportError(f"transformers cannot load {root} as it was written: {listed}.")
-    return model.eval()
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        """Write the folder with a card that knows the model alone. See `Exporter.write`."""
+        facts = described(subject, None, "transformers", "safetensors")
+        with undisturbed(subject.adapted):
+            write_hf_folder(subject.adapted, subject.signature, subject.tokenizer, path, facts)
+            write_model_card(
+                CardInputs(subject.adapted, tokenizer=subject.tokenizer, files={"hf": "."}), path / CARD_FILE
+            )
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return Artifact(self.format, path, tuple(files), facts=facts)
 
 
 # ---- models of transformers -----------------------------------------------------------------------------------------
@@ -191,12 +158,6 @@ def _refuse_without_head(adapted: AdaptedModel) -> None:
             f"{adapted.name} gives hidden states and no scores for its tokens: there is no auto class that would load it with a "
             "loss. Add a head, or load it with one (AutoModelForCausalLM instead of AutoModel)."
         )
-
-
-def purpose_of(contract: CallContract) -> str:
-    """What a model is for, as a key of `HEADS`."""
-    by_token = contract.task == "classification" and contract.logits.layout not in ("BV", "LBV")
-    return "tokens" if by_token else contract.task
 
 
 # ---- models with code of their own ----------------------------------------------------------------------------------

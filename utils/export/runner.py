@@ -18,6 +18,7 @@ OPENERS = {
     "onnx": ("utils.export.onnx_runner", "OnnxRunner"),
     "pt2": ("utils.export.torch_runners", "ProgramRunner"),
     "torchscript": ("utils.export.torch_runners", "ScriptRunner"),
+    "hf": ("utils.export.hf_runner", "HFFolderRunner"),
 }
 """Format name → what opens its files: called with the path and the number of threads. They know nothing of exporters."""
 
