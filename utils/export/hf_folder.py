@@ -8,6 +8,7 @@ is refused with its name. How the model was built is found out in `recovery`, it
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def write_hf_folder(
         _CodeFolder(adapted, blueprint_of(adapted), tokenizer, labels).write(root)
         digest = weights_sha256(adapted)
     if tokenizer is not None:
-        tokenizer.save_pretrained(str(root))
+        _write_tokenizer(tokenizer, root, pads_left=adapted.contract.task == "lm")
     write_json(
         root / FACTS_FILE,
         {
@@ -100,6 +101,14 @@ def write_hf_folder(
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, root: Path, pads_left: bool) -> None:
+    """The tokenizer's files; one that continues texts pads them at the front, where `generate` needs it."""
+    tokenizer.save_pretrained(str(root))
+    settings = root / "tokenizer_config.json"
+    if pads_left and settings.is_file():
+        write_json(settings, {**json.loads(settings.read_text(encoding="utf-8")), "padding_side": "left"})
 
 
 class HFFolderExporter(Exporter):
