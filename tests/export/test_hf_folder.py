@@ -105,8 +105,13 @@ LOADED = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The bundled broken export, completed, made causal and trained a little."""
     root = tmp_path_factory.mktemp("trained")
-    (root / "text.txt").write_text(python_docs()[:30_000], "utf-8")
-    adapted = adapt(load_model(utils.examples.path()))
+    (root / "text.txt").write_text(python_docs()[:10_000], "utf-8")
+    for name in ("model.py", "config.json"):
+        text = (utils.examples.path() / name).read_text("utf-8")
+        for number, smaller in {"1024": "300", "512": "64", "128": "32"}.items():  # rows, inner width, width and limit
+            text = text.replace(number, smaller)
+        (root / name).write_text(text, "utf-8")
+    adapted = adapt(load_model(root))
     settings = {"max_steps": 2, "batch_size": 4, "random_seed": 3}
     return train(adapted, root / "text.txt", settings, workspace=root / "runs", progress=False)
 
@@ -280,6 +285,7 @@ def test_hidden_states_are_refused(tmp_path: Path) -> None:
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
 
 
+@pytest.mark.slow  # a second child that imports transformers: ten seconds for one folder
 def test_the_format_is_proven_and_shipped_with_others(tmp_path: Path, trained: Any) -> None:
     bundle = utils.export(trained, formats=("hf", "safetensors"), out=tmp_path / "out")
     assert bundle["hf"].parity is not None and bundle["hf"].parity.passed
