@@ -276,6 +276,20 @@ def test_what_cannot_be_built_again_is_refused(tmp_path: Path, build: Any, words
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
 
 
+def test_a_model_of_transformers_stops_where_its_tokenizer_ends(tmp_path: Path, trained: Any) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 310, "n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": 309, "bos_token_id": 309}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    before = model.config.to_dict()
+    adapted = adapt(model)
+    write_hf_folder(adapted, signature_of(adapted), trained.tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "generation_config.json").read_text("utf-8"))
+    assert settings["eos_token_id"] == trained.tokenizer.eos_token_id != 309
+    assert set(range(len(trained.tokenizer), 310)) <= set(settings["suppress_tokens"])
+    assert model.config.to_dict() == before and not list(tmp_path.glob("*.py"))
+
+
 def test_hidden_states_are_refused(tmp_path: Path) -> None:
     import transformers
 

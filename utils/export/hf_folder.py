@@ -7,6 +7,7 @@ is refused with its name. How the model was built is found out in `recovery`, it
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = Path(__file__).with_name("templates") / "hf" / "modeling.py.j2"
+GENERATION_FILE = "generation_config.json"
 SLICE_FILE = "model_source.py"
 """Holds the classes of a model that did not come as files."""
 
@@ -79,8 +81,9 @@ def write_hf_folder(
     _refuse_without_head(adapted)
     auto_class = _auto_class_of(adapted)
     if auto_class is not None:
-        model: Any = adapted.model
-        model.save_pretrained(root)
+        _save_as_it_is(adapted.model, root)
+        if tokenizer is not None and (root / GENERATION_FILE).is_file():
+            _write_generation(adapted, tokenizer, root)
         digest = weights_sha256(adapted.model)
     else:
         auto_class = f"AutoModelFor{HEADS[purpose_of(adapted.contract)]}"
@@ -101,6 +104,38 @@ def write_hf_folder(
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
+
+
+def _special_ids(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    """The ids that config and generation need to know, where there are such."""
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ids = {name: getattr(tokenizer, name, None) for name in names}
+    if adapted.contract.decoder_name is not None:
+        ids["decoder_start_token_id"] = adapted.contract.start_id
+    return {name: index for name, index in ids.items() if index is not None}
+
+
+def _write_generation(
+    adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None, root: Path, **settings: Any
+) -> None:
+    """Settings of `model.generate`: those that are there, the tokenizer's ids, and only ids that have a text are drawn."""
+    from transformers import GenerationConfig
+
+    path = root / GENERATION_FILE
+    before = GenerationConfig.from_pretrained(root) if path.is_file() else GenerationConfig()
+    ids = _special_ids(adapted, tokenizer)
+    if "eos_token_id" in ids:
+        ids.setdefault("pad_token_id", ids["eos_token_id"])
+    before.update(**settings, **ids, suppress_tokens=_never_drawn(adapted, tokenizer) or None)
+    before.save_pretrained(root)
+
+
+def _never_drawn(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids without text, and special ones but end-of-text, as in `utils.generate`."""
+    if tokenizer is None:
+        return []
+    allowed = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids) | {tokenizer.eos_token_id}
+    return [index for index in range(adapted.contract.output_size or 0) if index not in allowed]
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, root: Path, pads_left: bool) -> None:
@@ -161,6 +196,16 @@ def _auto_class_of(adapted: AdaptedModel) -> str | None:
     return None
 
 
+def _save_as_it_is(model: Any, root: Path) -> None:
+    """Save a model of transformers, which notes the type and the class in its config while it does so."""
+    config = model.config
+    model.config = copy.deepcopy(config)
+    try:
+        model.save_pretrained(root)
+    finally:
+        model.config = config
+
+
 def _refuse_without_head(adapted: AdaptedModel) -> None:
     if not adapted.contract.scores_tokens:
         raise ExportError(
@@ -208,7 +253,7 @@ class _CodeFolder:
         self._write_weights(root / "model.safetensors")
         write_json(root / "config.json", config)
         if self.head in ("CausalLM", "Seq2SeqLM"):
-            self._generation().save_pretrained(root)
+            _write_generation(self.adapted, self.tokenizer, root, use_cache=False)
 
     # ---- code -------------------------------------------------------------------------------------------------------
     def _find_sources(self) -> None:
@@ -308,7 +353,7 @@ class _CodeFolder:
             "tie_word_embeddings": bool(tied),
             "is_encoder_decoder": self.adapted.contract.decoder_name is not None,
             **self._sizes(),
-            **self._special_ids(),
+            **_special_ids(self.adapted, self.tokenizer),
             **self._classes(),
         }
 
@@ -327,13 +372,6 @@ class _CodeFolder:
         }
         return {name: size for name, size in sizes.items() if size is not None}
 
-    def _special_ids(self) -> dict[str, Any]:
-        names = ("pad_token_id", "bos_token_id", "eos_token_id")
-        ids = {name: getattr(self.tokenizer, name, None) for name in names}
-        if self.adapted.contract.decoder_name is not None:
-            ids["decoder_start_token_id"] = self.adapted.contract.start_id
-        return {name: index for name, index in ids.items() if index is not None}
-
     def _classes(self) -> dict[str, Any]:
         if purpose_of(self.adapted.contract) not in ("classification", "tokens", "vision"):
             return {}
@@ -345,24 +383,6 @@ class _CodeFolder:
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},
         }
-
-    def _generation(self) -> Any:
-        """Settings of `model.generate`: no cache, and only ids that the tokenizer has a text for, as in `utils.generate`."""
-        from transformers import GenerationConfig
-
-        ids = self._special_ids()
-        if "pad_token_id" not in ids and "eos_token_id" in ids:
-            ids["pad_token_id"] = ids["eos_token_id"]
-        return GenerationConfig(use_cache=False, suppress_tokens=self._never_drawn() or None, **ids)
-
-    def _never_drawn(self) -> list[int]:
-        """Ids without text, and special ones but end-of-text."""
-        if self.tokenizer is None:
-            return []
-        rows = self.adapted.contract.output_size or 0
-        allowed = set(self.tokenizer.get_vocab().values()) - set(self.tokenizer.all_special_ids)
-        allowed |= {self.tokenizer.eos_token_id} - {None}
-        return [index for index in range(rows) if index not in allowed]
 
     # ---- weights ----------------------------------------------------------------------------------------------------
     def _write_weights(self, path: Path) -> None:
