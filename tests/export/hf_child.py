@@ -81,7 +81,9 @@ def says(model: Any, folder: str, asked: dict[str, Any]) -> list[str]:
     made = model.generate(**inputs, max_new_tokens=asked["new"], do_sample=False)[0, length:]
     text = asked["prompt"] + tokenizer.decode(made, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     batch = tokenizer([asked["prompt"], "A"], return_tensors="pt", add_special_tokens=False, padding=True)
-    model.generate(**batch, max_new_tokens=2, do_sample=False)  # padded on the left where it must be
+    padded = model.generate(**batch, max_new_tokens=2, do_sample=False)
+    if tokenizer.padding_side != "left" or padded.shape[0] != 2:
+        return ["the tokenizer does not pad at the front"]
     return [] if text == asked["expected"] else [f"generate says {text!r}, expected {asked['expected']!r}"]
 
 

@@ -15,11 +15,13 @@ import torch
 
 from tests.zoo.entry import Batch, Entry
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.export.hf_folder import FACTS_FILE, write_hf_folder
+from utils.export.hf_folder import write_hf_folder
+from utils.export.hf_runner import FACTS_FILE
 from utils.export.signature import Signature
 
 CHILD = Path(__file__).with_name("hf_child.py")
 NEW_TOKENS = 5
+"""Tokens that are generated; of models with a small limit as many as lead beyond it."""
 
 
 def signature_of(adapted: AdaptedModel) -> Signature:
@@ -91,14 +93,15 @@ def _greedy(adapted: AdaptedModel, prompt: torch.Tensor) -> dict[str, np.ndarray
         if adapted.contract.start_id is None:
             return {}
         ids = torch.full((len(prompt), 1), adapted.contract.start_id)
-    for _ in range(NEW_TOKENS):
+    new = NEW_TOKENS if limit is None or limit > 24 else limit
+    for _ in range(new):
         view = ids if limit is None else ids[:, -limit:].contiguous()
         logits = adapted(prompt, decoder_input_ids=view).logits if decoder else adapted(view).logits
         ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
     return {
         "prompt": (prompt if decoder else prompt[:, :4]).numpy(),
         "greedy": ids.numpy(),
-        "new": np.array(NEW_TOKENS),
+        "new": np.array(new),
     }
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 import utils.examples
 from tests.export import hf_trial
 from tests.export.hf_trial import adapted_of, export, signature_of
@@ -20,7 +21,9 @@ from tests.zoo.table import ZOO
 from utils.adapters.causality import make_causal
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.errors import ExportError
-from utils.export.hf_folder import HFFolderRunner, write_hf_folder
+from utils.export.hf_folder import write_hf_folder
+from utils.export.hf_runner import HFFolderRunner
+from utils.export.hub import push_to_hub
 from utils.loading.model_loader import load_model
 from utils.testing import TINY_SOURCES
 from utils.training.dataset_utilities import python_docs
@@ -102,8 +105,13 @@ LOADED = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The bundled broken export, completed, made causal and trained a little."""
     root = tmp_path_factory.mktemp("trained")
-    (root / "text.txt").write_text(python_docs()[:30_000], "utf-8")
-    adapted = adapt(load_model(utils.examples.path()))
+    (root / "text.txt").write_text(python_docs()[:10_000], "utf-8")
+    for name in ("model.py", "config.json"):
+        text = (utils.examples.path() / name).read_text("utf-8")
+        for number, smaller in {"1024": "300", "512": "64", "128": "32"}.items():  # rows, inner width, width and limit
+            text = text.replace(number, smaller)
+        (root / name).write_text(text, "utf-8")
+    adapted = adapt(load_model(root))
     settings = {"max_steps": 2, "batch_size": 4, "random_seed": 3}
     return train(adapted, root / "text.txt", settings, workspace=root / "runs", progress=False)
 
@@ -268,6 +276,20 @@ def test_what_cannot_be_built_again_is_refused(tmp_path: Path, build: Any, words
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
 
 
+def test_a_model_of_transformers_stops_where_its_tokenizer_ends(tmp_path: Path, trained: Any) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 310, "n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": 309, "bos_token_id": 309}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    before = model.config.to_dict()
+    adapted = adapt(model)
+    write_hf_folder(adapted, signature_of(adapted), trained.tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "generation_config.json").read_text("utf-8"))
+    assert settings["eos_token_id"] == trained.tokenizer.eos_token_id != 309
+    assert set(range(len(trained.tokenizer), 310)) <= set(settings["suppress_tokens"])
+    assert model.config.to_dict() == before and not list(tmp_path.glob("*.py"))
+
+
 def test_hidden_states_are_refused(tmp_path: Path) -> None:
     import transformers
 
@@ -275,3 +297,14 @@ def test_hidden_states_are_refused(tmp_path: Path) -> None:
     adapted = adapt(transformers.BertModel(config))
     with pytest.raises(ExportError, match="no scores for its tokens"):
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
+
+
+@pytest.mark.slow  # a second child that imports transformers: ten seconds for one folder
+def test_the_format_is_proven_and_shipped_with_others(tmp_path: Path, trained: Any) -> None:
+    bundle = utils.export(trained, formats=("hf", "safetensors"), out=tmp_path / "out")
+    assert bundle["hf"].parity is not None and bundle["hf"].parity.passed
+    assert (tmp_path / "out" / "hf" / "README.md").read_text("utf-8").startswith("---\nlibrary_name: transformers")
+    listed = {entry["name"] for entry in bundle.manifest["files"]}
+    assert {"hf/config.json", "hf/README.md", "hf/architecture.svg", "hf/model.py"} <= listed
+    planned = push_to_hub(bundle, "me/model", dry_run=True)
+    assert {"config.json", "README.md", "manifest.json"} <= {upload.name for upload in planned.uploads}

@@ -8,7 +8,7 @@ FORMATS = {
     "torchscript": ("utils.export.torchscript", "TorchScriptExporter"),
     "int8": ("utils.export.quantization", "Int8Exporter"),
     "int8_static": ("utils.export.quantization", "StaticInt8Exporter"),
-    "hf": ("utils.export.hf_exporter", "HFFolderExporter"),
+    "hf": ("utils.export.hf_folder", "HFFolderExporter"),
     "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
 }
 """Format name → where its exporter lives; loaded when the format is asked for."""

@@ -7,28 +7,33 @@ is refused with its name. How the model was built is found out in `recovery`, it
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 
 from utils._extras import require
 from utils._files import list_files, write_json, write_text
 from utils._pages import render
-from utils.adapters.contract import CallContract
 from utils.adapters.model_adapter import AdaptedModel
 from utils.errors import ExportError
+from utils.export.artifact import Artifact
+from utils.export.exporter import Exporter, described
+from utils.export.hf_runner import FACTS_FILE, FORMAT_VERSION
+from utils.export.model_card import CARD_FILE, CARD_FILES, CardInputs, write_model_card
+from utils.export.parity import Tolerance
+from utils.export.purposes import HEADS, purpose_of
 from utils.export.recovery import Blueprint, blueprint_of, constants_of, original_class
-from utils.export.runner import Runner
 from utils.export.signature import Signature
 from utils.export.slices import is_installed, slice_of
 from utils.export.standalone import PREFIX, copies_of, file_name_of
+from utils.export.subject import ExportSubject, undisturbed
 from utils.export.weights import tied_names, weights_sha256
 from utils.loading.config_namespace import ConfigNamespace
 from utils.loading.sources import module_path, prepare_package
@@ -37,19 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = Path(__file__).with_name("templates") / "hf" / "modeling.py.j2"
-FACTS_FILE, FORMAT_VERSION = "export.json", 1
+GENERATION_FILE = "generation_config.json"
 SLICE_FILE = "model_source.py"
 """Holds the classes of a model that did not come as files."""
-
-HEADS = {
-    "lm": "CausalLM",
-    "masked": "MaskedLM",
-    "seq2seq": "Seq2SeqLM",
-    "classification": "SequenceClassification",
-    "tokens": "TokenClassification",
-    "vision": "ImageClassification",
-}
-"""What a model is for → the ending of its auto class; "tokens" are classes of single tokens."""
 
 _COPIED = ("utils.adapters.contract", "utils.adapters.losses", "utils.export.recipes")
 _COPIED_WHERE_CAUSAL = ("utils.adapters.attention", "utils.adapters.causal_mode")
@@ -86,15 +81,16 @@ def write_hf_folder(
     _refuse_without_head(adapted)
     auto_class = _auto_class_of(adapted)
     if auto_class is not None:
-        model: Any = adapted.model
-        model.save_pretrained(root)
+        _save_as_it_is(adapted.model, root)
+        if tokenizer is not None and (root / GENERATION_FILE).is_file():
+            _write_generation(adapted, tokenizer, root)
         digest = weights_sha256(adapted.model)
     else:
         auto_class = f"AutoModelFor{HEADS[purpose_of(adapted.contract)]}"
         _CodeFolder(adapted, blueprint_of(adapted), tokenizer, labels).write(root)
         digest = weights_sha256(adapted)
     if tokenizer is not None:
-        tokenizer.save_pretrained(str(root))
+        _write_tokenizer(tokenizer, root, pads_left=adapted.contract.task == "lm")
     write_json(
         root / FACTS_FILE,
         {
@@ -103,72 +99,83 @@ def write_hf_folder(
             "signature": signature.to_dict(),
             "weights_sha256": digest,
             "facts": dict(facts or {}),
-            "files": list_files(root),
+            "files": [entry for entry in list_files(root) if entry["name"] not in CARD_FILES],
         },
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
 
 
-class HFFolderRunner(Runner):
-    """A folder as transformers reads it back; runs the code in it.
-
-    Attributes:
-        signature: what the folder takes and gives.
-        model: the loaded model, in eval mode.
-
-    Raises:
-        ExportError: no such folder, weights are missing or left over, or are not those that were written.
-    """
-
-    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
-        root = Path(folder)
-        if threads is not None and threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
-        facts = _facts_in(root)
-        self.facts = facts["facts"]
-        self.signature = Signature.from_json(json.dumps(facts["signature"]))
-        self.model = _loaded(root, facts["auto_class"])
-        if weights_sha256(self.model) != facts["weights_sha256"]:
-            raise ExportError(f"The weights that transformers loads from {root} are not those that were written.")
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The logits, float32, of arrays by the names that `signature.inputs` lists."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
-        with torch.no_grad():
-            logits = self.model(**tensors).logits
-        return np.asarray(logits.float().numpy())
+def _special_ids(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    """The ids that config and generation need to know, where there are such."""
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ids = {name: getattr(tokenizer, name, None) for name in names}
+    if adapted.contract.decoder_name is not None:
+        ids["decoder_start_token_id"] = adapted.contract.start_id
+    return {name: index for name, index in ids.items() if index is not None}
 
 
-def _facts_in(root: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((root / FACTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{root} is no exported folder of transformers: {FACTS_FILE} cannot be read ({error})."
-        ) from error
-    if not isinstance(facts, dict) or facts.get("format_version", 0) > FORMAT_VERSION:
-        raise ExportError(f"{root / FACTS_FILE} has a format of a later version of this package.")
-    return facts
+def _write_generation(
+    adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None, root: Path, **settings: Any
+) -> None:
+    """Settings of `model.generate`: those that are there, the tokenizer's ids, and only ids that have a text are drawn."""
+    from transformers import GenerationConfig
+
+    path = root / GENERATION_FILE
+    before = GenerationConfig.from_pretrained(root) if path.is_file() else GenerationConfig()
+    ids = _special_ids(adapted, tokenizer)
+    if "eos_token_id" in ids:
+        ids.setdefault("pad_token_id", ids["eos_token_id"])
+    before.update(**settings, **ids, suppress_tokens=_never_drawn(adapted, tokenizer) or None)
+    before.save_pretrained(root)
 
 
-def _loaded(root: Path, auto_class: str) -> Any:
-    """The model as a stranger would load it, with every key accounted for."""
-    import transformers
+def _never_drawn(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids without text, and special ones but end-of-text, as in `utils.generate`."""
+    if tokenizer is None:
+        return []
+    allowed = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids) | {tokenizer.eos_token_id}
+    return [index for index in range(adapted.contract.output_size or 0) if index not in allowed]
 
-    if auto_class not in {f"AutoModelFor{head}" for head in HEADS.values()}:
-        raise ExportError(f"{root / FACTS_FILE} names {auto_class!r}, which is no auto class of a model.")
-    try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            root, trust_remote_code=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:
-        raise ExportError(f"transformers cannot load {root}: {type(error).__name__}: {error}") from error
-    wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys}
-    if wrong:
-        listed = "; ".join(f"{what}: {', '.join(keys[:4])}" for what, keys in wrong.items())
-        raise ExportError(f"transformers cannot load {root} as it was written: {listed}.")
-    return model.eval()
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, root: Path, pads_left: bool) -> None:
+    """The tokenizer's files; one that continues texts pads them at the front, where `generate` needs it."""
+    tokenizer.save_pretrained(str(root))
+    settings = root / "tokenizer_config.json"
+    if pads_left and settings.is_file():
+        write_json(settings, {**json.loads(settings.read_text(encoding="utf-8")), "padding_side": "left"})
+
+
+class HFFolderExporter(Exporter):
+    """Writes a folder of transformers."""
+
+    format: ClassVar[str] = "hf"
+    file_name: ClassVar[str] = "hf"
+    tolerance: ClassVar[Tolerance] = Tolerance(
+        max_abs_diff=1e-5,
+        bits_per_byte=1e-5,
+        reason="the same code and weights in the same runtime: only another order of sums in fused kernels may show",
+    )
+
+    def __init__(self) -> None:
+        """Check that transformers and safetensors are installed.
+
+        Raises:
+            MissingPackageError: one is missing; the message holds the install command.
+        """
+        for package in ("transformers", "safetensors"):
+            require(package, extra="training", feature="A Hugging Face folder")
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        """Write the folder with a card that knows the model alone. See `Exporter.write`."""
+        facts = described(subject, None, "transformers", "safetensors")
+        with undisturbed(subject.adapted):
+            write_hf_folder(subject.adapted, subject.signature, subject.tokenizer, path, facts, subject.labels or None)
+            write_model_card(
+                CardInputs(subject.adapted, tokenizer=subject.tokenizer, files={"hf": "."}), path / CARD_FILE
+            )
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return Artifact(self.format, path, tuple(files), facts=facts)
 
 
 # ---- models of transformers -----------------------------------------------------------------------------------------
@@ -189,18 +196,22 @@ def _auto_class_of(adapted: AdaptedModel) -> str | None:
     return None
 
 
+def _save_as_it_is(model: Any, root: Path) -> None:
+    """Save a model of transformers, which notes the type and the class in its config while it does so."""
+    config = model.config
+    model.config = copy.deepcopy(config)
+    try:
+        model.save_pretrained(root)
+    finally:
+        model.config = config
+
+
 def _refuse_without_head(adapted: AdaptedModel) -> None:
     if not adapted.contract.scores_tokens:
         raise ExportError(
             f"{adapted.name} gives hidden states and no scores for its tokens: there is no auto class that would load it with a "
             "loss. Add a head, or load it with one (AutoModelForCausalLM instead of AutoModel)."
         )
-
-
-def purpose_of(contract: CallContract) -> str:
-    """What a model is for, as a key of `HEADS`."""
-    by_token = contract.task == "classification" and contract.logits.layout not in ("BV", "LBV")
-    return "tokens" if by_token else contract.task
 
 
 # ---- models with code of their own ----------------------------------------------------------------------------------
@@ -242,7 +253,7 @@ class _CodeFolder:
         self._write_weights(root / "model.safetensors")
         write_json(root / "config.json", config)
         if self.head in ("CausalLM", "Seq2SeqLM"):
-            self._generation().save_pretrained(root)
+            _write_generation(self.adapted, self.tokenizer, root, use_cache=False)
 
     # ---- code -------------------------------------------------------------------------------------------------------
     def _find_sources(self) -> None:
@@ -342,7 +353,7 @@ class _CodeFolder:
             "tie_word_embeddings": bool(tied),
             "is_encoder_decoder": self.adapted.contract.decoder_name is not None,
             **self._sizes(),
-            **self._special_ids(),
+            **_special_ids(self.adapted, self.tokenizer),
             **self._classes(),
         }
 
@@ -361,13 +372,6 @@ class _CodeFolder:
         }
         return {name: size for name, size in sizes.items() if size is not None}
 
-    def _special_ids(self) -> dict[str, Any]:
-        names = ("pad_token_id", "bos_token_id", "eos_token_id")
-        ids = {name: getattr(self.tokenizer, name, None) for name in names}
-        if self.adapted.contract.decoder_name is not None:
-            ids["decoder_start_token_id"] = self.adapted.contract.start_id
-        return {name: index for name, index in ids.items() if index is not None}
-
     def _classes(self) -> dict[str, Any]:
         if purpose_of(self.adapted.contract) not in ("classification", "tokens", "vision"):
             return {}
@@ -379,24 +383,6 @@ class _CodeFolder:
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},
         }
-
-    def _generation(self) -> Any:
-        """Settings of `model.generate`: no cache, and only ids that the tokenizer has a text for, as in `utils.generate`."""
-        from transformers import GenerationConfig
-
-        ids = self._special_ids()
-        if "pad_token_id" not in ids and "eos_token_id" in ids:
-            ids["pad_token_id"] = ids["eos_token_id"]
-        return GenerationConfig(use_cache=False, suppress_tokens=self._never_drawn() or None, **ids)
-
-    def _never_drawn(self) -> list[int]:
-        """Ids without text, and special ones but end-of-text."""
-        if self.tokenizer is None:
-            return []
-        rows = self.adapted.contract.output_size or 0
-        allowed = set(self.tokenizer.get_vocab().values()) - set(self.tokenizer.all_special_ids)
-        allowed |= {self.tokenizer.eos_token_id} - {None}
-        return [index for index in range(rows) if index not in allowed]
 
     # ---- weights ----------------------------------------------------------------------------------------------------
     def _write_weights(self, path: Path) -> None:

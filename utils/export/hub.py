@@ -20,14 +20,13 @@ from utils._extras import require
 from utils._files import sha256_of
 from utils._tables import html_table, text_table
 from utils.errors import ConfigError, HubError
-from utils.export.hf_folder import FACTS_FILE
-from utils.export.model_card import CARD_FILE, CURVE_FILE, DIAGRAM_FILE
+from utils.export.hf_runner import FACTS_FILE
+from utils.export.model_card import CARD_FILES
 from utils.training.secrets import unmistakable_secret_in
 from utils.training.tracking import colab_secret
 
 MANIFEST_FILE = "manifest.json"
 TOKEN_NAME = "HF_TOKEN"
-_BESIDE = (CARD_FILE, DIAGRAM_FILE, CURVE_FILE)
 _OF_TRANSFORMERS = "hf/"
 """A bundle's folder for transformers; its files go to the top of the repository, where `from_pretrained` looks for them."""
 
@@ -161,7 +160,7 @@ def planned(folder_or_bundle: Any) -> Iterator[Upload]:
             "sent, since nothing says what may leave them."
         )
     entries = _entries(root / manifest)
-    names = [manifest, *(name for name in _BESIDE if name not in entries and (root / name).is_file())]
+    names = [manifest, *(name for name in CARD_FILES if name not in entries and (root / name).is_file())]
     placed: dict[str, Upload] = {}
     for name in [*names, *entries]:
         path = _checked(root, name, entries.get(name))

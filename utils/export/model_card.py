@@ -19,8 +19,8 @@ from utils._tables import markdown_code, markdown_table, markdown_text
 from utils.adapters.causality import CausalityReport
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.export.architecture import architecture_svg, heads_of, parts_of
-from utils.export.hf_folder import HEADS, purpose_of
 from utils.export.parity_report import ParityReport
+from utils.export.purposes import HEADS, purpose_of
 from utils.training.curves import picture_png
 from utils.training.dashboard import RunHistory, loss_panel
 from utils.training.run_manifest import RECIPE_FILE, Recipe, package_versions
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 CARD_FILE, DIAGRAM_FILE, CURVE_FILE = "README.md", "architecture.svg", "training_curve.png"
+CARD_FILES = (CARD_FILE, DIAGRAM_FILE, CURVE_FILE)
+"""The card and its pictures."""
 UNKNOWN = "unknown"
 
 _PURPOSES = {

@@ -15,12 +15,12 @@ from utils.errors import ExportError
 from utils.export.signature import Signature
 
 OPENERS = {
-    "hf": ("utils.export.hf_folder", "HFFolderRunner"),
     "onnx": ("utils.export.onnx_runner", "OnnxRunner"),
     "int8": ("utils.export.onnx_runner", "OnnxRunner"),
     "int8_static": ("utils.export.onnx_runner", "OnnxRunner"),
     "pt2": ("utils.export.torch_runners", "ProgramRunner"),
     "torchscript": ("utils.export.torch_runners", "ScriptRunner"),
+    "hf": ("utils.export.hf_runner", "HFFolderRunner"),
 }
 """Format name → what opens its files: called with the path and the number of threads. They know nothing of exporters."""
 
