@@ -34,6 +34,7 @@ from utils.export.runtime_files import write_runtime
 from utils.export.samples import samples_of
 from utils.export.subject import ExportSubject, adapted_of, subject_of, undisturbed
 from utils.progress import ProgressCallback, ignore_progress
+from utils.training.result import TrainingResult
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -152,8 +153,17 @@ def export(
         staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
         parity = ParityReport.joined([artifact.parity for artifact in staged if artifact.parity is not None])
         beside = [] if not runtime else _runtime(subject, staged, staging / "runtime", refused)
-        given = {"result": result_or_adapted, "config": config}
-        beside += _card(subject, staged, parity, refused, staging / "card", given)
+        inputs = CardInputs(
+            subject.adapted,
+            config,
+            subject.tokenizer,
+            result=result_or_adapted if isinstance(result_or_adapted, TrainingResult) else None,
+            parity=parity,
+            refused=refused,
+            files={artifact.format: artifact.path.name for artifact in staged},
+            labels=subject.labels or None,
+        )
+        beside += _card(inputs, staged, staging / "card", refused)
         folders = [artifact.path.parent for artifact in staged] + [staging / "runtime", staging / "card"]
         _make_room(folder, [entry.name for one in folders if one.is_dir() for entry in one.iterdir()])
         artifacts = tuple(publish(artifact, folder) for artifact in staged)
@@ -203,32 +213,19 @@ def _everywhere(artifact: Artifact) -> float:
     return 3 * parity.max_abs_diff
 
 
-def _card(
-    subject: ExportSubject,
-    staged: Sequence[Artifact],
-    parity: ParityReport,
-    refused: dict[str, str],
-    folder: Path,
-    given: dict[str, Any],
-) -> Beside:
-    """The model card with its pictures."""
-    result = given["result"] if hasattr(given["result"], "run_folder") else None
-    inputs = CardInputs(
-        subject.adapted,
-        given["config"],
-        subject.tokenizer,
-        result=result,
-        parity=parity,
-        refused=refused,
-        files={artifact.format: artifact.path.name for artifact in staged},
-        labels=subject.labels or None,
-    )
+def _card(inputs: CardInputs, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Beside:
+    """The model card with its pictures; a folder for transformers gets one of its own."""
     folder.mkdir()
     try:
         write_model_card(inputs, folder / CARD_FILE)
     except MissingPackageError as error:
         refused["card"] = str(error)
         logger.warning("no model card: %s", error)
+        return []
+    for artifact in staged:
+        if artifact.format == "hf":  # that folder travels alone: its own card tells as much
+            write_model_card(replace(inputs, files={"hf": "."}), artifact.path / CARD_FILE)
+            artifact.files = tuple(sorted(file for file in artifact.path.rglob("*") if file.is_file()))
     return [("card", folder, file) for file in sorted(folder.iterdir())]
 
 

@@ -25,6 +25,7 @@ from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.adapters.probing import left_as_it_was
 from utils.errors import ConfigError, ExportError, TokenizerError
 from utils.export.signature import DECODER_IDS, IDS, MASK, PIXELS, Shape, Signature, padding_mask
+from utils.export.weights import weights_sha256
 from utils.loading.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
         _check_tokenizer(tokenizer, signature.vocab_size or 0)
         _check_same_ids(tokenizer, trained_with, adapted.name)
     facts = {**_facts(adapted), "task": signature.task, "precision": precision, "mask": why}
-    facts |= {"signature": signature.to_json(), "weights_sha256": _weights_sha256(plain)}
+    facts |= {"signature": signature.to_json(), "weights_sha256": weights_sha256(plain)}
     if tokenizer is not None:
         facts["tokenizer"] = f"{type(tokenizer).__name__}, {_entries(tokenizer)} entries"
     return ExportSubject(plain, signature, tokenizer, facts, labels=_labels(given, signature))
@@ -298,13 +299,3 @@ def _origin(source: ModelSource) -> dict[str, str]:
     else:
         origin = {"source_origin": source.origin, "source_revision": source.revision}
     return origin | {f"source_sha256 {name}": digest for name, digest in source.sha256.items()}
-
-
-def _weights_sha256(adapted: nn.Module) -> str:
-    """One hash over names, shapes and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in adapted.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
