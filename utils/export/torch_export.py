@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -84,7 +84,8 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
             program = _running_at_one(model, subject, traced)
         except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
             logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
-            with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # as torch's ONNX exporter captures
+            settings: Any = torch.fx.experimental._config  # torch adds `patch` to it while it is imported
+            with settings.patch(backed_size_oblivious=True):  # as torch's ONNX exporter captures
                 program = _captured(model, subject, traced)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):

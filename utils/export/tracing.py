@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ def experts_as_products(model: nn.Module) -> Iterator[None]:
 
     Sorted, they go through an operator of transformers' own that no other runtime has. The sums are the same.
     """
-    mixtures = [module for module in model.modules() if hasattr(module, "get_experts_implementation")]
+    mixtures: list[Any] = [module for module in model.modules() if hasattr(module, "get_experts_implementation")]
     before = [module.get_experts_implementation() for module in mixtures]
     for module in mixtures:
         module.set_experts_implementation("batched_mm")
