@@ -17,7 +17,7 @@ from export import zoo
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.exporter import traced_shape_for
-from utils.export.parity import WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
+from utils.export.parity import GRID, WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
 from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
 from utils.export.runner import Runner
 from utils.export.samples import samples_of
@@ -288,7 +288,8 @@ def test_a_format_judged_by_its_cost_may_differ_and_not_cost_more(bigram: Export
     assert little.passed and not much.passed
     assert all(row.passed for row in much.rows)
     assert "COSTS TOO MUCH" in much.verdict
-    (cost,) = little.cost
+    cost, on_random_ids = little.cost
+    assert on_random_ids.share == GRID * cost.share
     # second order in the noise: half its variance, in bits; the other half of the noise's log-normalisers is left out
     assert math.isclose(cost.lost, 0.05**2 / 2 / math.log(2), rel_tol=0.2)
     assert not little.greedy  # continuations of files that may differ part early
@@ -296,7 +297,7 @@ def test_a_format_judged_by_its_cost_may_differ_and_not_cost_more(bigram: Export
 
 def test_cost_against_a_sum_by_hand(bigram: ExportSubject) -> None:
     subject = replace(bigram, samples=samples_of(bigram))
-    (result,) = proven(subject, lambda logits, feeds: 0.9 * logits, HALF).cost
+    result = proven(subject, lambda logits, feeds: 0.9 * logits, HALF).cost[0]
     ids = subject.samples.batches[0][IDS].reshape(-1)
     rows = torch.from_numpy(bigram.adapted.model.table.weight.detach().numpy()[ids]).double()
     truth, file = rows.log_softmax(-1), (0.9 * rows).log_softmax(-1)
@@ -306,9 +307,26 @@ def test_cost_against_a_sum_by_hand(bigram: ExportSubject) -> None:
     assert result.top1_agreement == 1
 
 
-def test_a_cost_without_samples_is_an_error(bigram: ExportSubject) -> None:
-    with pytest.raises(ExportError, match="no samples to judge it on"):
-        proven(bigram, lambda logits, feeds: logits, HALF)
+def test_a_cost_is_weighed_on_what_the_model_says_where_nothing_else_is_known(bigram: ExportSubject) -> None:
+    cost, _ = proven(bigram, lambda logits, feeds: logits, HALF).cost
+    assert (cost.origin, cost.lost) == ("what the model itself says", pytest.approx(0, abs=1e-9))
+
+
+def test_a_dropped_mask_costs_too_much(masked: ExportSubject) -> None:
+    def without_mask(logits: np.ndarray, feeds: Feeds) -> np.ndarray:
+        return masked.logits({**feeds, MASK: np.ones_like(feeds[MASK])})
+
+    report = proven(masked, without_mask, HALF)
+    assert [cost.origin for cost in report.cost if not cost.passed] == ["random inputs padded on the left"]
+    assert "COSTS TOO MUCH" in report.verdict
+
+
+def test_what_is_not_compared_is_said(bigram: ExportSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not proven(bigram, lambda logits, feeds: logits).remarks
+    monkeypatch.setattr("utils.export.parity.LARGEST_LOGITS", 4 * zoo.V * 2 * zoo.LIMIT)
+    report = proven(bigram, lambda logits, feeds: logits)
+    assert report.remarks == ["length 32 was compared at batch 1 only: the logits of 3 sequences fill memory"]
+    assert report.passed and report.remarks[0] in report.summary()
 
 
 def test_a_file_that_says_other_limits_than_the_model_is_refused(bigram: ExportSubject) -> None:

@@ -17,7 +17,7 @@ from utils.export.onnx import ONNXExporter
 from utils.export.quantization import SHARE, Int8Exporter, StaticInt8Exporter
 from utils.export.sensitivity import layers_of, noise_of
 from utils.export.signature import Shape, Signature
-from utils.export.subject import subject_of
+from utils.export.subject import LogitsOnly, subject_of
 
 V, D = 61, 32
 CONFIG = {"vocab_size": V, "max_seq_len": 16}
@@ -63,8 +63,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> utils.export.Bundle:
 def test_a_sound_model_is_rounded_and_costs_little(plain: utils.export.Bundle, name: str) -> None:
     artifact = plain[name]
     assert artifact.parity is not None
-    (cost,) = artifact.parity.cost
-    assert cost.passed
+    cost = artifact.parity.cost[0]
+    assert all(one.passed for one in artifact.parity.cost)
+    assert [one.origin for one in artifact.parity.cost[1:]] == [
+        "random inputs",
+        "random inputs padded on the left",
+    ]
     assert 0 < cost.lost < SHARE * cost.model
     assert artifact.parity.max_abs_diff > 1e-4  # it is no copy of the float file
     assert artifact.facts["kept in float"] == "none"
@@ -83,7 +87,9 @@ def test_the_float_file_is_not_left_beside_it(tmp_path: Path) -> None:
 
 
 def test_int8_collapse_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match=r"costs more than 2% of the model's bits.*layers in float") as caught:
+    with pytest.raises(
+        ParityError, match=r"costs too much, however much stays in float.*with 4 layers in float"
+    ) as caught:
         utils.export(Sure((True,) * 12), ("int8",), tmp_path / "out", config=CONFIG)
     assert not caught.value.parity.passed
     assert not (tmp_path / "out").exists()
@@ -92,7 +98,7 @@ def test_int8_collapse_is_refused(tmp_path: Path) -> None:
 def test_a_collapse_is_no_reason_to_withhold_the_other_formats(tmp_path: Path) -> None:
     bundle = utils.export(Sure((True,) * 12), ("onnx", "int8"), tmp_path / "out", config=CONFIG)
     assert [artifact.format for artifact in bundle.artifacts] == ["onnx"]
-    assert "costs more than 2%" in bundle.refused["int8"]
+    assert "costs too much" in bundle.refused["int8"]
     assert bundle.manifest["refused"] == bundle.refused
     assert sorted(path.name for path in bundle.out.glob("*.onnx")) == ["model.onnx"]
 
@@ -117,6 +123,40 @@ def test_noise_is_that_of_rounding(tmp_path: Path) -> None:
     loud = max(noise, key=lambda name: noise[name])
     assert noise[loud] > 0.1  # 5,000 in 255 steps: numbers below 10 are gone
     assert all(value < 1e-3 for name, value in noise.items() if name != loud)
+
+
+class WithoutMask(LogitsOnly):
+    """Forgets to hand the mask on."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.adapted(input_ids, torch.ones_like(attention_mask)).logits
+
+
+def test_a_float_file_that_is_not_the_model_is_never_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.export.onnx.LogitsOnly", WithoutMask)
+    with pytest.raises(ParityError, match="onnx file of 'PostNorm' is not equal"):
+        Int8Exporter.export(zoo.PostNorm(causal=True), None, tmp_path / "m.onnx", zoo.CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+class Convolutions(nn.Module):
+    """Images to classes with no other weights than those of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 5, 3)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(pixel_values).relu()).mean((2, 3))
+
+
+def test_convolutions_are_rounded_by_the_static_way_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Convolutions()
+    with pytest.raises(ExportError, match="Conv is rounded by int8_static only"):
+        Int8Exporter.export(model, None, tmp_path / "dynamic.onnx")
+    artifact = StaticInt8Exporter.export(model, None, tmp_path / "static.onnx")
+    assert artifact.facts["int8"] == "static, 2 layers rounded"
 
 
 class Activation(nn.Module):

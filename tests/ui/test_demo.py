@@ -81,7 +81,7 @@ def test_the_manifest_lists_each_file_with_its_hash(walk: Walk) -> None:
 def test_manifest_and_file_say_where_the_code_came_from_and_what_training_changed(walk: Walk) -> None:
     hashes = {f"source_sha256 {name}": digest for name, digest in walk.loaded.source.sha256.items()}
     assert set(hashes) == {"source_sha256 model.py", "source_sha256 config.json"}
-    metadata = walk.bundle["onnx"].runner.metadata
+    metadata = walk.bundle["onnx"].runner.facts
     for facts in (manifest_of(walk)["model"], metadata):
         assert facts["attention"].startswith("made causal")
         assert all(name in facts["attention"] for name in ATTENTION)

@@ -35,6 +35,7 @@ from utils.export.samples import samples_of
 from utils.export.subject import ExportSubject, adapted_of, subject_of, undisturbed
 from utils.progress import ProgressCallback, ignore_progress
 from utils.training.result import TrainingResult
+from utils.training.run_manifest import validation_text_of
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ def export(
         tokenizer: the model's tokenizer; a training result brings its own.
         config: limits that the model does not tell itself, e.g. {"max_seq_len": 512}.
         validation_text: text of the kind that the model is used on (needs a tokenizer): bits per byte are compared on it,
-            and int8 is calibrated and judged with it.
+            and int8 is calibrated and judged with it. None takes the validation text of a training run, where that
+            was bundled or lies in a file here.
         runtime: write beside model.onnx what makes the folder run without this package and without torch: scripts,
             tokenizer, a server, golden requests and the self-test that proves it. Where that is impossible (a model of text
             without its tokenizer), `refused["runtime"]` says why.
@@ -148,7 +150,10 @@ def export(
     folder = Path(out)
     _check_folder(folder)
     subject = subject_of(result_or_adapted, tokenizer=tokenizer, config=config)
-    subject = replace(subject, samples=samples_of(subject, validation_text))
+    if validation_text is None and subject.tokenizer is not None and isinstance(result_or_adapted, TrainingResult):
+        validation_text = validation_text_of(result_or_adapted)
+    if validation_text is not None or any(exporter.tolerance.cost is not None for exporter in exporters):
+        subject = replace(subject, samples=samples_of(subject, validation_text))
     with staging_folder(folder) as staging, ChildRuntime() as child:
         staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
         parity = ParityReport.joined([artifact.parity for artifact in staged if artifact.parity is not None])

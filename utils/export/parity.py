@@ -34,6 +34,9 @@ WITHOUT_LIMIT = 256
 LARGEST_LOGITS = 1 << 30
 """Bytes of the logits of one comparison at most: longer inputs than that are compared in smaller batches, or cut."""
 
+GRID = 2
+"""Multiple of a format's cost that it may have on random inputs, which are further from what it was made for."""
+
 Feeds = dict[str, np.ndarray]
 Run = Callable[[Feeds], np.ndarray]
 Doubt = tuple[float, np.ndarray]
@@ -102,6 +105,26 @@ def shapes_for(signature: Signature, traced_shape: Shape | None) -> list[Shape]:
     return shapes
 
 
+def _left_out(signature: Signature) -> list[str]:
+    """What the grid does not visit for want of memory, in words."""
+    if not signature.takes_tokens:
+        return []
+    longest = lengths_for(signature)[-1]
+    found = []
+    if signature.max_length is not None and longest < signature.allowed_length(signature.max_length):
+        found.append(
+            f"lengths from {longest + 1} to {signature.max_length} were not compared: their logits fill memory"
+        )
+    if signature.max_length is None:
+        found.append(f"the model has no length limit; lengths up to {longest} were compared")
+    lengths = [shape.length for shape in shapes_for(signature, None) if shape.batch == max(BATCHES)]
+    if longest not in lengths:
+        found.append(
+            f"length {longest} was compared at batch 1 only: the logits of {max(BATCHES)} sequences fill memory"
+        )
+    return found
+
+
 def _bytes_of(signature: Signature, shape: Shape) -> int:
     return 4 * math.prod(size or 1 for size in signature.output_shape(shape))
 
@@ -134,6 +157,7 @@ def prove(
         weights=subject.weight_bytes(),
     )
     report.notes.extend(_signature_differences(artifact, subject))
+    report.remarks.extend(_left_out(subject.signature))
     with undisturbed(subject.adapted):
         for index, (shape, padding) in enumerate(cases):
             report.rows.append(_compare(artifact, subject, shape, padding, tolerance))
@@ -158,6 +182,7 @@ def _compare_use(
         report.text.append(_compare_text(artifact, subject, samples, tolerance))
     if tolerance.cost is not None:
         report.cost.append(cost_of(artifact, subject, tolerance.cost))
+        report.cost.extend(_grid_costs(artifact, subject, GRID * tolerance.cost))
 
 
 def _signature_differences(artifact: Artifact, subject: ExportSubject) -> list[str]:
@@ -291,6 +316,18 @@ def cost_of(artifact: Artifact, subject: ExportSubject, share: float) -> CostRes
     samples = subject.samples if subject.samples is not None else samples_of(subject)
     with undisturbed(subject.adapted):
         return _cost(artifact, subject, samples, share)
+
+
+def _grid_costs(artifact: Artifact, subject: ExportSubject, share: float) -> list[CostResult]:
+    """The same over the shapes of the grid, for each side that padding can stand on: a mask that is not heeded costs bits."""
+    cases = _cases(subject.signature, None)
+    found = []
+    for side in dict.fromkeys(padding for _, padding in cases):
+        words = "random inputs" if side == "none" else f"random inputs padded on the {side}"
+        batches = tuple(subject.signature.feeds(shape, side) for shape, padding in cases if padding == side)
+        with undisturbed(subject.adapted):
+            found.append(_cost(artifact, subject, Samples(batches, words), share))
+    return found
 
 
 def _cost(artifact: Artifact, subject: ExportSubject, samples: Samples, share: float) -> CostResult:

@@ -194,7 +194,7 @@ class CostResult:
         tail = "" if self.passed else ": COSTS TOO MUCH"
         return (
             f"{self.format}: costs {self.lost:.4f} bits on top of the model's {self.model:.3f}, on {self.rows:,} rows of "
-            f"{self.origin} (allowed {self.share:.0%}); top-1 agreement {self.top1_agreement:.1%}{tail}"
+            f"{self.origin} (allowed {self.share * max(1.0, self.model):.3f}); top-1 agreement {self.top1_agreement:.1%}{tail}"
         )
 
 
@@ -211,6 +211,7 @@ class ParityReport:
         sizes: format → bytes of its files.
         weights: bytes of the model's weights in float32.
         notes: what the file says of itself that does not hold; anything here refuses it.
+        remarks: what was not compared, and why.
         tolerance: largest difference that the format may show, for logits of usual size; each row has its own.
         reason: why that much.
     """
@@ -225,6 +226,7 @@ class ParityReport:
     sizes: dict[str, int] = field(default_factory=dict)
     weights: int = 0
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def joined(cls, reports: Sequence[ParityReport]) -> ParityReport:
@@ -239,7 +241,11 @@ class ParityReport:
             sizes={name: size for report in reports for name, size in report.sizes.items()},
             weights=max((report.weights for report in reports), default=0),
             notes=[note for report in reports for note in report.notes],
-            tolerance=max((report.tolerance for report in reports), default=0.0),
+            remarks=list(dict.fromkeys(remark for report in reports for remark in report.remarks)),
+            tolerance=max(
+                (report.tolerance for report in reports if math.isfinite(report.tolerance)),
+                default=math.inf if reports else 0.0,
+            ),
             reason="; ".join(dict.fromkeys(report.reason for report in reports)),
         )
 
@@ -263,23 +269,34 @@ class ParityReport:
         return max(values) if values and not any(math.isnan(value) for value in values) else math.nan
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that were compared, in order."""
+        return tuple(dict.fromkeys(row.format for row in self.rows))
+
+    @property
     def verdict(self) -> str:
-        """One sentence."""
-        failed = [row for row in self.rows if not row.passed]
+        """One sentence for each format."""
         if not self.rows:
             return "nothing was compared"
         if self.notes:
             return "; ".join(self.notes)
+        told = [self._verdict_of(name) for name in self.formats]
+        return told[0] if len(told) == 1 else "; ".join(f"{name}: {line}" for name, line in zip(self.formats, told))
+
+    def _verdict_of(self, format_name: str) -> str:
+        rows = self.of(format_name)
+        failed = [row for row in rows if not row.passed]
         if failed:
             first = failed[0]
             why = first.error or f"largest difference {first.max_abs_diff:.2e}, allowed {first.tolerance:.0e}"
-            return f"{len(failed)} of {len(self.rows)} shapes differ; the first is {first.where}: {why}"
-        others = [entry.line() for entry in self._beside() if not entry.passed]
+            return f"{len(failed)} of {len(rows)} shapes differ; the first is {first.where}: {why}"
+        beside = [entry for entry in self._beside() if entry.format == format_name]
+        others = [entry.line() for entry in beside if not entry.passed]
         if others:
             return "; ".join(others)
-        if self.cost:
-            return f"runs at all {len(self.rows)} shapes; " + "; ".join(entry.line() for entry in self.cost)
-        return f"equal at all {len(self.rows)} shapes: largest difference {self.max_abs_diff:.2e}"
+        if any(isinstance(entry, CostResult) for entry in beside):
+            return f"runs at all {len(rows)} shapes and costs what it may"
+        return f"equal at all {len(rows)} shapes: largest difference {max(row.max_abs_diff for row in rows):.2e}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; NaN becomes None."""
@@ -292,6 +309,7 @@ class ParityReport:
         tolerance = None if math.isinf(self.tolerance) else self.tolerance
         head = {"passed": self.passed, "verdict": self.verdict, "tolerance": tolerance, "reason": self.reason}
         sizes = {"bytes": self.sizes, "weights_bytes": self.weights}
+        head["remarks"] = self.remarks
         return {**head, "traced_shape": list(self.traced_shape) if self.traced_shape else None, **sizes, **entries}
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -305,13 +323,13 @@ class ParityReport:
 
     def _notes(self) -> list[str]:
         traced = () if self.traced_shape is None else (f"traced with {self.traced_shape}",)
-        lines = [entry.line() for entry in self._beside() if not (self.cost and self.passed and entry in self.cost)]
+        lines = [entry.line() for entry in self._beside()]
         allowed = "" if math.isinf(self.tolerance) else f"allowed: {self.tolerance:g} × {_SCALE}; "
         sizes = [
             f"{name}: {size / 1e6:.2f} MB, the model's weights {self.weights / 1e6:.2f} MB in float32"
             for name, size in self.sizes.items()
         ]
-        return [self.verdict, *lines, *sizes, *traced, f"{allowed}{self.reason}"]
+        return [self.verdict, *lines, *self.remarks, *sizes, *traced, f"{allowed}{self.reason}"]
 
     def summary(self) -> str:
         """The table, then the verdict, the greedy and text lines, the traced shape and the tolerance's reason."""

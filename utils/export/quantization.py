@@ -8,6 +8,7 @@ most stay in float and it is tried again. Leaves ranking layers to `sensitivity`
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from utils.errors import ConfigError, ExportError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
 from utils.export.exporter import Exporter
-from utils.export.onnx import ONNXExporter
+from utils.export.onnx import EXTERNAL_DATA_ABOVE, ONNXExporter
 from utils.export.parity import Tolerance, cost_of
 from utils.export.runner import first_lines
 from utils.export.samples import samples_of
@@ -32,7 +33,8 @@ from utils.progress import ProgressCallback, ignore_progress
 logger = logging.getLogger(__name__)
 
 SHARE = 0.02
-"""Part of the model's bits that int8 may cost on top. Sound files were measured at 0.02% to 1%, collapsed ones far above."""
+"""Part of the model's bits, or of one bit where it has fewer, that int8 may cost on top. Sound files were measured at 0.02% to
+1%, collapsed ones far above."""
 
 METHODS = ("dynamic", "static")
 
@@ -51,6 +53,7 @@ class Int8Exporter(Exporter):
     format: ClassVar[str] = "int8"
     file_name: ClassVar[str] = "model_int8.onnx"
     method: ClassVar[str] = "dynamic"
+    kinds: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Gather")
     tolerance: ClassVar[Tolerance] = Tolerance(
         max_abs_diff=float("inf"),
         bits_per_byte=float("inf"),
@@ -93,8 +96,9 @@ class Int8Exporter(Exporter):
         self._float = ONNXExporter()
 
     def write(self, subject: ExportSubject, path: Path) -> Artifact:
-        """Round everything that can be. See `Exporter.write`."""
-        return self._rounded(subject, self._float_file(subject, path), path, ())
+        """Round everything that can be, of a float file that is not proven. See `Exporter.write`; `stage` proves both."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self._rounded(subject, self._float.write(subject, Path(folder) / "float.onnx").path, path, ())
 
     def stage(
         self,
@@ -109,32 +113,26 @@ class Int8Exporter(Exporter):
         """Round, weigh, and keep more in float until it costs little enough. See `Exporter.stage`."""
         folder.mkdir(exist_ok=True)
         path = folder / (file_name or self.file_name)
-        progress(0, None, f"{self.format}: writing the float file")
-        source = self._float_file(subject, path)
+        source = self._float_file(subject, folder, child, progress)
         failures: list[str] = []
         for kept in self._attempts(subject, source):
             progress(0, None, f"{self.format}: rounding, {len(kept)} layers in float")
             artifact = self._rounded(subject, source, path, kept)
             if not validate:
-                break
+                return artifact
             cost = self._cost(artifact, subject, child)
             if cost.passed:
                 artifact.parity = self.prove(artifact, subject, child, progress)
                 if artifact.parity.passed:
-                    break
-            failures.append(f"{len(kept)} layers in float: {cost.lost:.3f} bits on top of {cost.model:.3f}")
-            logger.info("%s of %s costs too much with %s", self.format, subject.name, failures[-1])
-        else:
-            raise ParityError(
-                f"{self.format} of {subject.name!r} costs more than {SHARE:.0%} of the model's bits, however much stays in "
-                f"float ({'; '.join(failures)}), and was not kept. Export it in float.",
-                artifact.parity or self.prove(artifact, subject, child, ignore_progress),
-            )
-        if source.parent == path.parent:
-            source.unlink()
-            for beside in source.parent.glob(f"{source.name}.*"):
-                beside.unlink()
-        return artifact
+                    return artifact
+            why = artifact.parity.verdict if cost.passed and artifact.parity is not None else cost.line()
+            failures.append(f"with {len(kept)} layers in float, {why}")
+            logger.info("%s of %s: %s", self.format, subject.name, failures[-1])
+        raise ParityError(
+            f"int8 of {subject.name!r} costs too much, however much stays in float, and was not kept: "
+            f"{'; '.join(failures)}. Export it in float.",
+            artifact.parity or self.prove(artifact, subject, child, ignore_progress),
+        )
 
     def _cost(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Any:
         artifact.open_with(self.runner(artifact, subject, child))
@@ -143,20 +141,20 @@ class Int8Exporter(Exporter):
         finally:
             artifact.close()
 
-    def _float_file(self, subject: ExportSubject, path: Path) -> Path:
-        """The float file of the same bundle where there is one, else one that is written here."""
-        staged = path.parent.parent / ONNXExporter.format / ONNXExporter.file_name
-        if staged.is_file():
-            return staged
-        own = path.with_name("float.onnx")
-        if not own.is_file():
-            self._float.write(subject, own)
-        return own
+    def _float_file(
+        self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback
+    ) -> Path:
+        """The float file that is rounded, proven equal to the model: that of the same bundle, else one of its own."""
+        of_the_bundle = folder.parent / ONNXExporter.format / ONNXExporter.file_name
+        if of_the_bundle.is_file():  # what is not proven does not stay there
+            return of_the_bundle
+        own = folder.parent / f"{self.format}-float"
+        return self._float.stage(subject, own, child, progress=progress).path
 
     def _attempts(self, subject: ExportSubject, source: Path) -> Iterator[tuple[str, ...]]:
         """Names of the layers to keep in float, attempt by attempt: none, then the noisiest 1, 2, 4, … up to half."""
         yield ()
-        layers = layers_of(source)
+        layers = self._layers(source)
         noise = noise_of(source, layers, self._samples(subject))
         ranked = sorted(noise, key=lambda name: noise[name], reverse=True)
         count = 1
@@ -166,7 +164,7 @@ class Int8Exporter(Exporter):
 
     def _rounded(self, subject: ExportSubject, source: Path, path: Path, kept: Sequence[str]) -> Artifact:
         onnx = require("onnx", extra="export", feature="int8 export")
-        layers = layers_of(source)
+        layers = self._layers(source)
         chosen = [layer for layer in layers if layer.name not in kept]
         if not chosen:
             raise ExportError(
@@ -201,8 +199,11 @@ class Int8Exporter(Exporter):
             reduce_range=True,  # 7 bits of weights: 8 overflow on processors without VNNI, such as Colab's
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_all_but(model, chosen),
-            use_external_data_format=model.ByteSize() > 2**31 - 2**27,
+            use_external_data_format=subject.weight_bytes() > EXTERNAL_DATA_ABOVE,
         )
+
+    def _layers(self, source: Path) -> list[Layer]:
+        return [layer for layer in layers_of(source) if layer.kind in self.kinds]
 
     def _samples(self, subject: ExportSubject) -> list[dict[str, np.ndarray]]:
         samples = subject.samples if subject.samples is not None else samples_of(subject)
@@ -230,6 +231,7 @@ class StaticInt8Exporter(Int8Exporter):
     format: ClassVar[str] = "int8_static"
     file_name: ClassVar[str] = "model_int8_static.onnx"
     method: ClassVar[str] = "static"
+    kinds: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Gather", "Conv")
 
     def _quantize(
         self, model: Any, path: Path, layers: Sequence[Layer], chosen: Sequence[Layer], subject: ExportSubject
@@ -254,7 +256,7 @@ class StaticInt8Exporter(Int8Exporter):
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_all_but(model, chosen),
-            use_external_data_format=model.ByteSize() > 2**31 - 2**27,
+            use_external_data_format=subject.weight_bytes() > EXTERNAL_DATA_ABOVE,
         )
 
 

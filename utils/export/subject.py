@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COPY_DIFFERENCE = 0.1
+"""Share of the logits' size by which a model in half precision may differ from its copy in float32; bfloat16 has 3 digits."""
+
 
 class LogitsOnly(nn.Module):
     """The module that exporters trace: tensors in, one tensor out, nothing else."""
@@ -222,12 +225,53 @@ def _check_same_ids(tokenizer: object, trained_with: object, name: str) -> None:
 
 
 def _in_float32_on_cpu(adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
-    """The model itself where it is in float32 on the CPU, else a copy that is; with the reason in words."""
+    """The model itself where it is in float32 on the CPU, else a copy that is; with the reason in words.
+
+    Raises:
+        ExportError: the copy answers otherwise than the model.
+    """
     kinds = {(p.device.type, p.dtype) for p in adapted.parameters() if p.is_floating_point()}
     if kinds <= {("cpu", torch.float32)}:
         return adapted, "float32"
     told = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in kinds))
-    return copy.deepcopy(adapted).to(device="cpu", dtype=torch.float32), f"float32 (copied from {told})"
+    plain = copy.deepcopy(adapted, _moved_tensors(adapted))
+    _check_copy(adapted, plain, told)
+    return plain, f"float32 (copied from {told})"
+
+
+def _moved_tensors(adapted: AdaptedModel) -> dict[int, Any]:
+    """Every tensor of the model, also those that are plain attributes → its copy, for `copy.deepcopy` to take.
+
+    Real floating-point numbers become float32, everything else keeps its type: rotary tables may be complex.
+    """
+    moved: dict[int, Any] = {}
+    for module in adapted.modules():
+        held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        for tensor in held:
+            if not isinstance(tensor, torch.Tensor) or id(tensor) in moved:
+                continue
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            twin = tensor.detach().to("cpu", dtype, copy=True)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            moved[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
+    return moved
+
+
+def _check_copy(adapted: AdaptedModel, plain: AdaptedModel, told: str) -> None:
+    """Every file is held against the copy, so the copy is held against the model, once."""
+    contract = adapted.contract
+    if not contract.takes_tokens or contract.vocab_size is None or contract.decoder_name is not None:
+        return
+    length = max(contract.min_length, min(8, contract.max_length or 8)) // contract.multiple_of * contract.multiple_of
+    ids = torch.arange(2 * max(length, contract.multiple_of)).reshape(2, -1) % contract.vocab_size
+    with undisturbed(adapted), undisturbed(plain):
+        expected = adapted(ids.to(adapted.device)).logits.cpu().float()
+        difference = (plain(ids).logits - expected).norm() / expected.norm().clamp(min=1e-6)
+    if not difference <= _COPY_DIFFERENCE:
+        raise ExportError(
+            f"The model is in {told}; its copy in float32 on the CPU gives other logits ({difference:.1%} apart). Move it there "
+            "yourself, with model.float().cpu(), and export that."
+        )
 
 
 def _masked_sides(adapted: AdaptedModel, signature: Signature) -> tuple[tuple[str, ...], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -99,7 +99,8 @@ class _IdsOnly(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) → (B, T, V)."""
-        return cast(torch.Tensor, self.model(input_ids))
+        logits: torch.Tensor = self.model(input_ids)
+        return logits
 
 
 def _scripted(subject: ExportSubject) -> Any:

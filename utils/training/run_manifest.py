@@ -28,7 +28,7 @@ from utils.errors import DataError, TrainingError
 from utils.loading.model_loader import DEFAULT_SEED, load_model
 from utils.progress import ProgressCallback
 from utils.tokenization.tokenizer_files import load_saved
-from utils.training.dataset_utilities import BUNDLED, DatasetLoader
+from utils.training.dataset_utilities import BUNDLED, DatasetLoader, resolve_data
 from utils.training.run_mirror import RUN_FILE
 from utils.training.task_examples import EXAMPLES
 from utils.training.training_config import TrainingConfig
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from utils.training.result import TrainingResult
 
 logger = logging.getLogger(__name__)
+
+READABLE = 64 * 2**20
+"""Bytes of a file that is read a second time for its validation text."""
 
 FORMAT_VERSION = 1
 RECIPE_FILE, SOURCE_FOLDER = "recipe.json", "source"
@@ -190,6 +193,41 @@ def write_recipe(
             "code": code_revision(),
         },
     )
+
+
+def validation_text_of(result: TrainingResult, characters: int = 20_000) -> str | None:
+    """The beginning of the text that a run was validated on; None where it cannot be had again at once.
+
+    Bundled text and files of up to `READABLE` bytes are read again and split as in the run; text of the Hub, data in memory
+    and files that have changed are not.
+
+    Args:
+        result: what the training gave.
+        characters: how much of it is wanted.
+    """
+    try:
+        recipe = Recipe.read(result.run_folder)
+    except TrainingError as error:
+        logger.debug("no validation text: %s", error)
+        return None
+    origin = recipe.values.get("data", {})
+    readable = origin.get("kind") == "bundled" and origin.get("name") in BUNDLED
+    if origin.get("kind") == "file" and origin.get("bytes", 0) <= READABLE:
+        path = Path(origin["path"])
+        readable = path.is_file() and sha256_of(path) == origin["sha256"]
+    if not readable:
+        return None
+    try:
+        documents = resolve_data(recipe.data(), recipe.settings.validation_fraction).validation
+    except DataError as error:  # read with options that are not written down, such as a column
+        logger.debug("no validation text: %s", error)
+        return None
+    parts: list[str] = []
+    for document in documents:
+        parts.append(str(document))
+        if sum(map(len, parts)) >= characters:
+            break
+    return "\n".join(parts)[:characters] or None
 
 
 # ---- re-creating ----------------------------------------------------------------------------------------------------
