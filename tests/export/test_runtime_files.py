@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -12,19 +11,17 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import utils
-from tests.export.served import Server, serving, waited
+from tests.export.served import Server, loaded, python, serving, waited
 from tests.export.small_bundles import (
     CLASSES,
     IMAGE,
@@ -49,20 +46,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in KINDS:
         write_bundle(kind, root / kind)
     return {kind: root / kind for kind in KINDS}
-
-
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-
-
-def loaded(folder: Path, name: str) -> ModuleType:
-    """One of the folder's scripts that needs none of the others."""
-    spec = importlib.util.spec_from_file_location(f"bundle_{name}", folder / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
@@ -604,7 +587,13 @@ def test_the_event_loop_answers_while_the_model_works_and_too_many_are_sent_away
         ("classification", "/logits", {"input_ids": [[1, 2, 3]]}, 200, None),
         ("vision", "/classify", {"pixel_values": np.zeros((2, *IMAGE)).tolist()}, 200, 2),
         ("vision", "/classify", {"pixel_values": [[[[1.0]]]]}, 422, "pixel_values must be numbers of shape"),
-        ("vision", "/classify", {"pixel_values": np.full((1, *IMAGE), 1e39).tolist()}, 422, "must be finite as float32"),
+        (
+            "vision",
+            "/classify",
+            {"pixel_values": np.full((1, *IMAGE), 1e39).tolist()},
+            422,
+            "must be finite as float32",
+        ),
         ("vision", "/logits", {"pixel_values": np.full((1, *IMAGE), 1e39).tolist()}, 422, "must be finite as float32"),
         ("vision", "/classify", {"pixel_values": np.full((1, *IMAGE), 3e38).tolist()}, 422, "NaN or infinite"),
         ("vision", "/logits", {"pixel_values": np.full((1, *IMAGE), 3e38).tolist()}, 200, None),
@@ -631,54 +620,3 @@ def test_other_kinds_answer_what_has_a_meaning(others, kind, path, body, status,
 def others(bundles) -> Iterator[dict[str, Server]]:
     with contextlib.ExitStack() as stack:
         yield {kind: stack.enter_context(serving(bundles[kind])) for kind in KINDS if kind != "lm"}
-
-
-# ---- limits.py, alone ------------------------------------------------------------------------------------------------------
-def test_a_place_is_free_again_however_the_work_ended(bundles):
-    limits = loaded(bundles["lm"], "limits")
-    desk, hold = limits.Desk(1, 1), threading.Event()
-
-    def broken() -> None:
-        hold.wait()
-        raise OSError("broken")
-
-    futures = [desk.submit(broken), desk.submit(hold.wait)]
-    with pytest.raises(limits.RefusedError, match="2 requests are here already"):
-        desk.submit(hold.wait)
-    hold.set()
-    assert isinstance(futures[0].exception(), OSError) and futures[1].result()
-    waited(lambda: desk.inside == 0)
-    assert desk.submit(lambda: 5).result() == 5
-
-
-def test_a_flow_ends_with_its_reader_and_hands_on_errors(bundles):
-    limits, made = loaded(bundles["lm"], "limits"), []
-
-    def numbers() -> Iterator[int]:
-        for number in range(1_000_000):
-            made.append(number)
-            yield number
-            time.sleep(0.001)
-
-    def broken() -> Iterator[int]:
-        yield 1
-        raise ValueError("as planned")
-
-    async def read() -> None:
-        desk = limits.Desk(1, 4)
-        flow = limits.Flow(desk, numbers)
-        reader = aiter_of(flow)
-        assert [await reader.__anext__() for _ in range(3)] == [0, 1, 2]
-        await reader.aclose()
-        unstarted = limits.Flow(desk, numbers)
-        unstarted.stop()
-        assert [item async for item in unstarted] == []
-        with pytest.raises(ValueError, match="as planned"):
-            _ = [item async for item in limits.Flow(desk, broken)]
-
-    asyncio.run(read())
-    assert len(made) < 1000
-
-
-def aiter_of(flow: Any) -> Any:
-    return flow.__aiter__()
