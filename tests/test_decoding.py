@@ -105,6 +105,13 @@ def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature):
         assert next_id(np.array([1e4, -1e4, 2e4]), [], Sampling(temperature=temperature, top_k=None), 0.7) == 2
 
 
+@pytest.mark.parametrize("penalty", decoding.PENALTIES)
+def test_no_penalty_that_is_allowed_takes_the_choice_away(penalty):
+    logits = np.array([3e38, 1.0, -3e38], dtype=np.float32)
+    with np.errstate(all="raise"):
+        assert next_id(logits, [0, 1, 2], Sampling(temperature=0, repetition_penalty=penalty)) == 0
+
+
 @pytest.mark.parametrize("logits", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
 def test_scores_that_leave_no_choice_are_refused(logits):
     with pytest.raises(NoChoiceError, match="leave nothing to choose"):
@@ -117,6 +124,8 @@ def test_scores_that_leave_no_choice_are_refused(logits):
         ({"max_new_tokens": -1, "temperature": float("nan")}, ["max_new_tokens", "temperature"]),
         ({"top_k": 0, "top_p": 0.0}, ["top_k", "top_p"]),
         ({"top_p": 1.1, "repetition_penalty": 0}, ["top_p", "repetition_penalty"]),
+        ({"repetition_penalty": 1e-310}, ["repetition_penalty"]),
+        ({"repetition_penalty": 101}, ["repetition_penalty"]),
         ({"seed": True, "stop_ids": (-1,)}, ["seed", "stop_ids"]),
         ({"top_p": "a"}, ["top_p"]),
         ({}, []),

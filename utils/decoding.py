@@ -16,6 +16,9 @@ import numpy as np
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer writes for bytes that are no whole character (yet)."""
 
+PENALTIES = (0.01, 100.0)
+"""Least and most repetition penalty: within them no score of 32 bits grows beyond what 64 bits hold."""
+
 _CONTEXT = 8
 """Tokens of a prompt that are decoded together with what follows: spaces between words depend on the word before."""
 
@@ -42,6 +45,7 @@ class Sampling:
         top_k: draw from the k likeliest tokens only; None draws from all.
         top_p: draw from the fewest likeliest tokens whose probabilities add up to p (Holtzman et al. 2019); None from all.
         repetition_penalty: above 1, tokens that stand in the text already become less likely (Keskar et al. 2019); 1 is off.
+            0.01 to 100.
         seed: of a private generator for each prompt; the same seed gives the same tokens.
         stop_ids: ids that end a text and are not part of it, such as end-of-text.
     """
@@ -65,8 +69,12 @@ class Sampling:
             found.append(f"top_k must be a whole number of 1 or more, or None; got {self.top_k!r}")
         if self.top_p is not None and (not _number(self.top_p) or not 0 < self.top_p <= 1):
             found.append(f"top_p must be above 0 and at most 1, or None; got {self.top_p!r}")
-        if not _number(self.repetition_penalty) or self.repetition_penalty <= 0:
-            found.append(f"repetition_penalty must be a number above 0 (1 is off); got {self.repetition_penalty!r}")
+        least, most = PENALTIES
+        if not _number(self.repetition_penalty) or not least <= self.repetition_penalty <= most:
+            found.append(
+                f"repetition_penalty must be a number from {least:g} to {most:g} (1 is off); got "
+                f"{self.repetition_penalty!r}"
+            )
         if not _whole(self.seed, 0):
             found.append(f"seed must be a whole number of 0 or more; got {self.seed!r}")
         if not all(_whole(index, 0) for index in self.stop_ids):

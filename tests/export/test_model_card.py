@@ -210,6 +210,25 @@ def test_cards_of_all_tasks(name: str) -> None:
     parsed(model_card(CardInputs(adapted, files={"hf": "hf"})))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("gpt2 (causal)", True, "tokenizer = AutoTokenizer.from_pretrained(folder)"),
+        ("gpt2 (causal)", False, "model(input_ids=ids).logits"),
+        ("mean classifier", True, "tokenizer = AutoTokenizer.from_pretrained(folder)"),
+        ("mean classifier", False, "model(input_ids=ids).logits"),
+        ("tiny ViT", True, "model(pixel_values=images).logits"),
+        ("tiny ViT", False, "model(pixel_values=images).logits"),
+    ],
+)
+def test_only_a_tokenizer_that_is_there_is_loaded(name: str, given: bool, words: str) -> None:
+    entry = ZOO[name]
+    adapted: AdaptedModel = adapt(entry.build(), entry.config, entry.source, **entry.arguments)
+    text = model_card(CardInputs(adapted, tokenizer=object() if given else None, files={"hf": "hf"}))
+    assert words in text
+    assert ("AutoTokenizer" in text) == (given and name != "tiny ViT")
+
+
 def test_parts_stand_in_the_order_in_which_they_run() -> None:
     parts = parts_of(adapt(Plain()))
     assert [(part.name, part.runs) for part in parts] == [("table", True), ("head", True), ("unused", False)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -11,19 +11,17 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import utils
-from tests.export.served import Server, serving, waited
+from tests.export.served import Server, loaded, python, serving, waited
 from tests.export.small_bundles import (
     CLASSES,
     IMAGE,
@@ -48,20 +46,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in KINDS:
         write_bundle(kind, root / kind)
     return {kind: root / kind for kind in KINDS}
-
-
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-
-
-def loaded(folder: Path, name: str) -> ModuleType:
-    """One of the folder's scripts that needs none of the others."""
-    spec = importlib.util.spec_from_file_location(f"bundle_{name}", folder / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
@@ -103,13 +87,18 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
         write_bundle("lm", tmp_path / "lm")
 
 
-def test_a_server_that_is_not_installed_is_pinned_as_it_was_tried(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "there", [{}, {"fastapi": "0.1", "uvicorn": "0.2", "pydantic": "1.0"}], ids=["nothing", "all but one"]
+)
+def test_a_server_that_is_not_installed_as_a_whole_is_pinned_as_it_was_tried(tmp_path, monkeypatch, there):
     version = importlib.metadata.version
 
     def without_server(name: str) -> str:
-        if name in runtime_files.SERVER_VERSIONS:
+        if name not in runtime_files.SERVER_VERSIONS:
+            return version(name)
+        if name not in there:
             raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
+        return there[name]
 
     monkeypatch.setattr(importlib.metadata, "version", without_server)
     write_bundle("lm", tmp_path / "lm")
@@ -186,6 +175,14 @@ def test_golden_texts_end_before_a_choice_that_rounding_turns():
     assert len(sampled["ids"]) == 12, "a draw that is not at the border between the two stays"
 
 
+@pytest.mark.parametrize(("least", "step", "kept"), [(1, 1, 2), (5, 1, 1), (1, 40, 0)])
+def test_golden_classes_leave_out_texts_that_the_model_refuses(least, step, kept):
+    small, prompts = KINDS["classification"](), ["The ", "on the wall, green bottles and no other"]
+    known = dataclasses.replace(small.signature, min_length=least, multiple_of=step, max_length=80)
+    found = golden.golden_requests(known, small.answer, tokenizer(), {"model.onnx": 1e-3}, prompts)["classes"]
+    assert [entry["text"] for entry in found] == prompts[2 - kept :]
+
+
 def test_golden_logits_leave_out_padding(bundles):
     found = golden_of(bundles["masked"])["logits"]
     assert {entry["padding"] for entry in found} == {"none", "left", "right"}
@@ -195,11 +192,42 @@ def test_golden_logits_leave_out_padding(bundles):
 
 
 # ---- selftest --------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy that answers nobody."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_folder_proves_itself(bundles, kind):
+def test_every_kind_of_folder_proves_itself(bundles, kind, dead_proxy):
     done = python(bundles[kind], "selftest.py", *([] if kind in ("seq2seq", "vision") else ["--no-server"]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAIL" not in done.stdout and "checks hold." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("found", "holds", "said"),
+    [
+        ([1.0, 2.0, 3.0], True, "differ by 0.0e+00, 0.001 allowed"),
+        ([1.0, 2.0005, 3.0], True, "differ by 5.0e-04"),
+        ([1.0, 2.5, 3.0], False, "differ by 5.0e-01"),
+        ([float("nan"), 2.0, 3.0], False, "differ by nan"),
+        ([1.0, float("nan"), 3.0], False, "differ by nan"),
+        ([1.0, 2.0, float("inf")], False, "differ by inf"),
+        ([1.0, 2.0], False, "2 numbers, expected 3"),
+        ([1.0, 2.0, 3.0, 4.0], False, "4 numbers, expected 3"),
+    ],
+)
+def test_numbers_are_compared_one_by_one(bundles, found, holds, said):
+    line = loaded(bundles["lm"], "selftest")._close("logits", found, [1.0, 2.0, 3.0], 1e-3)
+    assert line.holds == holds and said in line.found
+
+
+def test_nothing_compared_is_nothing_proven(bundles):
+    assert not loaded(bundles["lm"], "selftest")._close("logits", [], [], 1e-3).holds
 
 
 def flip_a_byte(path: Path) -> None:
@@ -249,6 +277,11 @@ FAULTS = {
         True,
         edit("golden.json", lambda g: g["logits"][2]["values"].__setitem__(0, 1e3)),
         r"FAIL  model\.onnx: logits, batch 1 × length 7 .*0\.001 allowed",
+    ),
+    "logits that are no numbers": (
+        True,
+        edit("golden.json", lambda g: g["logits"][2]["values"].__setitem__(5, float("nan"))),
+        r"FAIL  model\.onnx: logits, batch 1 × length 7 .*nan",
     ),
     "another shape": (
         True,
@@ -431,6 +464,8 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/generate", '{"prompt": "a", "temperature": NaN}', 422, "temperature"),
     ("/generate", '{"prompt": "a", "temperature": 1e999}', 422, "temperature"),
     ("/generate", '{"prompt": "\\ud800"}', 422, ""),
+    ("/generate", '{"prompt": "a", "repetition_penalty": 1e-310}', 422, "from 0.01 to 100"),
+    ("/generate", {"prompt": "a", "repetition_penalty": 1e308}, 422, "from 0.01 to 100"),
     ("/generate", {"prompt": "a", "tempratur": 1}, 422, "tempratur: Extra inputs"),
     ("/generate", {"prompt": "a", "stop": ["x"] * 5}, 422, "up to 4 texts"),
     ("/generate", {"prompt": "a", "stop": ""}, 422, "1 to 256 characters"),
@@ -469,6 +504,13 @@ def test_hostile_requests_get_their_status_and_a_clear_error(lm, path, body, sta
     assert set(content["error"]) == {"message", "type", "param", "code"}
     assert re.search(words, content["error"]["message"]), content
     assert lm.ask("/health")[0] == 200
+
+
+def test_the_containers_health_check_asks_this_machine_itself(lm, bundles, dead_proxy):
+    (command,) = re.findall(r"HEALTHCHECK .*\\\n +CMD (\[.*\])\n", (bundles["lm"] / "Dockerfile").read_text("utf-8"))
+    _, *arguments = json.loads(command.replace(":8000/", f":{lm.port}/"))
+    assert python(bundles["lm"], *arguments).returncode == 0
+    assert python(bundles["lm"], *[one.replace("/health", "/nothing") for one in arguments]).returncode != 0
 
 
 def test_a_body_without_its_type_is_told_so(lm):
@@ -545,6 +587,16 @@ def test_the_event_loop_answers_while_the_model_works_and_too_many_are_sent_away
         ("classification", "/logits", {"input_ids": [[1, 2, 3]]}, 200, None),
         ("vision", "/classify", {"pixel_values": np.zeros((2, *IMAGE)).tolist()}, 200, 2),
         ("vision", "/classify", {"pixel_values": [[[[1.0]]]]}, 422, "pixel_values must be numbers of shape"),
+        (
+            "vision",
+            "/classify",
+            {"pixel_values": np.full((1, *IMAGE), 1e39).tolist()},
+            422,
+            "must be finite as float32",
+        ),
+        ("vision", "/logits", {"pixel_values": np.full((1, *IMAGE), 1e39).tolist()}, 422, "must be finite as float32"),
+        ("vision", "/classify", {"pixel_values": np.full((1, *IMAGE), 3e38).tolist()}, 422, "NaN or infinite"),
+        ("vision", "/logits", {"pixel_values": np.full((1, *IMAGE), 3e38).tolist()}, 200, None),
         ("vision", "/classify", {"text": "a"}, 422, "takes images and no text"),
         ("vision", "/v1/completions", {"prompt": "a"}, 404, "writes no text: ask /classify"),
         ("masked", "/generate", {"prompt": "a"}, 404, "writes no text: ask /logits"),
@@ -568,54 +620,3 @@ def test_other_kinds_answer_what_has_a_meaning(others, kind, path, body, status,
 def others(bundles) -> Iterator[dict[str, Server]]:
     with contextlib.ExitStack() as stack:
         yield {kind: stack.enter_context(serving(bundles[kind])) for kind in KINDS if kind != "lm"}
-
-
-# ---- limits.py, alone ------------------------------------------------------------------------------------------------------
-def test_a_place_is_free_again_however_the_work_ended(bundles):
-    limits = loaded(bundles["lm"], "limits")
-    desk, hold = limits.Desk(1, 1), threading.Event()
-
-    def broken() -> None:
-        hold.wait()
-        raise OSError("broken")
-
-    futures = [desk.submit(broken), desk.submit(hold.wait)]
-    with pytest.raises(limits.RefusedError, match="2 requests are here already"):
-        desk.submit(hold.wait)
-    hold.set()
-    assert isinstance(futures[0].exception(), OSError) and futures[1].result()
-    waited(lambda: desk.inside == 0)
-    assert desk.submit(lambda: 5).result() == 5
-
-
-def test_a_flow_ends_with_its_reader_and_hands_on_errors(bundles):
-    limits, made = loaded(bundles["lm"], "limits"), []
-
-    def numbers() -> Iterator[int]:
-        for number in range(1_000_000):
-            made.append(number)
-            yield number
-            time.sleep(0.001)
-
-    def broken() -> Iterator[int]:
-        yield 1
-        raise ValueError("as planned")
-
-    async def read() -> None:
-        desk = limits.Desk(1, 4)
-        flow = limits.Flow(desk, numbers)
-        reader = aiter_of(flow)
-        assert [await reader.__anext__() for _ in range(3)] == [0, 1, 2]
-        await reader.aclose()
-        unstarted = limits.Flow(desk, numbers)
-        unstarted.stop()
-        assert [item async for item in unstarted] == []
-        with pytest.raises(ValueError, match="as planned"):
-            _ = [item async for item in limits.Flow(desk, broken)]
-
-    asyncio.run(read())
-    assert len(made) < 1000
-
-
-def aiter_of(flow: Any) -> Any:
-    return flow.__aiter__()

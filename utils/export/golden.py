@@ -198,6 +198,8 @@ def _classes(
     encode = Encoder(tokenizer, Recipe(marks=True, limit=signature.max_length))
     found = []
     for prompt, ids in zip(prompts, encode(prompts)):
+        if signature.allowed_length(len(ids)) != len(ids):
+            continue  # too short for the model, or no multiple: the file refuses it
         logits = run(signature.checked({IDS: ids[None].astype(np.int64)}, "the model"))
         found.append({"text": prompt, "scores": softmax(np.asarray(logits)[0]).tolist()})
     return found

@@ -247,7 +247,11 @@ def _usage(inputs: CardInputs) -> list[str]:
         template = TEMPLATES / "usage" / f"{name}.j2"
         if template.is_file():
             code = render(
-                template, file=file, auto_class=f"AutoModelFor{HEADS[inputs.purpose]}", purpose=inputs.purpose
+                template,
+                file=file,
+                auto_class=f"AutoModelFor{HEADS[inputs.purpose]}",
+                purpose=inputs.purpose,
+                tokenizer=_known_tokenizer(inputs) is not None,
             )
             texts.append(markdown_code(code, "python"))
         else:
@@ -313,8 +317,13 @@ def _source(data: Mapping[str, Any]) -> str:
     return f"made by a program ({data['type']})" if kind == "memory" else UNKNOWN
 
 
+def _known_tokenizer(inputs: CardInputs) -> Any:
+    """The one that was given, else the result's own; None where there is none."""
+    return inputs.tokenizer if inputs.tokenizer is not None else getattr(inputs.result, "tokenizer", None)
+
+
 def _tokenizer(inputs: CardInputs) -> str:
-    tokenizer = inputs.tokenizer if inputs.tokenizer is not None else getattr(inputs.result, "tokenizer", None)
+    tokenizer = _known_tokenizer(inputs)
     if tokenizer is None:
         return UNKNOWN if inputs.adapted.contract.takes_tokens else "none: the model takes images"
     entries = f"{len(tokenizer):,} entries" if hasattr(tokenizer, "__len__") else "size unknown"

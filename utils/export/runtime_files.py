@@ -35,7 +35,7 @@ PACKAGES = ("onnxruntime", "numpy", "tokenizers", "fastapi", "starlette", "pydan
 """What the scripts import, and requirements.txt pins."""
 
 SERVER_VERSIONS = {"fastapi": "0.165.0", "starlette": "1.10.0", "pydantic": "2.14.4", "uvicorn": "0.54.0"}
-"""Exporting needs no server: where its packages are missing, these versions, which the tests ran with, are pinned."""
+"""Exporting needs no server: where one of its packages is missing, all are pinned as the tests ran with them."""
 
 TOLERANCE = 1e-3
 """How far logits of model.onnx may be from the model's on any machine: ten times what its parity check allows here."""
@@ -126,20 +126,26 @@ def _check(
 
 
 def _pins() -> list[tuple[str, str]]:
-    """Package and version: the installed one, or of a part of the server that is not installed the one it was tried with."""
-    return [(name, _installed(name) or SERVER_VERSIONS[name]) for name in PACKAGES]
+    """Package and version: what is installed. A server that is not installed as a whole is pinned as it was tried."""
+    found = {name: _installed(name) for name in PACKAGES}
+    whole = all(found.get(name) for name in SERVER_VERSIONS)  # parts of two servers were never tried together
+    server: dict[str, str] = {} if whole else SERVER_VERSIONS
+    missing = [name for name in PACKAGES if not found[name] and name not in server]
+    if missing:
+        raise MissingPackageError(
+            f"The folder's requirements pin the versions that are installed here, and {', '.join(missing)} is not. "
+            'Install it with: pip install -e ".[export,training]" (in a checkout) or '
+            "pip install -r requirements-training.txt (in Colab)."
+        )
+    return [(name, version) for name in PACKAGES if (version := server.get(name) or found[name])]
 
 
 def _installed(name: str) -> str | None:
+    """The version, without a build's label such as +cu126; None where the package is not there."""
     try:
         return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError as error:
-        if name in SERVER_VERSIONS:
-            return None
-        raise MissingPackageError(
-            f"The folder's requirements pin the versions that are installed here, and {name} is not. Install it with: "
-            'pip install -e ".[export,training]" (in a checkout) or pip install -r requirements-training.txt (in Colab).'
-        ) from error
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _alone(module: str) -> str:

@@ -236,7 +236,13 @@ class Signature:
                     f"{where}: pixel_values must be numbers of shape {self._words(name)}; got {array.dtype} of shape "
                     f"{array.shape}."
                 )
-            return array.astype(np.float32)
+            with np.errstate(over="ignore"):  # it becomes infinite, and is refused as such
+                pixels = array.astype(np.float32)
+            if not np.isfinite(pixels).all():
+                raise ConfigError(
+                    f"{where}: pixel_values must be finite as float32; got NaN, or numbers beyond {np.finfo(np.float32).max:.4g}."
+                )
+            return pixels
         if array.ndim != 2 or array.dtype.kind not in "iub" or array.size == 0:
             raise ConfigError(
                 f"{name} must be whole numbers of shape (batch, length), at least 1 × 1; got {array.dtype} of shape "

@@ -55,7 +55,7 @@ def generate(
         temperature: 0 always takes the likeliest token; 1 draws from the model's distribution; lower is safer.
         top_k: draw from the k likeliest tokens only; None draws from all.
         top_p: draw from the fewest likeliest tokens whose probabilities add up to p only; None draws from all.
-        repetition_penalty: above 1, tokens that stand in the text already become less likely; 1 is off.
+        repetition_penalty: above 1, tokens that stand in the text already become less likely; 1 is off; 0.01 to 100.
         seed: of a private generator for each prompt; the global random state is neither used nor changed.
         use_cache: keep keys and values of earlier tokens where the model offers that; the text is the same.
 
