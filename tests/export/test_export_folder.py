@@ -67,7 +67,7 @@ def test_a_manifest_speaks_for_its_folder_only(name: str, folder: Path) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     with publishing(tmp_path):
         for _ in range(2):  # the first refusal lets nobody in either
-            with pytest.raises(ExportError, match="Another export .* choose another out="), publishing(tmp_path):
+            with pytest.raises(ExportError, match=r"Another export .* choose another out="), publishing(tmp_path):
                 raise AssertionError("both may")
     assert not list(tmp_path.iterdir())
     with publishing(tmp_path):
