@@ -12,7 +12,7 @@ import pytest
 
 import utils.examples
 from utils import notebook
-from utils.errors import ConfigError, GistNotFoundError
+from utils.errors import ConfigError, ExportError, GistNotFoundError
 from utils.loading.gist_reference import parse_gist_reference
 
 ID = "0123456789abcdef0123456789abcdef"
@@ -182,14 +182,26 @@ class Packed:
 
 
 def test_an_export_is_handed_over(colab: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "Tick DOWNLOAD" in notebook.hand_over(Packed(tmp_path))  # type: ignore[arg-type]
+    here = notebook.hand_over(Packed(tmp_path))  # type: ignore[arg-type]
+    assert here == f"{tmp_path / 'run.zip'} (1.5 MB) holds everything."
     with pytest.raises(ConfigError, match=r"on your disk already: .*run.zip \(1.5 MB\)"):
         notebook.hand_over(Packed(tmp_path), download=True)  # type: ignore[arg-type]
     colab(None)
+    assert "Tick DOWNLOAD" in notebook.hand_over(Packed(tmp_path))  # type: ignore[arg-type]
     sent: list[str] = []
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(files=SimpleNamespace(download=sent.append)))
     assert "on its way" in notebook.hand_over(Packed(tmp_path), download=True)  # type: ignore[arg-type]
     assert sent == [str(tmp_path / "run.zip")]
+
+
+def test_an_export_is_copied_to_drive(tmp_path: Path) -> None:
+    said = [notebook.hand_over(Packed(tmp_path), mirror=tmp_path / "drive" / "own") for _ in range(2)]  # type: ignore[arg-type]
+    (copy,) = (tmp_path / "drive" / "own").iterdir()
+    assert copy.read_bytes() == (tmp_path / "run.zip").read_bytes()
+    assert said == [f"{tmp_path / 'run.zip'} (1.5 MB) holds everything. A copy lies in {copy}."] * 2
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ExportError, match="It is whole where it lies"):
+        notebook.hand_over(Packed(tmp_path), mirror=tmp_path / "file")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("repository", [REPOSITORY, f"{REPOSITORY}/", f"{REPOSITORY}.git"])

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import utils.examples
+from utils._files import sha256_of, whole_file
 from utils._pages import render
-from utils.errors import ConfigError, GistIdError, TransformerBuilderError
+from utils.errors import ConfigError, ExportError, GistIdError, TransformerBuilderError
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 
 if TYPE_CHECKING:
@@ -296,26 +298,46 @@ def drive_folder(wanted: bool) -> str | None:
     return str(own / "transformer-builder")
 
 
-def hand_over(bundle: Bundle, download: bool = False) -> str:
-    """Pack an export into one file; in Colab, on demand, send it to the browser. Says where it is.
+def hand_over(bundle: Bundle, download: bool = False, mirror: str | Path | None = None) -> str:
+    """Pack an export into one file; send it to the browser where that is wanted, and copy it to Drive. Says where it is.
 
     Args:
         bundle: what `utils.export` gave.
-        download: the form's tick.
+        download: the form's tick; for Colab.
+        mirror: what `drive_folder` gave, or another folder that outlives this machine; None: no copy. The copy's name ends
+            with the beginning of its SHA-256, so that none replaces another.
 
     Raises:
         ConfigError: a download was asked for and this is not Colab.
+        ExportError: the copy cannot be written; the packed file is whole all the same.
     """
     packed = bundle.zip()
-    size = f"{packed.stat().st_size / 1e6:.1f} MB"
-    if not download:
-        return f"{packed} ({size}) holds everything. Tick DOWNLOAD and run this cell again to send it to your computer."
-    if not in_colab():
-        raise ConfigError(f"A download is for Colab; here the file lies on your disk already: {packed} ({size}).")
-    from google.colab import files
+    told = f"{packed} ({packed.stat().st_size / 1e6:.1f} MB)"
+    if download and not in_colab():
+        raise ConfigError(f"A download is for Colab; here the file lies on your disk already: {told}.")
+    if download:
+        from google.colab import files
 
-    files.download(str(packed))
-    return f"{packed} ({size}) is on its way to your computer. Keep this tab open until it is there."
+        files.download(str(packed))
+        told += " is on its way to your computer. Keep this tab open until it is there."
+    else:
+        told += " holds everything."
+        told += " Tick DOWNLOAD and run this cell again to send it to your computer." if in_colab() else ""
+    return told if mirror is None else f"{told} A copy lies in {_copied(packed, Path(mirror))}."
+
+
+def _copied(packed: Path, folder: Path) -> Path:
+    """A copy of the file in that folder, completely or not at all."""
+    target = folder / f"{packed.stem}-{sha256_of(packed)[:8]}{packed.suffix}"
+    try:
+        with packed.open("rb") as source, whole_file(target) as stream:
+            shutil.copyfileobj(source, stream, 1 << 20)
+    except OSError as error:
+        raise ExportError(
+            f"{packed} could not be copied to {folder} ({error}). It is whole where it lies; look whether the folder is there and "
+            "has room, and run this cell again."
+        ) from error
+    return target
 
 
 def finish_drive(folder: str | None) -> str:

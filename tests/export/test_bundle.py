@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,7 +24,9 @@ from utils.export.child import ChildRuntime
 from utils.export.parity import WITHOUT_LIMIT, Tolerance
 from utils.export.runner import OPENERS, Runner
 from utils.export.signature import Signature
-from utils.export.subject import ExportSubject
+from utils.export.subject import ExportSubject, subject_of
+
+CARD = ["README.md", "architecture.svg"]
 
 
 class TableRunner(Runner):
@@ -59,14 +62,31 @@ class WrongExporter(TableExporter):
     format, file_name, wrong = "wrong", "wrong.npy", 0.01
 
 
+class FolderExporter(TableExporter):
+    """A folder of two files."""
+
+    format, file_name = "folder", "folder"
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        path.mkdir()
+        table = super().write(subject, path / "model.npy").path
+        (path / "notes.txt").write_text("of the folder")
+        return Artifact(self.format, path, (table, path / "notes.txt"))
+
+    def runner(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Runner:
+        return TableRunner(artifact.files[0])
+
+
 @pytest.fixture(autouse=True)
 def _own_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("own_formats")
     module.TableExporter = TableExporter  # type: ignore[attr-defined]
     module.WrongExporter = WrongExporter  # type: ignore[attr-defined]
+    module.FolderExporter = FolderExporter  # type: ignore[attr-defined]
     module.TableRunner = TableRunner  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_formats", module)
     monkeypatch.setitem(face.FORMATS, "table", ("own_formats", "TableExporter"))
+    monkeypatch.setitem(face.FORMATS, "folder", ("own_formats", "FolderExporter"))
     monkeypatch.setitem(face.FORMATS, "wrong", ("own_formats", "WrongExporter"))
     for name in ("table", "wrong"):
         monkeypatch.setitem(OPENERS, name, ("own_formats", "TableRunner"))
@@ -78,7 +98,7 @@ def test_bundle_lists_proven_files(tmp_path: Path) -> None:
     bundle = utils.export(
         model, ("table",), tmp_path / "a" / "b", config=zoo.CONFIG, progress=lambda d, t, note: notes.append(note)
     )
-    assert [file.name for file in bundle.files] == ["model.npy", "manifest.json"]
+    assert [file.name for file in bundle.files] == ["model.npy", *CARD, "manifest.json"]
     assert sorted(bundle.out.iterdir()) == sorted(bundle.files)
     np.testing.assert_array_equal(
         bundle["table"].run(input_ids=[[5, 6]]), model.table.weight.detach().numpy()[[[5, 6]]]
@@ -87,7 +107,8 @@ def test_bundle_lists_proven_files(tmp_path: Path) -> None:
     assert notes[0] == "table: writing"
     manifest = json.loads((bundle.out / "manifest.json").read_text("utf-8"))
     assert manifest == bundle.manifest
-    (entry,) = manifest["files"]
+    entry, *cards = manifest["files"]
+    assert [card["name"] for card in cards] == CARD and {card["format"] for card in cards} == {"card"}
     content = (bundle.out / "model.npy").read_bytes()
     assert entry == {
         "name": "model.npy",
@@ -165,7 +186,7 @@ def test_a_refused_format_is_named_and_the_others_are_there(
 ) -> None:
     bundle = utils.export(zoo.Bigram(), formats, tmp_path, config=zoo.CONFIG)
     assert [artifact.format for artifact in bundle.artifacts] == ["table"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["manifest.json", "model.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*CARD, "manifest.json", "model.npy"]
     assert bundle.parity.passed
     (why,) = bundle.refused.values()
     assert "not equal to the model" in why and "largest difference 1.00e-02" in why
@@ -200,6 +221,7 @@ def test_exporting_again_replaces_and_foreign_files_stay(tmp_path: Path) -> None
     utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
     second = utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *CARD,
         "manifest.json",
         "model.npy",
         "model.npy.previous",
@@ -209,6 +231,64 @@ def test_exporting_again_replaces_and_foreign_files_stay(tmp_path: Path) -> None
     assert (tmp_path / "notes.txt").read_text() == "mine"
     content = (tmp_path / "model.npy").read_bytes()
     assert second.manifest["files"][0]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_fewer_formats_leave_nothing_of_the_others(tmp_path: Path) -> None:
+    utils.export(zoo.Bigram(), ("table", "folder"), tmp_path, config=zoo.CONFIG)
+    assert (tmp_path / "folder" / "notes.txt").is_file()
+    bundle = utils.export(zoo.Bigram(), ("folder",), tmp_path, config=zoo.CONFIG)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(bundle.files)
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert sorted(tmp_path.rglob("*")) == sorted(bundle.files)
+
+
+def test_files_of_others_in_a_folder_of_ours_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    utils.export(zoo.Bigram(), ("folder",), tmp_path, config=zoo.CONFIG)
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    utils.export(zoo.Bigram(), ("folder",), tmp_path, config=zoo.CONFIG)
+    assert (tmp_path / "folder.previous" / "mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["model.npy", "notes.txt"]
+    assert "it is kept as folder.previous" in caplog.text
+
+
+def test_a_single_format_keeps_a_folder_in_its_way(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    FolderExporter().deliver(subject_of(zoo.Bigram(), config=zoo.CONFIG), tmp_path / "folder")
+    assert (tmp_path / "folder.previous" / "mine.txt").read_text() == "mine"
+
+
+def test_the_manifest_lists_what_was_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes on its way into place is found by whoever checks it."""
+    publish = face.publish
+
+    def spoiled(artifact: Artifact, folder: Path) -> Artifact:
+        artifact.path.write_bytes(b"another")
+        return publish(artifact, folder)
+
+    monkeypatch.setattr("utils.export.bundle.publish", spoiled)
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert bundle.manifest["files"][0]["sha256"] != hashlib.sha256(b"another").hexdigest()
+    assert bundle.manifest["files"][0]["bytes"] > len(b"another")
+
+
+@pytest.mark.parametrize(("out", "here"), [(".", "top/run"), ("..", "top/run/inner"), ("run", "top")])
+def test_packing_knows_the_folder(out: str, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "top" / "run" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / here)
+    packed = utils.export(zoo.Bigram(), ("table",), out, config=zoo.CONFIG).zip()
+    assert packed == tmp_path / "top" / "run.zip"
+    assert sorted(zipfile.ZipFile(packed).namelist()) == [*CARD, "manifest.json", "model.npy"]
+
+
+def test_a_card_that_cannot_be_written_takes_no_format_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object, **named: object) -> None:
+        raise ExportError("for a reason")
+
+    monkeypatch.setattr("utils.export.bundle.write_model_card", refused)
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert bundle.refused == {"card": "for a reason"} == bundle.manifest["refused"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.npy"]
 
 
 @pytest.mark.parametrize("content", ['{"name": "my page"}', "no json"])
@@ -232,7 +312,7 @@ def test_a_killed_export_is_never_listed_as_good(where: str, tmp_path: Path, mon
         patch.setattr(where, killed)
         with pytest.raises(KeyboardInterrupt):
             utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*CARD, "model.npy"]
     assert utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG).parity.passed
 
 

@@ -276,6 +276,28 @@ def test_what_cannot_be_built_again_is_refused(tmp_path: Path, build: Any, words
         write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
 
 
+def test_a_tokenizer_that_transformers_cannot_save_is_refused(tmp_path: Path, trained: Any) -> None:
+    words = r"got tokenizers.Tokenizer.*PreTrainedTokenizerFast\(tokenizer_object="
+    with pytest.raises(ExportError, match=words):
+        write_hf_folder(
+            trained.model, signature_of(trained.model), trained.tokenizer.backend_tokenizer, tmp_path / "folder"
+        )
+    assert not (tmp_path / "folder").exists()
+
+
+def test_what_transformers_cannot_save_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def fails(*given: object, **named: object) -> None:
+        raise RuntimeError("weights share memory")
+
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    adapted = adapt(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
+    monkeypatch.setattr(transformers.GPT2LMHeadModel, "save_pretrained", fails)
+    with pytest.raises(ExportError, match=r"cannot save this GPT2LMHeadModel \(weights share memory\)"):
+        write_hf_folder(adapted, signature_of(adapted), None, tmp_path)
+
+
 def test_a_model_of_transformers_stops_where_its_tokenizer_ends(tmp_path: Path, trained: Any) -> None:
     import transformers
 

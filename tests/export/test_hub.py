@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -23,22 +24,30 @@ FILES = {
     "README.md": "---\nlicense: mit\n---\n# A model\n",
     "architecture.svg": "<svg/>",
     "model.onnx": "graph",
-    "tokenizer/tokenizer.json": "{}",
+    "model.safetensors": "weights of the bundle",
+    "tokenizer_config.json": "{}",
     "hf/config.json": "{}",
     "hf/model.safetensors": "weights",
-    "hf/README.md": "of the folder",
+    "hf/tokenizer_config.json": '{"padding_side": "left"}',
+    "hf/README.md": "---\nlicense: mit\n---\nOf the folder\n",
     ".cache/secret.txt": "hidden",
     "checkpoints/last.ckpt": "not of the export",
 }
 SENT = [
     "README.md",
-    "architecture.svg",
+    "bundle/README.md",
+    "bundle/architecture.svg",
+    "bundle/manifest.json",
+    "bundle/model.onnx",
+    "bundle/model.safetensors",
+    "bundle/tokenizer_config.json",
     "config.json",
-    "manifest.json",
-    "model.onnx",
     "model.safetensors",
-    "tokenizer/tokenizer.json",
+    "tokenizer_config.json",
 ]
+
+
+LISTED = sorted(set(FILES) - {"README.md", "architecture.svg", "checkpoints/last.ckpt", ".cache/secret.txt"})
 
 
 @pytest.fixture
@@ -48,9 +57,9 @@ def folder(tmp_path: Path) -> Path:
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, "utf-8")
-    left_out = ("README.md", "architecture.svg", "checkpoints/last.ckpt")
-    listed = [entry for entry in list_files(root) if entry["name"] not in left_out]
-    write_json(root / "manifest.json", {"kind": "transformer-builder-export", "files": listed})
+    listed = [entry for entry in list_files(root) if entry["name"] in LISTED]
+    formats = {"onnx": {"file": "model.onnx"}, "hf": {"file": "hf"}}
+    write_json(root / "manifest.json", {"kind": "transformer-builder-export", "formats": formats, "files": listed})
     return root
 
 
@@ -77,17 +86,44 @@ def test_an_export_arrives_whole_and_private(folder: Path, hub: ModelHub) -> Non
     assert repository["private"] is True
     arrived = repository["branches"]["main"]
     assert sorted(arrived) == SENT
-    assert arrived["model.safetensors"] == b"weights" and arrived["README.md"].startswith(b"---\nlicense")
+    assert {name: arrived[name].decode() for name in ("config.json", "model.safetensors", "tokenizer_config.json")} == {
+        name: FILES[f"hf/{name}"] for name in ("config.json", "model.safetensors", "tokenizer_config.json")
+    }
+    card = arrived["README.md"].decode()
+    assert card.startswith("---\nlicense: mit\n---\nOf the folder\n\n## The other files") and "`bundle/`" in card
     assert push.url == f"{hub.url}/me/model/commit/abc" and push.private and not push.dry_run
     assert seen[0][0] == 0 and seen[-1][0] == push.total_bytes == seen[-1][1]
     assert sum("commit/main" in request for request in hub.requests) == 1, "one commit"
+
+
+def test_the_rest_of_a_bundle_arrives_as_a_bundle(folder: Path, hub: ModelHub, tmp_path: Path) -> None:
+    """Under names that the folder for transformers has too, and with a manifest that holds where they arrive."""
+    push_to_hub(folder, "me/model", token=TOKEN)
+    arrived = hub.repositories["me/model"]["branches"]["main"]
+    below = {name.removeprefix("bundle/"): raw for name, raw in arrived.items() if name.startswith("bundle/")}
+    manifest = json.loads(below.pop("manifest.json"))
+    assert [entry["name"] for entry in manifest["files"]] == [name for name in LISTED if not name.startswith("hf/")]
+    assert list(manifest["formats"]) == ["onnx"]
+    for entry in manifest["files"]:
+        assert hashlib.sha256(below[entry["name"]]).hexdigest() == entry["sha256"]
+    assert set(below) - {entry["name"] for entry in manifest["files"]} == {"README.md", "architecture.svg"}
+    assert below["model.safetensors"] == b"weights of the bundle"
+
+
+def test_a_bundle_without_a_folder_for_transformers_arrives_as_it_is(tmp_path: Path, hub: ModelHub) -> None:
+    for name in ("model.onnx", "selftest.py"):
+        (tmp_path / name).write_text(name)
+    write_json(tmp_path / "manifest.json", {"files": list_files(tmp_path)})
+    push_to_hub(tmp_path, "me/model", token=TOKEN)
+    arrived = hub.repositories["me/model"]["branches"]["main"]
+    assert arrived == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 def test_a_dry_run_asks_nobody(folder: Path, hub: ModelHub) -> None:
     push = push_to_hub(folder, "me/model", dry_run=True)
     assert hub.requests == [] and push.dry_run and push.url == ""
     assert [upload.name for upload in push.uploads] == SENT
-    assert "Would send 7 files" in push.summary() and "private repository me/model, branch main" in push.title
+    assert "Would send 10 files" in push.summary() and "private repository me/model, branch main" in push.title
     assert "<td>model.safetensors</td>" in push._repr_html_()
 
 
@@ -269,7 +305,7 @@ def test_the_command(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(["push", str(folder), "me/model", "--dry-run"]) == 0
-    assert "Would send 7 files" in capsys.readouterr().out and hub.requests == []
+    assert "Would send 10 files" in capsys.readouterr().out and hub.requests == []
     assert main(["push", str(folder), "me/model", "--public", "--message", "First"]) == 0
     printed = capsys.readouterr()
     assert "PUBLIC repository me/model" in printed.out and TOKEN not in printed.out + printed.err

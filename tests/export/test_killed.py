@@ -18,9 +18,11 @@ import pytest
 
 import utils
 from utils._files import sha256_of
+from utils.errors import ExportError
 
 ROOT = Path(utils.__file__).parents[1]
 FORMATS = ("torchscript", "safetensors")
+FILES = {"model.torchscript.pt", "model.safetensors", "README.md", "architecture.svg"}
 SCRIPT = """
 import sys, time
 import torch
@@ -96,7 +98,7 @@ def out(earlier: dict[str, bytes], tmp_path: Path) -> Path:
     """A folder with a whole export."""
     for name, content in earlier.items():
         (tmp_path / name).write_bytes(content)
-    assert listed(tmp_path) == {"model.torchscript.pt", "model.safetensors"}
+    assert listed(tmp_path) == FILES
     return tmp_path
 
 
@@ -121,23 +123,23 @@ def whole_or_void(out: Path, earlier: dict[str, bytes]) -> str:
     names = listed(out)
     if not names:
         return "void"
-    assert names == {"model.torchscript.pt", "model.safetensors"}
+    assert names == FILES
     return "earlier" if (out / "manifest.json").read_bytes() == earlier["manifest.json"] else "new"
 
 
 def next_one_is_clean(out: Path) -> None:
     """The next export works and nothing hidden stays; files that no manifest listed are kept under other names."""
     export(out)
-    assert listed(out) == {"model.torchscript.pt", "model.safetensors"}
+    assert listed(out) == FILES
     names = {path.name for path in out.iterdir() if ".previous" not in path.name}
-    assert names == {"manifest.json", "model.safetensors", "model.torchscript.pt"}
+    assert names == {"manifest.json", *FILES}
 
 
 @pytest.mark.parametrize(
     ("step", "count", "left"),
     [
         ("samples_of", 1, "earlier"),  # nothing is written yet
-        ("_make_room", 1, "earlier"),  # all is proven, and nothing moved
+        ("make_room", 1, "earlier"),  # all is proven, and nothing moved
         ("publish done", 1, "void"),  # one file is new and one is old
         ("write_json", 1, "void"),  # both are new, and nothing says so
         ("write_json done", 1, "new"),
@@ -153,9 +155,9 @@ def test_killed_at_a_step(step: str, count: int, left: str, out: Path, earlier: 
 
 
 def test_what_a_live_export_has_staged_stays(out: Path) -> None:
-    slow = Export(out, "_make_room")
+    slow = Export(out, "_card")
     slow.begin()
-    slow.wait_for("_make_room")
+    slow.wait_for("_card")
     slow.process.send_signal(signal.SIGSTOP)
     staged = [path for path in out.iterdir() if path.name.startswith(".export-")]
     assert len(staged) == 2  # the folder and its lock
@@ -164,8 +166,22 @@ def test_what_a_live_export_has_staged_stays(out: Path) -> None:
     slow.process.send_signal(signal.SIGCONT)
     slow.wait_for("finished")
     slow.kill()
-    assert listed(out) == {"model.torchscript.pt", "model.safetensors"}
+    assert listed(out) == FILES
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_two_exports_do_not_mix_in_one_folder(out: Path) -> None:
+    slow = Export(out, "make_room")
+    slow.begin()
+    slow.wait_for("make_room")
+    slow.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(ExportError, match="Another export is moving its files"):
+        export(out)
+    assert not (out / "manifest.json").exists() or listed(out) == FILES
+    slow.process.send_signal(signal.SIGCONT)
+    slow.wait_for("finished")
+    slow.kill()
+    next_one_is_clean(out)
 
 
 @pytest.mark.slow  # ten processes that import torch

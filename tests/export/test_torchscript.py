@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 from export import zoo
 from utils.errors import ConfigError, ExportError, ParityError
 from utils.export.artifact import Artifact
@@ -151,3 +153,18 @@ def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     torn.write_bytes(artifact.path.read_bytes()[:-200])
     with pytest.raises(ExportError, match="torch cannot read"):
         Artifact("torchscript", torn).run(input_ids=[[1]])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+@pytest.mark.parametrize("method", ["trace", "script"])
+def test_no_path_of_this_machine_goes_along(method: str, tmp_path: Path) -> None:
+    model = zoo.Bigram().eval()
+    artifact = TorchScriptExporter.export(model, tmp_path / "model.pt", zoo.CONFIG, method=method)
+    assert artifact.parity is not None and artifact.parity.passed
+    archive = zipfile.ZipFile(artifact.path)
+    home = str(Path(utils.__file__).parents[1]).encode()
+    assert not [name for name in archive.namelist() if home in archive.read(name) or name.endswith(".debug_pkl")]
+    ids = torch.tensor([[3, 1, 4]])
+    extra = {"metadata.json": ""}
+    torch.testing.assert_close(torch.jit.load(artifact.path, _extra_files=extra)(input_ids=ids), model(ids))
+    assert b"format_version" in extra["metadata.json"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import html
-import json
 import logging
 import math
 import os
@@ -22,12 +21,13 @@ from typing import Any
 import utils
 from utils._files import sha256_of, whole_file, write_json
 from utils._tables import html_table, text_table
-from utils.errors import ConfigError, ExportError, MissingPackageError, ParityError, TokenizerError
+from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
+from utils.export.export_folder import KIND, MANIFEST, check_folder, free_name, make_room, publishing
 from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
 from utils.export.golden import MAIN_FILE as ONNX_FILE
-from utils.export.model_card import CARD_FILE, CardInputs, write_model_card
+from utils.export.model_card import CARD_FILE, CARD_FILES, CardInputs, write_model_card
 from utils.export.parity import ParityReport
 from utils.export.runtime_files import TOLERANCE as RUNTIME_TOLERANCE
 from utils.export.runtime_files import write_runtime
@@ -40,9 +40,7 @@ from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_KIND = "transformer-builder-export"
 _COLUMNS = ("file", "format", "size", "SHA-256")
 
 
@@ -80,7 +78,7 @@ class Bundle:
         Args:
             path: of the file; None takes the folder's name with the ending .zip, beside the folder.
         """
-        target = Path(path) if path is not None else self.out.with_name(f"{self.out.resolve().name}.zip")
+        target = Path(path) if path is not None else self.out.resolve().with_name(f"{self.out.resolve().name}.zip")
         with whole_file(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in self.files:
                 archive.write(file, file.relative_to(self.out))
@@ -148,16 +146,17 @@ def export(
     """
     exporters = _exporters(formats)
     folder = Path(out)
-    _check_folder(folder)
+    check_folder(folder)
     subject = subject_of(result_or_adapted, tokenizer=tokenizer, config=config)
     if validation_text is None and subject.tokenizer is not None and isinstance(result_or_adapted, TrainingResult):
         validation_text = validation_text_of(result_or_adapted)
     if validation_text is not None or any(exporter.tolerance.cost is not None for exporter in exporters):
         subject = replace(subject, samples=samples_of(subject, validation_text))
     with staging_folder(folder) as staging, ChildRuntime() as child:
-        staged, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
+        staged, entries, refused = _staged(exporters, subject, staging, child, progress or ignore_progress)
         parity = ParityReport.joined([artifact.parity for artifact in staged if artifact.parity is not None])
-        beside = [] if not runtime else _runtime(subject, staged, staging / "runtime", refused)
+        if runtime:
+            entries |= _runtime(subject, staged, staging / "runtime", refused)
         inputs = CardInputs(
             subject.adapted,
             config,
@@ -168,27 +167,33 @@ def export(
             files={artifact.format: artifact.path.name for artifact in staged},
             labels=subject.labels or None,
         )
-        beside += _card(inputs, staged, staging / "card", refused)
-        folders = [artifact.path.parent for artifact in staged] + [staging / "runtime", staging / "card"]
-        _make_room(folder, [entry.name for one in folders if one.is_dir() for entry in one.iterdir()])
-        artifacts = tuple(publish(artifact, folder) for artifact in staged)
-        listed = [(artifact.format, file) for artifact in artifacts for file in artifact.files]
-        listed += [(kind, _moved(file, root, folder)) for kind, root, file in beside]
-    manifest = _manifest(folder, subject, artifacts, listed, parity, refused)
-    write_json(folder / MANIFEST, manifest)
-    files = tuple(file for _, file in listed)
+        entries |= _card(inputs, staged, staging / "card", refused)
+        beside = [entry for name in ("runtime", "card") for entry in _inside(staging / name)]
+        with publishing(folder):
+            make_room(folder, [entry.name for entry in [*(e for a in staged for e in _inside(a.path.parent)), *beside]])
+            artifacts = tuple(publish(artifact, folder) for artifact in staged)
+            for entry in beside:
+                os.replace(entry, folder / entry.name)
+            manifest = _manifest(subject, artifacts, entries, parity, refused)
+            write_json(folder / MANIFEST, manifest)
+    files = tuple(folder / name for name in entries)
     return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest, refused)
 
 
-Beside = list[tuple[str, Path, Path]]
-"""Files beside the formats: kind, the folder that they were staged in, and the file."""
+Entries = dict[str, dict[str, Any]]
+"""Name → its line in the manifest, made while the file lay in staging: what is listed is what was proven."""
 
 
-def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Beside:
+def _inside(folder: Path) -> list[Path]:
+    """What lies right inside a folder; nothing where it was not made."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Entries:
     """What makes model.onnx run alone; the reason goes into `refused` where that cannot be."""
     tolerances = {artifact.path.name: _everywhere(artifact) for artifact in staged if artifact.path.suffix == ".onnx"}
     if ONNX_FILE not in tolerances:
-        return []
+        return {}
     folder.mkdir()
     try:
         with undisturbed(subject.adapted):
@@ -201,12 +206,12 @@ def _runtime(subject: ExportSubject, staged: Sequence[Artifact], folder: Path, r
                 class_names=subject.labels,
                 tolerances=tolerances,
             )
-    except (TokenizerError, MissingPackageError) as error:
+    except TransformerBuilderError as error:  # the formats are proven without it
         shutil.rmtree(folder)
         refused["runtime"] = str(error)
         logger.warning("the folder does not run alone: %s", error)
-        return []
-    return [("runtime", folder, file) for file in files]
+        return {}
+    return _listed("runtime", folder, files)
 
 
 def _everywhere(artifact: Artifact) -> float:
@@ -218,28 +223,24 @@ def _everywhere(artifact: Artifact) -> float:
     return 3 * parity.max_abs_diff
 
 
-def _card(inputs: CardInputs, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Beside:
+def _card(inputs: CardInputs, staged: Sequence[Artifact], folder: Path, refused: dict[str, str]) -> Entries:
     """The model card with its pictures; a folder for transformers gets one of its own."""
     folder.mkdir()
     try:
         write_model_card(inputs, folder / CARD_FILE)
-    except MissingPackageError as error:
+    except TransformerBuilderError as error:  # the formats are proven without it
+        shutil.rmtree(folder)
         refused["card"] = str(error)
         logger.warning("no model card: %s", error)
-        return []
+        return {}
+    entries = _listed("card", folder, _inside(folder))
     for artifact in staged:
         if artifact.format == "hf":  # that folder travels alone: its own card tells as much
             write_model_card(replace(inputs, files={"hf": "."}), artifact.path / CARD_FILE)
-            artifact.files = tuple(sorted(file for file in artifact.path.rglob("*") if file.is_file()))
-    return [("card", folder, file) for file in sorted(folder.iterdir())]
-
-
-def _moved(file: Path, root: Path, folder: Path) -> Path:
-    """Put a staged file into place."""
-    target = folder / file.relative_to(root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(file, target)
-    return target
+            cards = [artifact.path / name for name in CARD_FILES if (artifact.path / name).is_file()]
+            artifact.files = (*(file for file in artifact.files if file not in cards), *cards)
+            entries |= _listed("hf", artifact.path.parent, cards)
+    return entries
 
 
 def create_export_bundle(
@@ -284,7 +285,7 @@ def create_export_bundle(
     return export(
         given,
         chosen,
-        _free_name(Path(export_base_dir) / name),
+        free_name(Path(export_base_dir) / name),
         tokenizer=tokenizer,
         config=config,
         validation_text=validation_text,
@@ -298,14 +299,17 @@ def _staged(
     staging: Path,
     child: ChildRuntime,
     progress: ProgressCallback,
-) -> tuple[list[Artifact], dict[str, str]]:
-    """The formats that were proven, and why the others were not."""
+) -> tuple[list[Artifact], Entries, dict[str, str]]:
+    """The formats that were proven, what the manifest says of their files, and why the others were not."""
     staged: list[Artifact] = []
+    entries: Entries = {}
     errors: dict[str, ExportError] = {}
     for exporter in exporters:
         folder = staging / exporter.format
         try:
-            staged.append(exporter.stage(subject, folder, child, progress=progress))
+            artifact = exporter.stage(subject, folder, child, progress=progress)
+            staged.append(artifact)
+            entries |= _listed(artifact.format, folder, artifact.files)
         except ExportError as error:
             errors[exporter.format] = error
             shutil.rmtree(folder, ignore_errors=True)
@@ -315,7 +319,7 @@ def _staged(
     if not staged:
         told = "\n".join(f"{name}: {_reason(error)}" for name, error in errors.items())
         raise ExportError(f"No format of {subject.name!r} could be proven.\n{told}")
-    return staged, {name: _reason(error) for name, error in errors.items()}
+    return staged, entries, {name: _reason(error) for name, error in errors.items()}
 
 
 def _reason(error: ExportError) -> str:
@@ -331,65 +335,23 @@ def _exporters(formats: Sequence[str]) -> list[Exporter]:
     return [exporter_for(name) for name in names]
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out={str(folder)!r} is a file; name a folder.")
-    if (folder / MANIFEST).exists() and _own_manifest(folder) is None:
-        raise ConfigError(
-            f"{folder / MANIFEST} was written by something else and would be overwritten; choose another out=."
-        )
-
-
-def _own_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest that an earlier export left here; None where there is none of ours."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.get("kind") == _KIND else None
-
-
-def _make_room(folder: Path, names: Sequence[str]) -> None:
-    """Void the old manifest, and set aside files of the same names that it does not list: they are somebody else's."""
-    manifest = _own_manifest(folder)
-    listed = {str(entry.get("name")).split("/")[0] for entry in (manifest or {}).get("files", [])}
-    if manifest is not None:
-        (folder / MANIFEST).unlink()
-    for torn in folder.glob(f".{MANIFEST}.*.tmp"):  # of an export that was killed while it wrote its manifest
-        torn.unlink()
-    for name in names:
-        if (folder / name).exists() and name not in listed:
-            kept = _free_name(folder / f"{name}.previous")
-            os.rename(folder / name, kept)
-            logger.warning("%s was not written by an export listed here; it is kept as %s", folder / name, kept.name)
-
-
-def _free_name(path: Path) -> Path:
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+def _listed(kind: str, root: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Entries of the manifest, by name, for files as they lie in staging."""
+    names = [file.relative_to(root).as_posix() for file in files]
+    return {
+        name: {"name": name, "format": kind, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for name, file in zip(names, files)
+    }
 
 
 def _manifest(
-    folder: Path,
     subject: ExportSubject,
     artifacts: Sequence[Artifact],
-    listed: Sequence[tuple[str, Path]],
+    entries: Entries,
     parity: ParityReport,
     refused: dict[str, str],
 ) -> dict[str, Any]:
-    files = [
-        {
-            "name": file.relative_to(folder).as_posix(),
-            "format": kind,
-            "bytes": file.stat().st_size,
-            "sha256": sha256_of(file),
-        }
-        for kind, file in listed
-    ]
-    head = {"kind": _KIND, "format_version": FORMAT_VERSION, "written_by": f"{PRODUCER} {utils.__version__}"}
+    head = {"kind": KIND, "format_version": FORMAT_VERSION, "written_by": f"{PRODUCER} {utils.__version__}"}
     formats = {artifact.format: {"file": artifact.path.name, **artifact.facts} for artifact in artifacts}
-    tail = {"formats": formats, "refused": refused, "files": files, "parity": parity.to_dict()}
+    tail = {"formats": formats, "refused": refused, "files": [*entries.values()], "parity": parity.to_dict()}
     return {**head, "model": subject.facts, **tail}

@@ -25,6 +25,7 @@ from utils._files import lock_file
 from utils.errors import ConfigError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
+from utils.export.export_folder import set_aside
 from utils.export.formats import FORMATS
 from utils.export.parity import ParityReport, Tolerance, lengths_for, prove
 from utils.export.runner import Runner
@@ -127,17 +128,32 @@ def staging_folder(parent: Path) -> Iterator[Path]:
     created = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
-    with tempfile.NamedTemporaryFile(prefix=_STAGING, suffix=_LOCK, dir=parent, delete=False) as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned either
-            lock_file(lock)
-        folder = Path(lock.name.removesuffix(_LOCK))
-        try:
-            folder.mkdir()
-            yield folder
-        finally:
-            shutil.rmtree(folder)
-            os.unlink(lock.name)
-            _remove_empty(created)
+    lock = tempfile.NamedTemporaryFile(prefix=_STAGING, suffix=_LOCK, dir=parent, delete=False)  # noqa: SIM115
+    folder = Path(lock.name.removesuffix(_LOCK))
+    try:
+        with lock:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned either
+                lock_file(lock)
+            with _folder_until_done(folder):
+                yield folder
+    finally:
+        _remove_lock(Path(lock.name))
+        _remove_empty(created)
+
+
+@contextlib.contextmanager
+def _folder_until_done(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def _remove_lock(path: Path) -> None:
+    """Remove a lock's file, which nobody here has open any more: Windows removes no open file."""
+    with contextlib.suppress(PermissionError):  # Windows: another export has it open to see whether this one is alive
+        path.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -151,17 +167,20 @@ def _remove_empty(folders: list[Path]) -> None:
 def _remove_abandoned(parent: Path) -> None:
     """Remove the staging folders of processes that are gone."""
     for path in parent.glob(f"{_STAGING}*{_LOCK}"):
-        with open(path, "rb") as lock:
-            try:
+        try:
+            with open(path, "rb") as lock:
                 lock_file(lock)
-            except OSError:  # its export is alive
-                continue
-            shutil.rmtree(str(path).removesuffix(_LOCK), ignore_errors=True)
-            path.unlink()
+                shutil.rmtree(str(path).removesuffix(_LOCK), ignore_errors=True)
+        except OSError:  # its export is alive, or has just ended and removed it
+            continue
+        _remove_lock(path)
 
 
 def publish(artifact: Artifact, folder: Path) -> Artifact:
-    """Move a staged artifact into `folder`, its main file last, and return it with its new paths."""
+    """Move a staged artifact into `folder`, its main file last, and return it with its new paths.
+
+    A file of the same name is replaced; a folder is kept under another name, since nothing says whose files it holds.
+    """
     artifact.close()
     staged = artifact.path.parent
     for file in artifact.files:
@@ -170,7 +189,7 @@ def publish(artifact: Artifact, folder: Path) -> Artifact:
     for entry in sorted(staged.iterdir(), key=lambda entry: entry == artifact.path):
         destination = folder / entry.name
         if destination.is_dir():
-            shutil.rmtree(destination)
+            set_aside(destination)
         os.replace(entry, destination)
     artifact.files = tuple(folder / file.relative_to(staged) for file in artifact.files)
     artifact.path = folder / artifact.path.name

@@ -76,6 +76,7 @@ def write_hf_folder(
         MissingPackageError: transformers is not installed.
     """
     require("transformers", extra="training", feature="A Hugging Face folder")
+    _check_tokenizer(tokenizer)
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     _refuse_without_head(adapted)
@@ -104,6 +105,17 @@ def write_hf_folder(
     )
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return [root / "config.json", *(path for path in files if path != root / "config.json")]
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ExportError(
+            f"A folder for transformers needs a tokenizer of transformers; got {type(tokenizer).__module__}."
+            f"{type(tokenizer).__name__}, which it cannot save. Wrap one of the tokenizers library: tokenizer="
+            "transformers.PreTrainedTokenizerFast(tokenizer_object=…)."
+        )
 
 
 def _special_ids(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
@@ -202,6 +214,11 @@ def _save_as_it_is(model: Any, root: Path) -> None:
     model.config = copy.deepcopy(config)
     try:
         model.save_pretrained(root)
+    except RuntimeError as error:  # e.g. weights that share memory in a way that safetensors cannot hold
+        raise ExportError(
+            f"transformers cannot save this {type(model).__name__} ({error}). Call model.save_pretrained yourself to see where, "
+            "or choose another format."
+        ) from error
     finally:
         model.config = config
 

@@ -11,17 +11,18 @@ import html
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from utils._extras import require
-from utils._files import sha256_of
+from utils._files import json_text, sha256_of
+from utils._pages import render
 from utils._tables import html_table, text_table
 from utils.errors import ConfigError, HubError
 from utils.export.hf_runner import FACTS_FILE
-from utils.export.model_card import CARD_FILES
+from utils.export.model_card import CARD_FILE, CARD_FILES
 from utils.training.secrets import unmistakable_secret_in
 from utils.training.tracking import colab_secret
 
@@ -29,6 +30,11 @@ MANIFEST_FILE = "manifest.json"
 TOKEN_NAME = "HF_TOKEN"
 _OF_TRANSFORMERS = "hf/"
 """A bundle's folder for transformers; its files go to the top of the repository, where `from_pretrained` looks for them."""
+
+_REST = "bundle/"
+"""Where the bundle's other files then lie: both bring a config, a tokenizer and weights, under the same names."""
+
+_REST_TEMPLATE = Path(__file__).with_name("templates") / "hub" / "rest.md.j2"
 
 _TEXTS = {".py", ".json", ".md", ".txt", ".yaml", ".yml", ".svg", ".jinja", ".html"}
 _LARGEST_TEXT = 64 * 2**20
@@ -46,13 +52,38 @@ _ADVICE = {
 }
 
 
+Content = bytes  # `Upload.bytes` takes the name within the class
+
+
 @dataclass(frozen=True)
 class Upload:
-    """One file: its name in the repository, where it lies, and its size in bytes."""
+    """One file of the repository.
+
+    Attributes:
+        name: in the repository.
+        path: where it lies here.
+        content: what is sent, where that is not the file as it lies here.
+    """
 
     name: str
     path: Path
-    bytes: int
+    content: Content | None = field(default=None, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.path.stat().st_size if self.content is None else len(self.content)
+
+    @property
+    def sent(self) -> str | Content:
+        """What the Hub's client is given: the content, or the file's path."""
+        return str(self.path) if self.content is None else self.content
+
+    @property
+    def text(self) -> str:
+        """What is sent, as text."""
+        raw = self.path.read_bytes() if self.content is None else self.content
+        return raw.decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,9 @@ def push_to_hub(
 def planned(folder_or_bundle: Any) -> Iterator[Upload]:
     """The files that would go up, by name.
 
+    A bundle with a folder for transformers is a repository that `from_pretrained` loads: that folder's files lie on top,
+    and all others below `bundle/`, with a manifest of their own that the self-test there reads.
+
     Raises:
         ConfigError: no export, or one whose files have been changed or lost.
     """
@@ -161,14 +195,38 @@ def planned(folder_or_bundle: Any) -> Iterator[Upload]:
         )
     entries = _entries(root / manifest)
     names = [manifest, *(name for name in CARD_FILES if name not in entries and (root / name).is_file())]
-    placed: dict[str, Upload] = {}
-    for name in [*names, *entries]:
-        path = _checked(root, name, entries.get(name))
-        place = name.removeprefix(_OF_TRANSFORMERS)
-        if place in placed and place != name:
-            continue  # the bundle's own card stands for that of its folder
-        placed[place] = Upload(place, path, path.stat().st_size)
-    yield from (placed[place] for place in sorted(placed))
+    uploads = [Upload(name, _checked(root, name, entries.get(name))) for name in [*names, *entries]]
+    if any(name.startswith(_OF_TRANSFORMERS) for name in entries):
+        uploads = _transformers_on_top(uploads)
+    yield from sorted(uploads, key=lambda upload: upload.name)
+
+
+def _transformers_on_top(uploads: Sequence[Upload]) -> list[Upload]:
+    """The same files, placed as `planned` says; the card on top tells where the others are."""
+    placed = []
+    for upload in uploads:
+        name = upload.name.removeprefix(_OF_TRANSFORMERS)
+        if name != upload.name and name == CARD_FILE:
+            placed.append(Upload(name, upload.path, f"{upload.text.rstrip()}\n\n{_where_the_rest_lies()}".encode()))
+        elif name != upload.name:
+            placed.append(replace(upload, name=name))
+        elif name == MANIFEST_FILE:
+            placed.append(Upload(_REST + name, upload.path, _manifest_of_the_rest(upload.text).encode()))
+        else:
+            placed.append(replace(upload, name=_REST + name))
+    return placed
+
+
+def _where_the_rest_lies() -> str:
+    return render(_REST_TEMPLATE, folder=_REST, moved=_OF_TRANSFORMERS)
+
+
+def _manifest_of_the_rest(text: str) -> str:
+    """A bundle's manifest without its folder for transformers, which has a list of its own (export.json)."""
+    content = json.loads(text)
+    content["files"] = [entry for entry in content["files"] if not entry["name"].startswith(_OF_TRANSFORMERS)]
+    content.get("formats", {}).pop("hf", None)
+    return json_text(content)
 
 
 def _entries(path: Path) -> dict[str, str]:
@@ -203,7 +261,7 @@ def _refuse_secrets(uploads: tuple[Upload, ...], token: str) -> None:
     for upload in uploads:
         if upload.path.suffix.lower() not in _TEXTS or upload.bytes > _LARGEST_TEXT:
             continue
-        text = upload.path.read_text(encoding="utf-8", errors="replace")
+        text = upload.text
         kind = "the Hugging Face token in use" if token in text else unmistakable_secret_in(text)
         if kind is not None:
             raise ConfigError(f"{upload.path} seems to hold {kind}; nothing was sent. Take it out, and make a new one.")
@@ -226,7 +284,7 @@ def _send(plan: Push, token: str, progress: Callable[[int, int | None, str], Non
         )
     if plan.revision != "main":
         api.create_branch(repo_id, branch=plan.revision, exist_ok=True)
-    additions = [CommitOperationAdd(upload.name, str(upload.path)) for upload in plan.uploads]
+    additions = [CommitOperationAdd(upload.name, upload.sent) for upload in plan.uploads]
     done = 0
     with _without_bars():
         for upload, addition in zip(plan.uploads, additions):

@@ -6,12 +6,15 @@ Leaves the proof to `parity`.
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from utils._files import whole_file
 from utils.errors import ConfigError, ExportError
 from utils.export.artifact import Artifact
 from utils.export.exporter import Exporter, described, traced_shape_for
@@ -26,6 +29,8 @@ METHODS = ("trace", "script")
 
 class TorchScriptExporter(Exporter):
     """Writes TorchScript, which is legacy: choose `.pt2` unless the place where it runs knows only TorchScript.
+
+    The file holds no paths of the machine that wrote it; so an error inside it names operators, not lines of your source.
 
     Args:
         method: "trace" records one call; "script" translates the source of a model that is called with ids alone.
@@ -82,7 +87,24 @@ class TorchScriptExporter(Exporter):
         with tracing(subject, "TorchScript"), torch.no_grad():
             module = _scripted(subject) if traced is None else _traced(subject, traced)
             torch.jit.save(module, str(path), _extra_files={METADATA: json.dumps(facts)})
+        _without_source_ranges(path)
         return Artifact(self.format, path, (path,), traced, facts)
+
+
+def _without_source_ranges(path: Path) -> None:
+    """Write the archive anew without `*.debug_pkl`: they hold paths of this machine, and only messages of errors use them."""
+    with zipfile.ZipFile(path) as before, whole_file(path) as stream, zipfile.ZipFile(stream, "w") as after:
+        for record in before.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                _copy_record(before, after, record)
+
+
+def _copy_record(before: zipfile.ZipFile, after: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Copy one file between archives, a piece at a time; its date is the same on every day."""
+    anew = zipfile.ZipInfo(record.filename)
+    anew.file_size = record.file_size
+    with before.open(record) as source, after.open(anew, "w") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _traced(subject: ExportSubject, traced: Shape) -> Any:
@@ -99,7 +121,7 @@ class _IdsOnly(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) → (B, T, V)."""
-        logits: torch.Tensor = self.model(input_ids)
+        logits: torch.Tensor = self.model(input_ids)  # TorchScript knows no `typing.cast`
         return logits
 
 
