@@ -6,8 +6,11 @@ import contextlib
 import io
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,11 +19,14 @@ from torch.nn.modules import transformer
 
 from utils.errors import ExportError
 from utils.export.runner import first_lines
+from utils.export.selective_scan import doublings_for, selective_scan
 from utils.export.subject import ExportSubject, undisturbed
 
 logger = logging.getLogger(__name__)
 
 _TALKATIVE = ("torch", "onnxscript", "onnx_ir")
+
+_SCAN = "mamba_selective_scan"
 
 _ADVICE = (
     (
@@ -54,6 +60,7 @@ def tracing(subject: ExportSubject, format_name: str) -> Iterator[None]:
         undisturbed(subject.adapted),
         without_fast_path(),
         experts_as_products(subject.adapted),
+        selective_scans_in_doublings(subject.adapted, subject.signature.max_length),
         chatter_in_the_log(),
     ):
         try:
@@ -96,6 +103,39 @@ def experts_as_products(model: nn.Module) -> Iterator[None]:
     finally:
         for module, implementation in zip(mixtures, before):
             module.set_experts_implementation(implementation)
+
+
+@contextlib.contextmanager
+def selective_scans_in_doublings(model: nn.Module, max_length: int | None) -> Iterator[None]:
+    """Let state spaces of transformers (Mamba, Falcon-Mamba, Jamba, Zamba) keep a free length: see `selective_scan`.
+
+    Their own scan, in Python, loops over the length of the example and so fixes it. Replaced is the name in every source
+    file that the model's classes come from; a model or a transformers without that function is left alone.
+
+    Args:
+        model: any model.
+        max_length: the longest sequence that it takes, in tokens; None where it has no limit.
+    """
+    replacement = partial(selective_scan, doublings=doublings_for(max_length))
+    before = [(source, getattr(source, _SCAN)) for source in _sources_of(model) if _is_transformers_scan(source)]
+    for source, _ in before:
+        setattr(source, _SCAN, replacement)
+    try:
+        yield
+    finally:
+        for source, scan in before:
+            setattr(source, _SCAN, scan)
+
+
+def _sources_of(model: nn.Module) -> list[ModuleType]:
+    """The Python modules that the classes of a model, and those they inherit from, were written in."""
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    return [sys.modules[name] for name in {base.__module__ for base in classes} if name in sys.modules]
+
+
+def _is_transformers_scan(source: ModuleType) -> bool:
+    """Whether the scan that a file calls is transformers' own: another of that name may mean other arguments."""
+    return str(getattr(getattr(source, _SCAN, None), "__module__", "")).startswith("transformers.models.")
 
 
 @contextlib.contextmanager
