@@ -150,6 +150,8 @@ def test_allowed_length(name: str, asked: int, given: int) -> None:
         ("images", {PIXELS: np.zeros((1, 3, 8, 8))}, ConfigError, r"shape \(batch, 3, 16, 16\).*\(1, 3, 8, 8\)"),
         ("images", {PIXELS: np.zeros((0, 3, 16, 16))}, ConfigError, r"\(0, 3, 16, 16\)"),
         ("images", {PIXELS: np.full((1, 3, 16, 16), "x")}, ConfigError, "must be numbers"),
+        ("images", {PIXELS: np.full((1, 3, 16, 16), np.nan)}, ConfigError, "must be finite as float32"),
+        ("images", {PIXELS: np.full((1, 3, 16, 16), 1e39)}, ConfigError, "must be finite as float32"),
     ],
 )
 def test_inputs_that_the_model_would_refuse(name: str, inputs: dict[str, object], error: type, words: str) -> None:
