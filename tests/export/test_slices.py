@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
 import math
 import sys
@@ -43,9 +44,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import walk_model
-
-    yield walk_model
+    yield importlib.import_module("walk_model")
     for name in ("walk_model", "walk_parts"):
         sys.modules.pop(name, None)
 
