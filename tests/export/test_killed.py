@@ -138,7 +138,7 @@ def next_one_is_clean(out: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "count", "left"),
     [
-        ("samples_of", 1, "earlier"),  # nothing is written yet
+        ("_staged", 1, "earlier"),  # nothing is written yet
         ("make_room", 1, "earlier"),  # all is proven, and nothing moved
         ("publish done", 1, "void"),  # one file is new and one is old
         ("write_json", 1, "void"),  # both are new, and nothing says so

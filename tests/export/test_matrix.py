@@ -71,6 +71,7 @@ def test_too_many_refusals_are_a_complaint(lost: int, fine: bool) -> None:
     assert len(refusals(rows).splitlines()) == 20 + lost
 
 
+@pytest.mark.slow  # a minute and more beside other work
 def test_a_few_models_in_every_format() -> None:
     heard: list[str] = []
     rows = fill([ZOO[name] for name in FEW], ("onnx", "pt2", "torchscript", "safetensors"), heard.append)

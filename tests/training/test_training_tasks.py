@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 import utils
 from tests.training.tiny import TEXT, TinyTransformer
 from utils.adapters.model_adapter import adapt
-from utils.errors import DataError, ExportError, TrainingError
+from utils.errors import DataError, TrainingError
 from utils.tokenization.bpe_trainer import FastBPETrainer
 from utils.tokenization.data_module import UniversalDataModule
 from utils.training.engine.trainer import Trainer
@@ -180,7 +181,7 @@ def test_a_built_in_example_is_data_by_its_name(tmp_path, name):
     assert set(result["class_names"]) == set(ex.spec.class_names)
 
 
-def test_a_model_of_images_is_not_exported_and_says_what_is_there(tmp_path):
+def test_a_model_of_images_is_exported_and_runs_alone(tmp_path):
     result = train(
         adapt(Seer(), {"image_size": 8, "num_channels": 1}),
         images(),
@@ -188,8 +189,10 @@ def test_a_model_of_images_is_not_exported_and_says_what_is_there(tmp_path):
         workspace=tmp_path,
         progress=False,
     )
-    with pytest.raises(ExportError, match="takes images, and this release exports models that take token ids"):
-        utils.export(result, out=tmp_path / "out")
+    bundle = utils.export(result, out=tmp_path / "out")
+    assert bundle.parity.passed and not bundle.refused
+    assert bundle["onnx"].run(pixel_values=np.zeros((5, 1, 8, 8), np.float32)).shape == (5, 2)
+    assert (bundle.out / "selftest.py").is_file()
 
 
 def test_a_model_comes_in_eval_mode_and_trains_in_training_mode(tmp_path):
