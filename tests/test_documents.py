@@ -47,6 +47,7 @@ def test_training_guide_examples_run(tmp_path: Path) -> None:
     assert "learning_rate: 0.0005 → 0.0001" in printed and "must beat always the largest class" in printed
 
 
+@pytest.mark.slow  # trains, exports and proves in two formats: most of a minute beside other work
 def test_deployment_guide_examples_run(tmp_path: Path) -> None:
     printed = run_blocks("docs/DEPLOYMENT_GUIDE.md", tmp_path)
     assert "model_int8.onnx" in printed
