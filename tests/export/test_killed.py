@@ -138,11 +138,11 @@ def next_one_is_clean(out: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "count", "left"),
     [
-        ("_staged", 1, "earlier"),  # nothing is written yet
-        ("make_room", 1, "earlier"),  # all is proven, and nothing moved
+        pytest.param("_staged", 1, "earlier", marks=pytest.mark.slow),  # nothing is written yet
+        pytest.param("make_room", 1, "earlier", marks=pytest.mark.slow),  # all is proven, and nothing moved
         ("publish done", 1, "void"),  # one file is new and one is old
         ("write_json", 1, "void"),  # both are new, and nothing says so
-        ("write_json done", 1, "new"),
+        pytest.param("write_json done", 1, "new", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_a_step(step: str, count: int, left: str, out: Path, earlier: dict[str, bytes]) -> None:
@@ -154,6 +154,7 @@ def test_killed_at_a_step(step: str, count: int, left: str, out: Path, earlier: 
     next_one_is_clean(out)
 
 
+@pytest.mark.slow  # starts and waits for several exports
 def test_what_a_live_export_has_staged_stays(out: Path) -> None:
     slow = Export(out, "_card")
     slow.begin()
@@ -170,6 +171,7 @@ def test_what_a_live_export_has_staged_stays(out: Path) -> None:
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow  # starts and waits for several exports
 def test_two_exports_do_not_mix_in_one_folder(out: Path) -> None:
     slow = Export(out, "make_room")
     slow.begin()
