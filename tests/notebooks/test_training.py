@@ -40,7 +40,7 @@ def test_trains_samples_and_exports(tmp_path: Path) -> None:
     assert "gradient_norm" in outputs(cells[7]) and "not recorded" not in outputs(cells[7])
     assert outputs(cells[8]).startswith("The ")
     assert "onnx" in outputs(cells[9])
-    assert "run.zip" in outputs(cells[10]) and "Tick DOWNLOAD" in outputs(cells[10])
+    assert "run.zip" in outputs(cells[10]) and "holds everything" in outputs(cells[10])
     assert "Nothing was mirrored" in outputs(cells[11])
     assert {path.name for path in (folder / "exports" / "run").glob("*.onnx")} == {"model.onnx", "model_int8.onnx"}
     assert (folder / "exports" / "run" / "selftest.py").is_file()
