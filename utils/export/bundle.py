@@ -24,8 +24,9 @@ from utils._tables import html_table, text_table
 from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.export_folder import KIND, MANIFEST, check_folder, free_name, make_room, publishing
+from utils.export.export_folder import KIND, check_folder, free_name, make_room, publishing
 from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
+from utils.export.formats import MANIFEST
 from utils.export.golden import MAIN_FILE as ONNX_FILE
 from utils.export.model_card import CARD_FILE, CARD_FILES, CardInputs, write_model_card
 from utils.export.parity import ParityReport

@@ -17,10 +17,10 @@ from typing import Any
 
 from utils._files import lock_file, sha256_of
 from utils.errors import ConfigError, ExportError
+from utils.export.formats import MANIFEST
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 KIND = "transformer-builder-export"
 _LOCK = ".publishing.lock"
 

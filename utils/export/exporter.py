@@ -104,6 +104,20 @@ class Exporter(ABC):
             return publish(staged, destination.parent)
 
 
+def destination_of(output_path: str | Path, file_name: str) -> Path:
+    """Where one file goes: into an existing folder under the format's own name, else to the path itself.
+
+    Raises:
+        ConfigError: the path has another ending than the format's.
+    """
+    path = Path(output_path)
+    destination = path / file_name if path.is_dir() else path
+    ending = Path(file_name).suffix
+    if destination.suffix != ending:
+        raise ConfigError(f"output_path must end in {ending}; got {str(output_path)!r}.")
+    return destination
+
+
 def exporter_for(name: str) -> Exporter:
     """The exporter of a format.
 

@@ -12,3 +12,6 @@ FORMATS = {
     "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
 }
 """Format name → where its exporter lives; loaded when the format is asked for."""
+
+MANIFEST = "manifest.json"
+"""Name of the file that lists an exported folder; written last."""

@@ -12,9 +12,9 @@ import torch
 
 import utils
 from utils._extras import require
-from utils.errors import ConfigError, ExportError
+from utils.errors import ExportError
 from utils.export.artifact import Artifact
-from utils.export.exporter import PRODUCER, Exporter, described, traced_shape_for
+from utils.export.exporter import PRODUCER, Exporter, described, destination_of, traced_shape_for
 from utils.export.parity import Tolerance
 from utils.export.runner import first_lines
 from utils.export.signature import DECODER_IDS, IDS, Shape, Signature
@@ -67,11 +67,7 @@ class ONNXExporter(Exporter):
             ExportError: the exporter cannot take the model; ParityError (a kind of it): the file is not equal to it.
             ConfigError, TokenizerError: see `subject_of`.
         """
-        destination = Path(output_path)
-        if destination.is_dir():
-            destination = destination / cls.file_name
-        if destination.suffix != ".onnx":
-            raise ConfigError(f"output_path must end in .onnx; got {str(output_path)!r}.")
+        destination = destination_of(output_path, cls.file_name)
         return cls().deliver(subject_of(model, tokenizer=tokenizer, config=config), destination, validate=validate)
 
     def __init__(self) -> None:

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from utils._extras import require
-from utils.errors import ConfigError, ExportError, ParityError
+from utils.errors import ExportError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.exporter import Exporter
+from utils.export.exporter import Exporter, destination_of
 from utils.export.onnx import EXTERNAL_DATA_ABOVE, ONNXExporter
 from utils.export.parity import Tolerance, cost_of
 from utils.export.runner import first_lines
@@ -83,11 +83,7 @@ class Int8Exporter(Exporter):
             ExportError: there is nothing to round. ParityError, a kind of it: int8 costs too much, whatever stays in float.
             ConfigError, TokenizerError: see `subject_of`.
         """
-        destination = Path(output_path)
-        if destination.is_dir():
-            destination = destination / cls.file_name
-        if destination.suffix != ".onnx":
-            raise ConfigError(f"output_path must end in .onnx; got {str(output_path)!r}.")
+        destination = destination_of(output_path, cls.file_name)
         subject = subject_of(model, tokenizer=tokenizer, config=config)
         return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
 

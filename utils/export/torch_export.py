@@ -12,9 +12,8 @@ from torch import nn
 from torch.export import Dim
 from torch.fx.experimental import _config as symbolic
 
-from utils.errors import ConfigError
 from utils.export.artifact import Artifact
-from utils.export.exporter import Exporter, described, traced_shape_for
+from utils.export.exporter import Exporter, described, destination_of, traced_shape_for
 from utils.export.parity import Tolerance
 from utils.export.signature import Shape
 from utils.export.subject import ExportSubject, LogitsOnly, subject_of
@@ -56,11 +55,7 @@ class TorchExportExporter(Exporter):
             ExportError: torch cannot capture the model; ParityError (a kind of it): the file is not equal to it.
             ConfigError: see `subject_of`, or another ending than `.pt2`.
         """
-        destination = Path(output_path)
-        if destination.is_dir():
-            destination = destination / cls.file_name
-        if destination.suffix != ".pt2":
-            raise ConfigError(f"output_path must end in .pt2; got {str(output_path)!r}.")
+        destination = destination_of(output_path, cls.file_name)
         return cls().deliver(subject_of(model, config=config), destination, validate=validate)
 
     def write(self, subject: ExportSubject, path: Path) -> Artifact:

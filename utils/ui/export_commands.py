@@ -13,9 +13,7 @@ from pathlib import Path
 
 from utils._extras import require
 from utils.errors import ConfigError
-from utils.export.formats import FORMATS
-
-MANIFEST = "manifest.json"
+from utils.export.formats import FORMATS, MANIFEST
 
 
 def add_export(command: argparse.ArgumentParser) -> None:
