@@ -329,4 +329,4 @@ def test_the_format_is_proven_and_shipped_with_others(tmp_path: Path, trained: A
     listed = {entry["name"] for entry in bundle.manifest["files"]}
     assert {"hf/config.json", "hf/README.md", "hf/architecture.svg", "hf/model.py"} <= listed
     planned = push_to_hub(bundle, "me/model", dry_run=True)
-    assert {"config.json", "README.md", "manifest.json"} <= {upload.name for upload in planned.uploads}
+    assert {"config.json", "README.md", "bundle/manifest.json"} <= {upload.name for upload in planned.uploads}
