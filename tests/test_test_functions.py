@@ -6,26 +6,57 @@ import pytest
 from checks import models as m
 
 from utils import test_functions, tier1_critical_validation
-from utils.checks.report import CheckResult
+from utils.errors import CheckError
 
-SINGLE = {
-    "test_shape_robustness": "shape robustness",
-    "test_gradient_flow": "gradient flow",
-    "test_output_stability": "numerical stability",
-    "test_parameter_initialization": "initialisation",
-    "test_memory_footprint": "memory",
-    "test_inference_speed": "inference speed",
-}
+CONFIG = SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT)
 
 
-@pytest.mark.parametrize(("name", "check"), SINGLE.items())
-def test_each_documented_function_runs_its_check(name, check):
-    function = getattr(test_functions, name)
-    result = function(m.Healthy(layers=1), SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT))
-    assert isinstance(result, CheckResult)
-    assert (result.name, result.status) == (check, "passed")
-    assert function(m.Healthy(layers=1)).status == "passed"
-    assert function.__test__ is False
+def test_shapes_come_as_the_documented_table():
+    table = test_functions.test_shape_robustness(m.Healthy(layers=1), CONFIG)
+    assert list(table.columns) == ["Input Shape", "Output Shape", "Status"]
+    assert set(table["Status"]) == {"✅ Pass"}
+    assert table.iloc[0].tolist()[:2] == ["(1, 1)", f"(1, 1, {m.VOCABULARY})"]
+    broken = test_functions.test_shape_robustness(m.FixedBatch(), CONFIG)
+    wrong = broken[broken["Status"].str.startswith("❌")]
+    assert 0 < len(wrong) < len(broken) and wrong["Status"].str.contains("expected").any()
+    raised = broken[broken["Output Shape"] == "N/A"]
+    assert len(raised) and raised["Status"].str.contains("FixedBatch raised").all()
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        (
+            "test_gradient_flow",
+            {"max_gradient", "min_gradient", "has_vanishing_gradients", "has_exploding_gradients", "table"},
+        ),
+        ("test_output_stability", {"max_abs_logit", "table"}),
+        ("test_inference_speed", {"device", "table"}),
+    ],
+)
+def test_figures_come_as_a_dict_with_status_and_words(name, keys):
+    found = getattr(test_functions, name)(m.Healthy(layers=1), CONFIG)
+    assert keys | {"status", "passed", "headline", "cause", "fix"} <= set(found)
+    assert (found["status"], found["passed"]) == ("pass", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "rows"),
+    [("test_parameter_initialization", "parameter", 6), ("test_memory_footprint", "part", 7)],
+)
+def test_tables_come_as_dataframes(name, column, rows):
+    table = getattr(test_functions, name)(m.Healthy(layers=1))
+    assert column in table.columns and len(table) >= rows
+
+
+def test_a_check_that_cannot_finish_raises():
+    with pytest.raises(CheckError, match=r"RaisesInTraining raised ValueError.*no training today"):
+        test_functions.test_gradient_flow(m.RaisesInTraining(), CONFIG)
+
+
+def test_pytest_does_not_collect_them():
+    functions = [getattr(test_functions, name) for name in test_functions.__all__ if name.startswith("test_")]
+    assert functions and not any(function.__test__ for function in functions)
 
 
 def test_names_are_handed_on_not_copied():

@@ -8,7 +8,9 @@ from checks import models as m
 
 from utils import tier1_critical_validation as tier1
 from utils.adapters.model_adapter import adapt
-from utils.errors import ConfigError
+from utils.checks.session import Session
+from utils.errors import CheckError, ConfigError
+from utils.progress import ignore_progress
 
 CONFIG = SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT)
 NAMES = [
@@ -50,7 +52,7 @@ def test_the_verdict_names_what_failed_and_never_says_passed(build, failing):
     torch.manual_seed(0)
     report = tier1.run_all_tier1_tests(build(), CONFIG)
     assert not report.passed
-    assert [name for name in failing if name not in report.named("failed")] == []
+    assert [name for name in failing if name not in report.named("fail")] == []
     assert all(name in report.verdict for name in failing)
     assert "passed" not in report.verdict
 
@@ -58,13 +60,13 @@ def test_the_verdict_names_what_failed_and_never_says_passed(build, failing):
 def test_a_model_that_sees_the_future_is_warned_about():
     report = tier1.validate(m.Healthy(causal=False))
     assert report.passed
-    assert report.named("warning") == ["causality"]
+    assert report.named("warn") == ["causality"]
 
 
 def test_a_check_that_cannot_finish_never_counts_as_passed():
     report = tier1.validate(m.RaisesInTraining())
-    assert report["gradient flow"].status == "error"
-    assert report["inference speed"].status == "passed"
+    assert report["gradient flow"].status == "fail" and report["gradient flow"].unfinished
+    assert report["inference speed"].status == "pass"
     assert not report.passed
 
 
@@ -74,15 +76,50 @@ def test_every_check_takes_part(dropped, monkeypatch):
     checks = list(tier1.TIER1)
     original = checks[dropped]
 
-    def failing(adapted, sampler):
-        result = original(adapted, sampler)
-        result.status = "failed"
+    def failing(adapted, sampler, limits):
+        result = original(adapted, sampler, limits)
+        result.status = "fail"
         return result
 
     failing.check_name = original.check_name
     checks[dropped] = failing
     monkeypatch.setattr(tier1, "TIER1", tuple(checks))
     assert tier1.validate(m.Healthy(layers=1)).verdict == f"1 of 8 checks failed: {NAMES[dropped]}."
+
+
+def test_an_interrupt_keeps_what_is_done():
+    def interrupted(adapted, sampler, limits):
+        raise KeyboardInterrupt
+
+    interrupted.check_name = "stopped"
+    session = Session.of("Tier 1", m.Healthy(layers=1))
+    report = session.run((*tier1.TIER1[:2], interrupted, tier1.TIER1[3]), ignore_progress)
+    assert [check.name for check in report.checks] == NAMES[:2]
+    assert report.verdict == "Interrupted after 2 of 4 checks. None of these 2 failed."
+    assert not report.passed
+
+
+def test_a_model_that_hangs_is_ended_and_the_run_goes_on():
+    report = tier1.validate(m.Hangs(), seconds_per_check=0.5)
+    hung = report["gradient flow"]
+    assert hung.status == "fail" and "did not end within 0.5 s" in hung.unfinished
+    assert report["inference speed"].status == "pass"
+
+
+def test_a_model_that_hangs_while_it_is_adapted_is_ended_too():
+    class HangsAtOnce(m.Healthy):
+        def forward(self, input_ids):
+            while True:
+                pass
+
+    with pytest.raises(CheckError, match=r"did not end within 0\.5 s"):
+        tier1.validate(HangsAtOnce(), seconds_per_check=0.5)
+
+
+@pytest.mark.parametrize("settings", [{"seconds_per_check": 0}, {"memory_limit_gb": -1}, {"seconds_per_check": "1"}])
+def test_a_bound_that_is_no_positive_number_is_refused(settings):
+    with pytest.raises(ConfigError, match="must be a positive number"):
+        tier1.validate(m.Healthy(), **settings)
 
 
 def test_progress_names_each_check():

@@ -1,25 +1,28 @@
 """Tier 1: the checks that decide whether a model is sound. Holds which checks run, in which order; no check itself.
 
-`validate` is the verb. The `test_*` functions run one check each and keep the names that people's notebooks hold.
+`validate` is the verb. The `test_*` functions run one check each and keep the names and the shapes that people's notebooks
+hold.
 """
 
 # ruff: noqa: PT028 -- the test_* functions are the product, not tests: their config may be left out
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
-from utils.checks.report import CheckResult, Report
+from utils.checks.report import TABLE, CheckResult, Report
 from utils.checks.runner import Check
-from utils.checks.sampling import Sampler
-from utils.errors import ConfigError
+from utils.checks.session import Session, prepared
+from utils.errors import CheckError, ConfigError
+from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from utils.adapters.model_adapter import AdaptedModel
     from utils.loading.model_loader import LoadedModel
 
     Model = AdaptedModel | LoadedModel | nn.Module
@@ -35,8 +38,6 @@ __all__ = [
     "validate",
 ]
 
-Notify = Callable[[int, "int | None", str], None]
-
 TIER1: tuple[Check, ...] = (
     shapes.check,
     gradients.check,
@@ -50,7 +51,15 @@ TIER1: tuple[Check, ...] = (
 """The checks of tier 1 in the order in which they run."""
 
 
-def validate(model: Model, config: object = None, tier: int = 1, progress: Notify | None = None) -> Report:
+def validate(
+    model: Model,
+    config: object = None,
+    tier: int = 1,
+    progress: ProgressCallback | None = None,
+    *,
+    seconds_per_check: float | None = 300.0,
+    memory_limit_gb: float | None = None,
+) -> Report:
     """Check a model and say what is wrong, why, and what to change.
 
     Args:
@@ -58,9 +67,13 @@ def validate(model: Model, config: object = None, tier: int = 1, progress: Notif
         config: dict, namespace, Hugging Face config or path of a config.json, where the model brings none.
         tier: 1, the critical checks.
         progress: called as `progress(done, total, note)` before each check with its name, and once at the end.
+        seconds_per_check: a check that takes longer is ended and has failed; None: no bound.
+        memory_limit_gb: how much a check may add to the memory of the process, in GB (10**9 bytes); None allows four
+            fifths of what is free.
 
     Returns:
-        The report; `report.passed` is False when a check failed, could not finish, or when none ran.
+        The report; `report.passed` is False when a check failed or could not finish, when none ran, and when the run was
+        interrupted, which keeps what is done.
 
     Raises:
         ConfigError: the tier is unknown, or nothing tells the vocabulary size.
@@ -74,16 +87,8 @@ def validate(model: Model, config: object = None, tier: int = 1, progress: Notif
     """
     if tier != 1:
         raise ConfigError(f"tier={tier!r} is not part of this release; it offers tier=1, the critical checks.")
-    adapted, sampler = _prepared(model, config)
-    results: list[CheckResult] = []
-    for done, check in enumerate(TIER1):
-        if progress is not None:
-            progress(done, len(TIER1), check.check_name)  # type: ignore[attr-defined]
-        results.append(check(adapted, sampler))
-    report = Report(f"Tier 1: {adapted.name}", results)
-    if progress is not None:
-        progress(len(TIER1), len(TIER1), report.verdict)
-    return report
+    session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb)
+    return session.run(TIER1, progress or ignore_progress)
 
 
 def run_all_tier1_tests(model: Model, config: object = None) -> Report:
@@ -91,34 +96,62 @@ def run_all_tier1_tests(model: Model, config: object = None) -> Report:
     return validate(model, config)
 
 
-def test_shape_robustness(model: Model, config: object = None) -> CheckResult:
-    """Run the model at every batch size and length up to its limit, and one token beyond."""
-    return _single(shapes.check, model, config)
+def test_shape_robustness(model: Model, config: object = None) -> pd.DataFrame:
+    """Run the model at every batch size and length up to its limit, and one token beyond.
+
+    Returns:
+        One row per shape: Input Shape and Output Shape as text, Status "✅ Pass", or "❌ " and the reason.
+    """
+    import pandas as pd
+
+    result = _finished(shapes.check, model, config)
+    found = [
+        {
+            "Input Shape": row["input"],
+            "Output Shape": row["output"] or "N/A",
+            "Status": "✅ Pass" if row["status"] == shapes.OK else f"❌ {row['status']}",
+        }
+        for row in result.measured[TABLE]
+    ]
+    return pd.DataFrame(found, columns=["Input Shape", "Output Shape", "Status"])
 
 
-def test_gradient_flow(model: Model, config: object = None) -> CheckResult:
-    """Look at the gradient of every parameter: missing, zero, vanishing, exploding, NaN; modules never called."""
-    return _single(gradients.check, model, config)
+def test_gradient_flow(model: Model, config: object = None) -> dict[str, Any]:
+    """Look at the gradient of every parameter: missing, zero, vanishing, exploding, NaN; modules never called.
+
+    Returns:
+        max_gradient and min_gradient (root mean squares), has_vanishing_gradients, has_exploding_gradients, the names of
+        what gets none, a table, and status, headline, cause and fix.
+    """
+    return _as_dict(_finished(gradients.check, model, config))
 
 
-def test_output_stability(model: Model, config: object = None) -> CheckResult:
-    """Look for NaN, extreme or constant logits, randomness in eval mode, and disagreement of mixed precision."""
-    return _single(stability.check, model, config)
+def test_output_stability(model: Model, config: object = None) -> dict[str, Any]:
+    """Look for NaN, extreme or constant logits, and disagreement of mixed precision.
+
+    Returns:
+        What was measured, and status, headline, cause and fix.
+    """
+    return _as_dict(_finished(stability.check, model, config))
 
 
-def test_parameter_initialization(model: Model, config: object = None) -> CheckResult:
-    """Compare the first loss with ln V, and the scale of each layer with its kind."""
-    return _single(initialisation.check, model, config)
+def test_parameter_initialization(model: Model, config: object = None) -> pd.DataFrame:
+    """Compare the first loss with ln V, and the scale of each layer with its kind: one row per matrix."""
+    return _finished(initialisation.check, model, config).details
 
 
-def test_memory_footprint(model: Model, config: object = None) -> CheckResult:
-    """Measure what a training step keeps in memory, and say whether a T4 holds it."""
-    return _single(memory.check, model, config)
+def test_memory_footprint(model: Model, config: object = None) -> pd.DataFrame:
+    """Measure what a training step keeps in memory: one row per part, in GB (10**9 bytes)."""
+    return _finished(memory.check, model, config).details
 
 
-def test_inference_speed(model: Model, config: object = None) -> CheckResult:
-    """Time the forward pass per batch and length."""
-    return _single(speed.check, model, config)
+def test_inference_speed(model: Model, config: object = None) -> dict[str, Any]:
+    """Time the forward pass per batch and length.
+
+    Returns:
+        A table with one row per shape, the device, and status and headline.
+    """
+    return _as_dict(_finished(speed.check, model, config))
 
 
 for _function in (
@@ -129,13 +162,21 @@ for _function in (
     test_memory_footprint,
     test_inference_speed,
 ):
-    _function.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect them
+    _function.__test__ = False  # type: ignore[union-attr]  # pytest must not collect them
 
 
-def _single(check: Check, model: Model, config: object) -> CheckResult:
-    return check(*_prepared(model, config))
+def _finished(check: Check, model: Model, config: object) -> CheckResult:
+    """The result of one check.
+
+    Raises:
+        CheckError: it could not finish.
+    """
+    result = check(*prepared(model, config))
+    if result.unfinished:
+        raise CheckError(f"{result.name}: {result.unfinished} {result.cause}. {result.fix}")
+    return result
 
 
-def _prepared(model: Model, config: object) -> tuple[AdaptedModel, Sampler]:
-    adapted = adapt(model, config)
-    return adapted, Sampler.of(adapted, config)
+def _as_dict(result: CheckResult) -> dict[str, Any]:
+    words = {name: getattr(result, name) for name in ("status", "headline", "cause", "fix")}
+    return {**result.measured, "passed": result.passed, **words}

@@ -312,6 +312,15 @@ class RaisesInTraining(Healthy):
         return super().forward(input_ids)
 
 
+class Hangs(Healthy):
+    """Never comes back from a batch of four in train mode."""
+
+    def forward(self, input_ids):
+        while self.training and input_ids.shape[0] == 4:
+            pass
+        return super().forward(input_ids)
+
+
 class Untidy(Healthy):
     """Changes whatever a module can change while it runs."""
 

@@ -27,70 +27,70 @@ def _run(check, build):
 @pytest.mark.parametrize(
     ("build", "check", "status", "words"),
     [
-        (m.Constant, "numerical stability", "failed", ["ignores its input", "Constant"]),
-        (m.MultipliedByZero, "numerical stability", "failed", ["ignores its input"]),
-        (m.MultipliedByZero, "gradient flow", "failed", ["exactly zero", "blocks.0"]),
-        (m.NaNModule, "numerical stability", "failed", ["NaN", "blocks.1.mlp.1"]),
-        (m.NaNModule, "gradient flow", "failed", ["NaN or infinite gradients"]),
-        (m.NaNModule, "initialisation", "failed", ["first loss is nan"]),
-        (m.NaNStatement, "numerical stability", "failed", ["after the last module"]),
-        (m.NaNWeight, "numerical stability", "failed", ["weight blocks.0.mlp.0.weight itself"]),
-        (m.NaNWeight, "initialisation", "failed", ["hold NaN", "blocks.0.mlp.0.weight"]),
-        (m.NaNGradient, "gradient flow", "failed", ["NaN or infinite gradients"]),
-        (m.Huge, "numerical stability", "warning", ["largest logit", "head"]),
+        (m.Constant, "numerical stability", "fail", ["ignores its input", "Constant"]),
+        (m.MultipliedByZero, "numerical stability", "fail", ["ignores its input"]),
+        (m.MultipliedByZero, "gradient flow", "fail", ["exactly zero", "blocks.0"]),
+        (m.NaNModule, "numerical stability", "fail", ["NaN", "blocks.1.mlp.1"]),
+        (m.NaNModule, "gradient flow", "fail", ["NaN or infinite gradients"]),
+        (m.NaNModule, "initialisation", "fail", ["first loss is nan"]),
+        (m.NaNStatement, "numerical stability", "fail", ["after the last module"]),
+        (m.NaNWeight, "numerical stability", "fail", ["weight blocks.0.mlp.0.weight itself"]),
+        (m.NaNWeight, "initialisation", "fail", ["hold NaN", "blocks.0.mlp.0.weight"]),
+        (m.NaNGradient, "gradient flow", "fail", ["NaN or infinite gradients"]),
+        (m.Huge, "numerical stability", "warn", ["largest logit", "head"]),
         (
             m.RandomInEval,
             "numerical stability",
-            "failed",
+            "fail",
             ["same input gives different logits", "head", "self.training"],
         ),
-        (m.HardType, "numerical stability", "warning", ["autocast bfloat16 does not run", "HardType"]),
-        (m.HiddenNaN, "numerical stability", "warning", ["odd returns NaN", "logits are finite"]),
-        (m.Cancelling, "numerical stability", "warning", ["autocast bfloat16 differs by"]),
-        (m.NaNInNarrowType, "numerical stability", "warning", ["autocast bfloat16 gives NaN"]),
-        (m.FaintBranch, "gradient flow", "warning", ["vanish in side.weight", "below 1e-07"]),
-        (m.Detached, "gradient flow", "failed", ["no gradient although", "token_embedding", "detach()"]),
-        (m.Unused, "gradient flow", "warning", ["never called", "ffn_9"]),
-        (m.Frozen, "gradient flow", "failed", ["every parameter is frozen", "requires_grad_"]),
-        (m.Sigmoids, "gradient flow", "failed", ["vanish towards the input", "layers.0.weight"]),
-        (m.Amplified, "gradient flow", "failed", ["grow towards the input", "layers.0.weight"]),
-        (m.EqualWeights, "initialisation", "failed", ["entries are equal", "blocks.0.mlp.0.weight"]),
-        (m.WildLayer, "initialisation", "warning", ["Unusual scale", "blocks.1.mlp.0 (line", "has std"]),
-        (m.WeakSibling, "initialisation", "warning", ["matrices: blocks.2.mlp.0.weight"]),
-        (m.LoudBody, "initialisation", "warning", ["values that reach head", "LayerNorm before the head"]),
-        (m.Copying, "initialisation", "warning", ["below ln V", "random ids"]),
+        (m.HardType, "numerical stability", "warn", ["autocast bfloat16 does not run", "HardType"]),
+        (m.HiddenNaN, "numerical stability", "warn", ["odd returns NaN", "logits are finite"]),
+        (m.Cancelling, "numerical stability", "warn", ["autocast bfloat16 differs by"]),
+        (m.NaNInNarrowType, "numerical stability", "warn", ["autocast bfloat16 gives NaN"]),
+        (m.FaintBranch, "gradient flow", "warn", ["vanish in side.weight", "below 1e-07"]),
+        (m.Detached, "gradient flow", "fail", ["no gradient although", "token_embedding", "detach()"]),
+        (m.Unused, "gradient flow", "warn", ["never called", "ffn_9"]),
+        (m.Frozen, "gradient flow", "fail", ["every parameter is frozen", "requires_grad_"]),
+        (m.Sigmoids, "gradient flow", "fail", ["vanish towards the input", "layers.0.weight"]),
+        (m.Amplified, "gradient flow", "fail", ["grow towards the input", "layers.0.weight"]),
+        (m.EqualWeights, "initialisation", "fail", ["entries are equal", "blocks.0.mlp.0.weight"]),
+        (m.WildLayer, "initialisation", "warn", ["Unusual scale", "blocks.1.mlp.0 (line", "has std"]),
+        (m.WeakSibling, "initialisation", "warn", ["matrices: blocks.2.mlp.0.weight"]),
+        (m.LoudBody, "initialisation", "warn", ["values that reach head", "LayerNorm before the head"]),
+        (m.Copying, "initialisation", "warn", ["below ln V", "random ids"]),
         (
             lambda: m.Healthy(tied=True),
             "initialisation",
-            "warning",
+            "warn",
             ["tied token embedding", "sqrt(16)", "std 0.02", "auto"],
         ),
-        (m.FixedBatch, "shape robustness", "failed", ["depends on the batch alone", "batch 1, 4 fails, 2 works"]),
-        (m.HiddenLimit, "shape robustness", "warning", ["No limit is stated", "has 12", "max_seq_len=12"]),
-        (m.NarrowHead, "shape robustness", "failed", ["scores 51 tokens", "knows 61"]),
+        (m.FixedBatch, "shape robustness", "fail", ["depends on the batch alone", "batch 1, 4 fails, 2 works"]),
+        (m.HiddenLimit, "shape robustness", "warn", ["No limit is stated", "has 12", "max_seq_len=12"]),
+        (m.NarrowHead, "shape robustness", "fail", ["scores 51 tokens", "knows 61"]),
         (
             lambda: m.Healthy(batch_first=False),
             "row independence",
-            "failed",
+            "fail",
             ["batch_first=False", "blocks.0.attention"],
         ),
         (
             lambda: m.Healthy(causal=False),
             "causality",
-            "warning",
+            "warn",
             ["sees the future", "train() uses a version made causal by its own switches", "blocks.0.causal"],
         ),
         (
             m.Pooled,
             "causality",
-            "warning",
+            "warn",
             ["sees the future", "cannot be made causal", "train() refuses it", "masked"],
         ),
-        (m.NormalisedOverTheBatch, "causality", "warning", ["sees the future in training mode", "BatchNorm"]),
+        (m.NormalisedOverTheBatch, "causality", "warn", ["sees the future in training mode", "BatchNorm"]),
         (
             m.RaisesInTraining,
             "gradient flow",
-            "error",
+            "fail",
             ["RaisesInTraining raised ValueError", "(4, 32)", "no training today"],
         ),
     ],
@@ -113,7 +113,7 @@ def test_a_planted_fault_is_found_and_named(build, check, status, words):
 )
 def test_healthy_models_raise_no_alarm(build, check):
     result = _run(ALL[check], build)
-    assert result.status == "passed", result.summary()
+    assert result.status == "pass", result.summary()
     assert not result.cause
 
 
@@ -125,15 +125,15 @@ def test_healthy_models_raise_no_alarm(build, check):
 )
 def test_hugging_face_defaults_raise_no_alarm(name, build, check):
     result = _run(ALL[check], build)
-    assert result.status == "passed", f"{name}\n{result.summary()}"
+    assert result.status == "pass", f"{name}\n{result.summary()}"
 
 
 def test_not_finite_logits_are_never_compared():
     for check in (causality.check, rows.check):
-        assert _run(check, m.NaNModule).status == "skipped"
+        assert _run(check, m.NaNModule).status == "skip"
 
 
 def test_a_head_that_starts_at_zero_is_looked_through_and_named():
     result = _run(gradients.check, m.ZeroHead)
-    assert result.details["started_at_zero"] == ["head.weight"]
-    assert "head.weight starts at zero" in result.finding
+    assert result.measured["started_at_zero"] == ["head.weight"]
+    assert "head.weight starts at zero" in result.headline

@@ -46,7 +46,7 @@ def test_a_tensor_kept_twice_counts_once():
 
 
 def test_the_total_is_the_sum_of_its_parts():
-    details = memory.check(adapt(m.Healthy())).details
+    details = memory.check(adapt(m.Healthy())).measured
     assert details["bytes"]["logits and their gradient"] == 2 * 4 * 8 * 32 * m.VOCABULARY
     assert details["total_gb"] * memory.GB == pytest.approx(sum(details["bytes"].values()), abs=10)
 
@@ -67,17 +67,17 @@ def test_weights_gradients_and_adamw_are_counted():
     result = memory.check(adapted)
     size = 4 * adapted.num_parameters()
     trainable = size - 4 * 2 * m.WIDTH
-    found = result.details["bytes"]
+    found = result.measured["bytes"]
     assert (found["parameters"], found["gradients"], found["AdamW"]) == (size, trainable, 2 * trainable)
-    assert "Fits a T4 (15 GB) at batch 8 × 32" in result.finding
+    assert "Fits a T4 (15 GB) at batch 8 × 32" in result.headline
 
 
 def test_too_large_for_a_t4_says_which_batch_fits(monkeypatch):
-    total = memory.check(adapt(m.Healthy())).details["total_gb"] * memory.GB
+    total = memory.check(adapt(m.Healthy())).measured["total_gb"] * memory.GB
     monkeypatch.setattr(memory, "T4_BYTES", total - 1e5)
     result = memory.check(adapt(m.Healthy()))
-    assert result.status == "warning"
-    batch = result.details["largest_batch_on_t4"]
+    assert result.status == "warn"
+    batch = result.measured["largest_batch_on_t4"]
     assert 1 <= batch < 8
     assert f"batch_size={batch}" in result.fix
     monkeypatch.setattr(memory, "T4_BYTES", 0)
@@ -96,16 +96,16 @@ def test_latency_is_a_median_without_warm_up():
 
 def test_speed_reports_each_shape():
     result = speed.check(adapt(m.Healthy(limit=16)))
-    assert [(row["batch"], row["length"]) for row in result.details["table"]] == [(1, 16), (8, 16)]
-    assert "tokens/s" in result.finding
+    assert [(row["batch"], row["length"]) for row in result.measured["table"]] == [(1, 16), (8, 16)]
+    assert "tokens/s" in result.headline
 
 
 def test_a_model_with_limit_16_is_run_up_to_16_and_refuses_17():
     result = shapes.check(adapt(m.Healthy(limit=16)))
-    assert result.status == "passed"
-    assert {row["length"] for row in result.details["table"]} == {1, 2, 7, 16}
-    assert {row["batch"] for row in result.details["table"]} == {1, 2, 4}
-    assert result.details["refusals"] == {
+    assert result.status == "pass"
+    assert {row["length"] for row in result.measured["table"]} == {1, 2, 7, 16}
+    assert {row["batch"] for row in result.measured["table"]} == {1, 2, 4}
+    assert result.measured["refusals"] == {
         "id 61, one past the embedding rows": True,
         "17 tokens, one past the limit": True,
     }
@@ -115,29 +115,29 @@ def test_an_unguarded_limit_is_a_warning(monkeypatch):
     adapted = adapt(m.Healthy())
     monkeypatch.setattr(adapted, "check_inputs", lambda ids: None)
     result = shapes.check(adapted)
-    assert result.status == "warning"
-    assert "33 tokens, one past the limit" in result.finding
+    assert result.status == "warn"
+    assert "33 tokens, one past the limit" in result.headline
 
 
 def test_large_logits_are_not_made(monkeypatch):
     monkeypatch.setattr(shapes, "LARGEST_LOGITS", 2 * 32 * m.VOCABULARY)
-    found = {(row["batch"], row["length"]) for row in shapes.check(adapt(m.Healthy())).details["table"]}
+    found = {(row["batch"], row["length"]) for row in shapes.check(adapt(m.Healthy())).measured["table"]}
     assert (2, 32) in found
     assert (4, 32) not in found
 
 
 def test_gradient_figures():
-    details = gradients.check(adapt(m.Healthy())).details
+    details = gradients.check(adapt(m.Healthy())).measured
     assert details["max_gradient"] > details["min_gradient"] > 0
     assert (details["has_vanishing_gradients"], details["has_exploding_gradients"]) == (False, False)
     assert len(details["table"]) == len(list(m.Healthy().parameters()))
-    assert gradients.check(adapt(m.Sigmoids())).details["has_vanishing_gradients"]
-    assert gradients.check(adapt(m.Amplified())).details["has_exploding_gradients"]
+    assert gradients.check(adapt(m.Sigmoids())).measured["has_vanishing_gradients"]
+    assert gradients.check(adapt(m.Amplified())).measured["has_exploding_gradients"]
 
 
 def test_the_mended_loss_is_measured_not_promised():
     torch.manual_seed(0)
-    details = initialisation.check(adapt(m.Healthy(tied=True))).details
+    details = initialisation.check(adapt(m.Healthy(tied=True))).measured
     assert details["first_loss"] > details["ln_vocabulary"] + 1
     assert details["first_loss_with_std_0.02"] == pytest.approx(details["ln_vocabulary"], abs=0.1)
 

@@ -24,7 +24,7 @@ def test_training_is_named_only_where_it_mends_the_matrix(make):
     torch.manual_seed(0)
     adapted = adapt(make())
     result = initialisation.check(adapted)
-    assert result.status == "warning"
+    assert result.status == "warn"
     _, weight = initialisation.output_head(adapted)
     before = weight.detach().clone()
     initialise(adapted, TrainingConfig().initialisation, {"input_ids": torch.randint(61, (4, 16))})

@@ -14,8 +14,9 @@ def test_an_exception_becomes_an_error_that_names_the_model_and_the_place():
         raise ZeroDivisionError("by zero")
 
     result = check(adapt(m.Healthy()))
-    assert (result.name, result.status, result.passed) == ("odd", "error", False)
-    assert "Healthy: ZeroDivisionError: by zero" in result.finding
+    assert (result.name, result.status, result.passed) == ("odd", "fail", False)
+    assert "Healthy: ZeroDivisionError: by zero" in result.headline
+    assert result.unfinished == result.headline
     assert "test_runner.py" in result.cause
     assert result.seconds > 0
 
@@ -32,8 +33,8 @@ def test_an_interrupt_is_not_swallowed():
 def test_name_and_time_are_filled_in():
     @model_check("named")
     def check(adapted, sampler):
-        return CheckResult("", "passed", f"{sampler.vocabulary} ids")
+        return CheckResult("", "pass", f"{sampler.vocabulary} ids")
 
     result = check(adapt(m.Healthy()))
-    assert (result.name, result.finding) == ("named", "61 ids")
+    assert (result.name, result.headline) == ("named", "61 ids")
     assert check.check_name == "named"

@@ -22,12 +22,12 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Warn where a later token moves earlier logits: next-token training would let the model read its answers."""
     if adapted.contract.task != "lm":
         return CheckResult(
-            NAME, "skipped", f"The model's task is {adapted.contract.task}: there is no next token to hide."
+            NAME, "skip", f"The model's task is {adapted.contract.task}: there is no next token to hide."
         )
     adapted.eval()
     with torch.no_grad():
         if not torch.isfinite(run_model(adapted, sampler.ids(1, sampler.length(LENGTH))).logits).all():
-            return CheckResult(NAME, "skipped", "The logits are not finite, so they cannot be compared.")
+            return CheckResult(NAME, "skip", "The logits are not finite, so they cannot be compared.")
     report = sees_future(adapted)
     details = {"causal": report.causal, "evidence": report.evidence}
     if not report.causal:
@@ -35,15 +35,15 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     if report.in_training:
         return CheckResult(
             NAME,
-            "warning",
+            "warn",
             f"The model sees the future in training mode: {report.in_training}.",
             cause="Something behaves differently in training: statistics over the batch (BatchNorm), the capacity of experts, "
             "or a branch on self.training.",
             fix="Replace BatchNorm by LayerNorm over the width, or make that part causal: the training loss reads its answers, "
             "while validation and generation cannot.",
-            details=details,
+            measured=details,
         )
-    return CheckResult(NAME, "passed", f"No later token moves an earlier logit: {report.evidence}.", details=details)
+    return CheckResult(NAME, "pass", f"No later token moves an earlier logit: {report.evidence}.", measured=details)
 
 
 def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, Any]) -> CheckResult:
@@ -54,20 +54,20 @@ def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, An
     except CallContractError as error:
         return CheckResult(
             NAME,
-            "warning",
+            "warn",
             message,
             cause=f"Something in {adapted.name} mixes positions in both directions, and it cannot be made causal from outside. "
             f"{error}",
             fix="train() refuses it, since next-token prediction would only teach it to copy. Make forward causal, or train "
             "it with a masked objective.",
-            details=details,
+            measured=details,
         )
     return CheckResult(
         NAME,
-        "warning",
+        "warn",
         message,
         cause=f"The attention of {adapted.name} has no causal mask, so position t reads the token that it is asked to predict.",
         fix=f"Nothing for training: train() uses a version {reason}, which was proven to be causal. To have it in the model "
         "itself, pass a causal mask to the attention in forward.",
-        details={**details, "made_causal": reason},
+        measured={**details, "made_causal": reason},
     )

@@ -20,7 +20,7 @@ class Fault:
 
 
 def judged(name: str, faults: Sequence[Fault], fine: str, details: dict[str, Any], note: str = "") -> CheckResult:
-    """The result of a check: "passed" with the finding `fine` where there is no fault, else the worst status.
+    """The result of a check: "pass" with the finding `fine` where there is no fault, else the worst status.
 
     Args:
         name: of the check.
@@ -30,8 +30,8 @@ def judged(name: str, faults: Sequence[Fault], fine: str, details: dict[str, Any
         note: a sentence that is added to the finding either way.
     """
     if not faults:
-        return CheckResult(name, "passed", " ".join(filter(None, [fine, note])), details=details)
-    status: Status = "failed" if any(fault.status == "failed" for fault in faults) else "warning"
+        return CheckResult(name, "pass", " ".join(filter(None, [fine, note])), measured=details)
+    status: Status = "fail" if any(fault.status == "fail" for fault in faults) else "warn"
     finding = " ".join(filter(None, [*(fault.finding for fault in faults), note]))
     return CheckResult(
         name, status, finding, " ".join(f.cause for f in faults), " ".join(f.fix for f in faults), details

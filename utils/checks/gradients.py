@@ -82,7 +82,7 @@ def _survey(adapted: AdaptedModel, sampler: Sampler) -> Survey:
         parameter.grad = None
     with torch.enable_grad(), torch.random.fork_rng(), calls(adapted.model) as called:
         torch.manual_seed(0)
-        loss = loss_of(adapted, sampler.ids(BATCH, sampler.length(LENGTH)))
+        loss = loss_of(adapted, sampler.inputs(BATCH, sampler.length(LENGTH)))
         if loss.requires_grad:
             loss.backward()
     survey = Survey(frozen=[n for n, p in adapted.model.named_parameters() if not p.requires_grad])
@@ -146,7 +146,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
     if survey.broken:
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"NaN or infinite gradients in {len(survey.broken)} parameters: {listed(survey.broken)}.",
                 f"The backward pass of {name} overflows or divides by zero; a softmax over a fully masked row, a square root or "
                 "logarithm of 0, and a division without epsilon do that.",
@@ -162,7 +162,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
         )
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"Nothing in {name} can be trained: {what}.",
                 "requires_grad is False everywhere."
                 if "frozen" in what
@@ -176,7 +176,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
         first = survey.missing[0].rpartition(".")[0]
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"{len(survey.missing)} parameters get no gradient although their module runs: {listed(survey.missing)}.",
                 f"The path from {where(adapted, first)} to the loss is cut, by detach(), no_grad, .data, argmax, rounding, or "
                 "because the result is not used.",
@@ -186,7 +186,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
     if survey.zero:
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"Gradients are exactly zero in {len(survey.zero)} modules: {listed(survey.zero)}.",
                 f"What {where(adapted, survey.zero[0])} computes does not move the loss: multiplied by zero, masked away, behind a "
                 "dead activation, or the logits ignore it.",
@@ -196,7 +196,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
     if survey.unused:
         faults.append(
             Fault(
-                "warning",
+                "warn",
                 f"{len(survey.unused)} modules hold weights and are never called: {listed(survey.unused)}.",
                 f"forward of {name} does not use {where(adapted, survey.unused[0])}; its weights stay as they are.",
                 f"Call {survey.unused[0]} in forward, or remove it from __init__.",
@@ -212,7 +212,7 @@ def _imbalances(adapted: AdaptedModel, stacks: dict[str, tuple[str, str, float]]
         kind = "vanish towards" if _comes_before(adapted.model, weak, strong) else "grow towards"
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"Gradients {kind} the input: {weak} gets {ratio:.1e} times less than its sibling {strong}.",
                 f"The signal is scaled by a constant factor per layer between {where(adapted, weak.rpartition('.')[0])} and "
                 f"{strong.rpartition('.')[0]}: no residual connection, no normalisation, or a saturating activation.",
@@ -222,7 +222,7 @@ def _imbalances(adapted: AdaptedModel, stacks: dict[str, tuple[str, str, float]]
     if faint:
         faults.append(
             Fault(
-                "warning",
+                "warn",
                 f"Gradients vanish in {listed(faint)}: below {MEDIAN_RATIO:.0e} of the median matrix.",
                 f"{where(adapted, faint[0].rpartition('.')[0])} hardly moves the loss: saturated, scaled down, or almost masked.",
                 f"Look at what follows {faint[0].rpartition('.')[0]} in forward: scale factors, saturating activations, masks.",

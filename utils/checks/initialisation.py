@@ -93,7 +93,7 @@ def _span(rows: list[dict[str, Any]]) -> str:
 
 def _first_loss(adapted: AdaptedModel, sampler: Sampler) -> float:
     with torch.no_grad():
-        return float(loss_of(adapted, sampler.ids(BATCH, sampler.length(LENGTH))))
+        return float(loss_of(adapted, sampler.inputs(BATCH, sampler.length(LENGTH))))
 
 
 def _broken(rows: list[dict[str, Any]]) -> list[Fault]:
@@ -102,7 +102,7 @@ def _broken(rows: list[dict[str, Any]]) -> list[Fault]:
     if names:
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"Weights hold NaN or infinities: {listed(names)}.",
                 "They were created or loaded so.",
                 f"Initialise {names[0]} again.",
@@ -112,7 +112,7 @@ def _broken(rows: list[dict[str, Any]]) -> list[Fault]:
     if equal:
         faults.append(
             Fault(
-                "failed",
+                "fail",
                 f"All entries are equal in {listed(equal)}.",
                 "Units that start equal get equal gradients and stay equal: the layer works as one unit.",
                 f"Draw {equal[0]} at random: nn.init.normal_({equal[0]}, std={USUAL_STD}).",
@@ -127,7 +127,7 @@ def _loss_faults(
     if not math.isfinite(loss):
         return [
             Fault(
-                "failed",
+                "fail",
                 f"The first loss is {loss}; expected about ln V = {expected:.2f}.",
                 "The logits are not finite, see the check of numerical stability.",
                 "Mend the module that the check of numerical stability names.",
@@ -136,7 +136,7 @@ def _loss_faults(
     if loss < expected - DEFICIT:
         return [
             Fault(
-                "warning",
+                "warn",
                 f"The first loss is {loss:.2f}, below ln V = {expected:.2f}, on random ids that nobody can predict.",
                 "The model sees what it must predict: the loss compares a position with its own token, or attention sees the future.",
                 "Shift the labels exactly once, and mask the attention; see the check of causality.",
@@ -147,13 +147,13 @@ def _loss_faults(
 
 def _high_loss(adapted: AdaptedModel, sampler: Sampler, loss: float, expected: float, details: dict[str, Any]) -> Fault:
     with torch.no_grad():
-        spread = float(run_model(adapted, sampler.ids(2, sampler.length(LENGTH))).logits.float().std())
+        spread = float(run_model(adapted, sampler.inputs(2, sampler.length(LENGTH))).logits.float().std())
     finding = (
         f"The first loss is {loss:.2f}; a fresh model starts near ln V = {expected:.2f}. Logits have std {spread:.2g}."
     )
     head = output_head(adapted)
     if head is None:
-        return Fault("warning", finding, "The logits are too large.", "Scale down what makes the logits.")
+        return Fault("warn", finding, "The logits are too large.", "Scale down what makes the logits.")
     name, weight = head
     deviation = float(weight.detach().float().std())
     redrawn = any(embedding.weight is weight for embedding in default_embeddings(adapted).values())
@@ -161,7 +161,7 @@ def _high_loss(adapted: AdaptedModel, sampler: Sampler, loss: float, expected: f
     details[f"first_loss_with_std_{USUAL_STD}"] = mended
     if mended > expected + EXCESS:
         return Fault(
-            "warning",
+            "warn",
             f"{finding} A head of std {USUAL_STD} would give {mended:.2f}.",
             f"The values that reach {where(adapted, module)} are too large, or the weights were trained on something else than random ids.",
             "For a trained model nothing is to be done. Else add a LayerNorm before the head.",
@@ -177,7 +177,7 @@ def _high_loss(adapted: AdaptedModel, sampler: Sampler, loss: float, expected: f
         if redrawn
         else f": nn.init.normal_({name}, std={USUAL_STD})."
     )
-    return Fault("warning", finding, cause, f"{fix} Tried here: the first loss becomes {mended:.2f}.")
+    return Fault("warn", finding, cause, f"{fix} Tried here: the first loss becomes {mended:.2f}.")
 
 
 def _loss_with_small_head(adapted: AdaptedModel, sampler: Sampler, weight: nn.Parameter) -> float:
@@ -207,7 +207,7 @@ def _scale_faults(adapted: AdaptedModel, rows: list[dict[str, Any]]) -> list[Fau
     name, row = next(iter(strange.items()))
     return [
         Fault(
-            "warning",
+            "warn",
             f"Unusual scale in {len(strange)} of {len(rows)} matrices: {listed(list(strange))}.",
             f"{where(adapted, name.rpartition('.')[0])} has std {row['std']:.2g} (times sqrt(inputs): {row['std · sqrt(inputs)']:.2g}; "
             f"usual {GAINS[0]:g} to {GAINS[1]:g}, and like its siblings).",

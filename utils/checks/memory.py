@@ -74,9 +74,9 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     if total(BATCH) <= T4_BYTES:
         return CheckResult(
             NAME,
-            "passed",
+            "pass",
             f"Fits a T4 (15 GB) at batch {BATCH} × {length}, {total(BATCH) / GB:.1f} GB. {weights}.",
-            details=details,
+            measured=details,
         )
     return _too_large(total, length, weights, max(parts, key=parts.__getitem__), details)
 
@@ -90,7 +90,7 @@ def _too_large(total: Any, length: int, weights: str, largest: str, details: dic
         else "Train with shorter blocks, a smaller model, or on a larger GPU."
     )
     finding = f"Does not fit a T4 (15 GB) at batch {BATCH} × {length}: {total(BATCH) / GB:.1f} GB. {weights}."
-    return CheckResult(NAME, "warning", finding, f"The largest part: {largest}.", fix, details)
+    return CheckResult(NAME, "warn", finding, f"The largest part: {largest}.", fix, details)
 
 
 def fixed_bytes(model: nn.Module) -> dict[str, float]:
@@ -113,7 +113,7 @@ def _measure(adapted: AdaptedModel, sampler: Sampler) -> dict[tuple[int, int], i
     """Bytes kept for the backward pass at (batch, length)."""
     longest = sampler.length(2 * PROBE_LENGTH)
     lengths = sorted({max(1, longest // 2), longest})
-    return {(b, n): saved_bytes(adapted, sampler.ids(b, n)) for b in (1, 2) for n in lengths}
+    return {(b, n): saved_bytes(adapted, sampler.inputs(b, n)) for b in (1, 2) for n in lengths}
 
 
 def saved_bytes(adapted: AdaptedModel, ids: torch.Tensor) -> int:

@@ -1,29 +1,33 @@
 """What a check found, and the report that gathers the findings. Knows no torch, runs no check.
 
 A report has four views of the same facts: text (`summary`), a DataFrame, plain types (`to_dict`) and HTML, for a notebook
-(`_repr_html_`) or as a page of its own (`save_html`).
+(`_repr_html_`) or as a page of its own (`save_html`). Pictures are drawn by `pictures`, patches are made by `patching`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from utils._files import write_text
+from utils._files import json_text, write_text
 from utils._pages import render
 from utils._tables import text_table
-from utils.errors import ConfigError
+from utils.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
-Status = Literal["passed", "warning", "failed", "error", "skipped"]
+    from utils.checks.patching import Patch, Subject
+
+Status = Literal["pass", "warn", "fail", "skip"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 TABLE = "table"
-"""The key of `CheckResult.details` under which a check keeps its rows, a list of dicts with equal keys."""
+"""The key of `CheckResult.measured` under which a check keeps its rows, a list of dicts with equal keys."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -34,22 +38,28 @@ class CheckResult:
 
     Attributes:
         name: what was checked, e.g. "gradient flow".
-        status: "passed", "warning" (usable, but look), "failed" (the model is at fault), "error" (the check itself
-            could not finish; never counts as passed) or "skipped" (does not apply; the finding says why).
-        finding: what was seen, with figures and units.
+        status: "pass", "warn" (usable, but look), "fail" (the model is at fault, or the check could not finish) or "skip"
+            (does not apply; the headline says why).
+        headline: what was seen, with figures and units.
         cause: why, naming the module; empty where nothing is wrong.
         fix: what to change; empty where nothing is wrong.
-        details: figures in plain types; rows of a table under "table".
+        measured: figures in plain types; rows of a table under "table".
         seconds: duration of the check.
+        unfinished: why the check itself could not finish; empty where it did. Such a check has failed.
+        arrays: what a picture of the result is drawn from, by name; in no other view.
+        patch: a change of the model's source that mends the fault, re-tested; None where none is known.
     """
 
     name: str
     status: Status
-    finding: str
+    headline: str
     cause: str = ""
     fix: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    unfinished: str = ""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    patch: Patch | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -57,24 +67,41 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """True for "passed" and "warning"."""
-        return self.status in ("passed", "warning")
+        """True for "pass" and "warn"."""
+        return self.status in ("pass", "warn")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types that `json.dumps` takes; NaN and infinities become text."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
-
-    def to_dataframe(self) -> pd.DataFrame:
+    @property
+    def details(self) -> pd.DataFrame:
         """The rows that the check measured (one row per shape, layer, …); empty where it keeps none."""
         import pandas as pd
 
-        return pd.DataFrame(self.details.get(TABLE, []))
+        return pd.DataFrame(self.measured.get(TABLE, []))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The same as `details`."""
+        return self.details
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types that `json.dumps` takes; NaN and infinities become text. The patch as its diff."""
+        shown = ("name", "status", "headline", "cause", "fix", "measured", "seconds", "unfinished")
+        plain = {name: _plain(getattr(self, name)) for name in shown}
+        return {**plain, "patch": self.patch.diff if self.patch is not None else ""}
+
+    def figure(self) -> Figure | None:
+        """The picture of this result as a matplotlib figure; None for a check that has none."""
+        from utils.checks.pictures import picture_of
+
+        return picture_of(self)
 
     def summary(self) -> str:
-        """Finding, cause and fix as text."""
-        lines = [f"{self.name}: {self.status} ({self.seconds:.2f} s)", f"  {self.finding}"]
-        lines += [f"  {label}: {text}" for label, text in (("cause", self.cause), ("fix", self.fix)) if text]
-        return "\n".join(lines)
+        """Headline, cause, fix and patch as text."""
+        return "\n".join([f"{self.name}: {self.status} ({self.seconds:.2f} s)", f"  {self.headline}", *self._advice()])
+
+    def _advice(self) -> list[str]:
+        lines = [f"  {label}: {text}" for label, text in (("cause", self.cause), ("fix", self.fix)) if text]
+        if self.patch is not None:
+            lines += [f"  patch ({self.patch.summary()})", *(f"    {line}" for line in self.patch.diff.splitlines())]
+        return lines
 
     def _repr_html_(self) -> str:
         return Report(self.name, [self])._repr_html_()
@@ -86,11 +113,17 @@ class Report:
     Attributes:
         title: what was examined.
         checks: one CheckResult each.
+        stopped: why the run ended before its last check, with how many ran; empty where it did not.
+        subject: the model that was examined and how its checks ran, for `apply`; None where nobody gave it.
     """
 
-    def __init__(self, title: str, checks: Iterable[CheckResult] = ()) -> None:
+    def __init__(
+        self, title: str, checks: Iterable[CheckResult] = (), stopped: str = "", subject: Subject | None = None
+    ) -> None:
         self.title = title
         self.checks: list[CheckResult] = list(checks)
+        self.stopped = stopped
+        self.subject = subject
 
     def __repr__(self) -> str:
         return f"<Report {self.title!r}: {self.verdict}>"
@@ -108,27 +141,56 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """False when a check failed or could not finish, and when none ran at all."""
-        return bool(self.named("passed", "warning")) and not self.named("failed", "error")
+        """False when a check failed or could not finish, when the run was stopped, and when no check ran at all."""
+        return bool(self.named("pass", "warn")) and not self.named("fail") and not self.stopped
 
     @property
     def verdict(self) -> str:
         """One sentence that names the checks to look at."""
-        ran = [check for check in self.checks if check.status != "skipped"]
+        ran = [check for check in self.checks if check.status != "skip"]
         if not ran:
-            return "No check ran, so nothing is known about this model."
-        failed, errors, warned = self.named("failed"), self.named("error"), self.named("warning")
-        if failed or errors:
-            parts = [f"{len(failed)} of {len(ran)} checks failed: {', '.join(failed)}"] if failed else []
-            parts += [f"{len(errors)} of {len(ran)} checks could not finish: {', '.join(errors)}"] if errors else []
-            return "; ".join(parts) + "."
+            return self.stopped or "No check ran, so nothing is known about this model."
+        failed = [check.name for check in ran if check.status == "fail" and not check.unfinished]
+        unfinished = [check.name for check in ran if check.unfinished]
+        warned = self.named("warn")
+        parts = [f"{len(failed)} of {len(ran)} checks failed: {', '.join(failed)}"] if failed else []
+        parts += (
+            [f"{len(unfinished)} of {len(ran)} checks could not finish: {', '.join(unfinished)}"] if unfinished else []
+        )
+        if parts:
+            return " ".join([*filter(None, [self.stopped]), "; ".join(parts) + "."])
         extra = f", {len(warned)} with a warning: {', '.join(warned)}" if warned else ""
+        if self.stopped:
+            return f"{self.stopped} None of these {len(ran)} failed{extra}."
         return f"All {len(ran)} checks passed{extra}."
 
     @property
     def seconds(self) -> float:
         """Duration of all checks together."""
         return sum(check.seconds for check in self.checks)
+
+    def apply(self, check: str | CheckResult) -> Report:
+        """The report on a copy of the model with the patch of one check applied; the model itself stays as it is.
+
+        Args:
+            check: the name of the check, or its result, which holds a patch.
+
+        Returns:
+            A report of the same tier on the patched copy, which is `report.subject.model`.
+
+        Raises:
+            CheckError: this check holds no patch.
+        """
+        result = self[check] if isinstance(check, str) else check
+        if result.patch is None or self.subject is None:
+            held = ", ".join(c.name for c in self.checks if c.patch is not None) or "none"
+            raise CheckError(f"The check {result.name!r} holds no patch. Checks of this report that hold one: {held}.")
+        return self.subject.patched(result.patch)
+
+    def figures(self) -> dict[str, Figure]:
+        """The pictures of all checks that have one, by the check's name."""
+        drawn = {check.name: check.figure() for check in self.checks}
+        return {name: figure for name, figure in drawn.items() if figure is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types: title, passed, verdict, seconds and the checks."""
@@ -140,22 +202,25 @@ class Report:
             "checks": [check.to_dict() for check in self.checks],
         }
 
+    def to_json(self) -> str:
+        """`to_dict` as JSON."""
+        return json_text(self.to_dict())
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per check: check, status, finding, cause, fix, seconds."""
+        """One row per check: check, status, headline, cause, fix, seconds."""
         import pandas as pd
 
-        columns = ("name", "status", "finding", "cause", "fix", "seconds")
+        columns = ("name", "status", "headline", "cause", "fix", "seconds")
         rows = [{column: getattr(check, column) for column in columns} for check in self.checks]
         return pd.DataFrame(rows, columns=list(columns)).rename(columns={"name": "check"})
 
     def summary(self) -> str:
-        """The verdict, a table, and below it cause and fix of everything that is not simply passed."""
-        rows = [(c.name, c.status.upper(), c.finding, f"{c.seconds:.2f}") for c in self.checks]
-        lines = [text_table(("Check", "Status", "Finding", "s"), rows, title=self.title)] if rows else [self.title]
+        """The verdict, a table, and below it cause, fix and patch of everything that is not simply passed."""
+        rows = [(c.name, c.status.upper(), c.headline, f"{c.seconds:.2f}") for c in self.checks]
+        lines = [text_table(("Check", "Status", "Headline", "s"), rows, title=self.title)] if rows else [self.title]
         for check in self.checks:
-            if check.cause or check.fix:
-                lines.append(f"\n{check.name} ({check.status})")
-                lines += [f"  {label}: {text}" for label, text in (("cause", check.cause), ("fix", check.fix)) if text]
+            if advice := check._advice():
+                lines += [f"\n{check.name} ({check.status})", *advice]
         return "\n".join([*lines, "", self.verdict])
 
     def _repr_html_(self) -> str:
@@ -166,7 +231,11 @@ class Report:
         return write_text(path, self._render("report_page.html"))
 
     def _render(self, template: str) -> str:
-        return render(_TEMPLATES / template, report=self, columns=_columns, cell=_cell, table_key=TABLE)
+        from utils.checks.pictures import embedded
+
+        return render(
+            _TEMPLATES / template, report=self, columns=_columns, cell=_cell, table_key=TABLE, picture=embedded
+        )
 
 
 def _columns(rows: list[Mapping[str, Any]]) -> list[str]:

@@ -22,22 +22,22 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Keep one row of a batch of two, replace the other, in both orders; the logits of the kept row must stay."""
     adapted.eval()
     length = sampler.length(LENGTH)
-    kept, one, two = (sampler.ids(1, length, seed=seed) for seed in range(3))
+    kept, one, two = (sampler.inputs(1, length, seed=seed) for seed in range(3))
     gaps = []
     for row in (0, 1):
         pairs = [torch.cat([kept, other] if row == 0 else [other, kept]) for other in (one, two)]
         with torch.no_grad():
             first, second = (run_model(adapted, ids).logits[row].float() for ids in pairs)
         if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
-            return CheckResult(NAME, "skipped", "The logits are not finite, so they cannot be compared.")
+            return CheckResult(NAME, "skip", "The logits are not finite, so they cannot be compared.")
         gaps.append(float((first - second).abs().max() / first.abs().max().clamp(min=1e-30)))
     details = {"relative_difference": max(gaps), "tolerance": TOLERANCE}
     if max(gaps) <= TOLERANCE:
         text = f"Logits of a row stay when its neighbour changes (relative difference {max(gaps):.0e}, tolerance {TOLERANCE:.0e})."
-        return CheckResult(NAME, "passed", text, details=details)
+        return CheckResult(NAME, "pass", text, measured=details)
     cause, fix = _explain(adapted)
     finding = f"Logits of a row change by {max(gaps):.1e} (relative, tolerance {TOLERANCE:.0e}) when only its neighbour changes."
-    return CheckResult(NAME, "failed", finding, cause, fix, details)
+    return CheckResult(NAME, "fail", finding, cause, fix, details)
 
 
 def _explain(adapted: AdaptedModel) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Turns the body of a check into a check: the model left as it was, time taken, an exception turned into status "error".
+"""Turns the body of a check into a check: the model left as it was, time taken, an exception or a passed bound turned into a failure.
 
 Which checks run, and in which order, is left to the tiers.
 """
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.limits import Limits, bounded
 from utils.checks.preserved import preserved
 from utils.checks.report import CheckResult
 from utils.checks.sampling import Sampler
@@ -25,16 +26,16 @@ Check = Callable[..., CheckResult]
 def model_check(name: str) -> Callable[[Body], Check]:
     """Decorate `body(adapted, sampler) -> CheckResult` into `check(adapted, sampler=None) -> CheckResult`.
 
-    The check carries its name as `check.check_name`. A body that raises ends as status "error" with the exception and the
-    model's name in its finding: never as a crash of the run, never as passed.
+    The check carries its name as `check.check_name`. A body that raises, or takes more than `limits` allow, ends as "fail"
+    with the reason in its headline and in `unfinished`: never as a crash of the run, never as passed.
     """
 
     def decorate(body: Body) -> Check:
         @functools.wraps(body)
-        def check(adapted: AdaptedModel, sampler: Sampler | None = None) -> CheckResult:
+        def check(adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None) -> CheckResult:
             started = time.perf_counter()
             try:
-                with preserved(adapted):
+                with preserved(adapted), bounded(limits or Limits()):
                     result = body(adapted, sampler if sampler is not None else Sampler.of(adapted))
             except Exception as error:  # the report shows it; the run goes on with the next check
                 logger.info("check %r on %s did not finish", name, adapted.name, exc_info=error)
@@ -52,10 +53,12 @@ def _unfinished(name: str, adapted: AdaptedModel, error: Exception) -> CheckResu
     known = isinstance(error, TransformerBuilderError)
     message = " ".join(str(error).split())
     origin = error.__cause__ or error
+    headline = message if known else f"The check could not finish on {adapted.name}: {type(error).__name__}: {message}"
     return CheckResult(
         name,
-        "error",
-        message if known else f"The check could not finish on {adapted.name}: {type(error).__name__}: {message}",
+        "fail",
+        headline,
+        unfinished=headline,
         cause=f"{type(origin).__name__} while the check ran" + (_place(origin) or ""),
         fix="Run the model on these inputs by itself, adapted(input_ids), and mend what it raises; then check again.",
     )

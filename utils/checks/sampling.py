@@ -1,4 +1,4 @@
-"""Inputs for checks: seeded token ids within the model's rows and length limit. Judges nothing."""
+"""Inputs for checks: seeded token ids within the model's rows and length limit, or pixels. Judges nothing."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws ids that the model can take.
+    """Draws inputs that the model can take.
 
     Attributes:
-        vocabulary: ids lie in 0 … vocabulary - 1.
+        vocabulary: ids lie in 0 … vocabulary - 1; 0 for a model of images.
         limit: longest sequence that runs, in tokens.
         limit_source: where the limit comes from, in words.
         stated: the limit that the model or its config states, None where neither does. More than `limit` where sequences
             of the stated length do not run.
         device: device of the model.
         seed: the same seed gives the same ids.
+        shortest: length of the shortest sequence, in tokens.
+        step: every length is a multiple of this.
+        image_shape: (C, H, W) of one image; None for text.
     """
 
     vocabulary: int
@@ -43,6 +46,9 @@ class Sampler:
     stated: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
+    shortest: int = 1
+    step: int = 1
+    image_shape: tuple[int, int, int] | None = None
 
     @classmethod
     def of(cls, adapted: AdaptedModel, config: object = None) -> Sampler:
@@ -53,6 +59,8 @@ class Sampler:
         """
         known = adapted.config if config is None else ModelConfig.of(config)
         contract = adapted.contract
+        if not contract.takes_tokens:
+            return cls(0, 1, "images have no length", None, adapted.device, image_shape=contract.image_shape)
         vocabulary = contract.vocab_size or known.vocab_size or adapted.config.vocab_size or contract.output_size
         if vocabulary is None:
             raise ConfigError(
@@ -61,16 +69,26 @@ class Sampler:
             )
         stated = known.max_seq_len or contract.max_length or adapted.config.max_seq_len
         limit, source = _working_limit(adapted, vocabulary, stated)
-        return cls(vocabulary, limit, source, stated, adapted.device)
+        least, step = contract.min_length, contract.multiple_of
+        return cls(vocabulary, limit, source, stated, adapted.device, shortest=least, step=step)
 
     def ids(self, batch: int, length: int, *, seed: int = 0) -> torch.Tensor:
         """(batch, length) int64 ids, uniform over the vocabulary; equal for equal arguments."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + seed)
         return torch.randint(self.vocabulary, (batch, length), generator=generator).to(self.device)
 
+    def inputs(self, batch: int, length: int, *, seed: int = 0) -> torch.Tensor:
+        """What the model reads: `ids`, or (batch, C, H, W) pixels uniform in 0 … 1; equal for equal arguments."""
+        if self.image_shape is None:
+            return self.ids(batch, length, seed=seed)
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + seed)
+        return torch.rand(batch, *self.image_shape, generator=generator).to(self.device)
+
     def length(self, wanted: int) -> int:
-        """`wanted` tokens, or the limit where that is shorter."""
-        return min(wanted, self.limit)
+        """`wanted` tokens, or the nearest length that the model takes."""
+        longest = self.limit // self.step * self.step
+        least = -(-self.shortest // self.step) * self.step
+        return min(max(wanted // self.step * self.step, least), max(longest, least))
 
 
 def _working_limit(adapted: AdaptedModel, vocabulary: int, stated: int | None) -> tuple[int, str]:
@@ -134,17 +152,41 @@ def run_model(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | N
         ) from error
 
 
-def loss_of(adapted: AdaptedModel, ids: torch.Tensor) -> torch.Tensor:
-    """The training loss on random ids, a scalar in nats: next token, or a random class for a classifier.
+def labels_of(adapted: AdaptedModel, inputs: torch.Tensor) -> torch.Tensor:
+    """Labels for inputs as `Sampler.inputs` draws them: the ids themselves where tokens are scored, else random classes.
+
+    Args:
+        adapted: the model, whose task decides.
+        inputs: (B, T) ids or (B, C, H, W) pixels.
+    """
+    contract = adapted.contract
+    if contract.task in ("lm", "masked", "seq2seq"):
+        return inputs
+    each_token = contract.takes_tokens and "T" in contract.logits.layout  # a class for every token
+    shape = inputs.shape if each_token else inputs.shape[:1]
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(contract.output_size or 2, tuple(shape), generator=generator).to(inputs.device)
+
+
+def loss_of(adapted: AdaptedModel, inputs: torch.Tensor) -> torch.Tensor:
+    """The training loss on random inputs, a scalar in nats; labels as in `labels_of`.
+
+    Where the task's loss does not fit (hidden states without a head, one number, a single token), a loss over the last
+    axis stands in: a gradient needs some loss.
 
     Raises:
-        CheckError: the model raised.
+        CheckError: the model raised, or gave no loss.
     """
-    if adapted.contract.task == "lm" and ids.shape[1] > 1:
-        loss = run_model(adapted, ids, labels=ids).loss
+    contract = adapted.contract
+    fits = contract.scores_tokens and contract.output_size != 1
+    if fits and not (contract.task == "lm" and inputs.shape[1] < 2):
+        labels = labels_of(adapted, inputs)
+        loss = run_model(adapted, inputs, labels=labels).loss
         if loss is None:
-            raise CheckError(f"{adapted.name} gave no loss although labels of shape {tuple(ids.shape)} were passed.")
+            raise CheckError(f"{adapted.name} gave no loss although labels of shape {tuple(labels.shape)} were passed.")
         return loss
-    logits = run_model(adapted, ids).logits
+    logits = run_model(adapted, inputs).logits
     rows = logits.reshape(-1, logits.shape[-1]).float()  # (B * T, V) or (B, classes)
-    return F.cross_entropy(rows, ids.reshape(-1)[: rows.shape[0]] % rows.shape[-1])
+    if rows.shape[-1] == 1:
+        return rows.square().mean()  # a softmax over one number would be constant
+    return F.cross_entropy(rows, inputs.reshape(-1)[: rows.shape[0]].long() % rows.shape[-1])

@@ -17,6 +17,8 @@ from utils.errors import CheckError, TokenIdError
 NAME = "shape robustness"
 BATCHES = (1, 2, 4)
 ODD_LENGTH = 7
+OK = "ok"
+"""Status of a shape that works; any other status is the reason why it does not."""
 RESERVED_ROWS = 2
 """Rows of a position table that some architectures keep for padding (RoBERTa and its kin)."""
 LARGEST_LOGITS = 64 * 2**20
@@ -30,37 +32,49 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     rows = [_try(adapted, sampler, batch, length) for batch, length in _grid(adapted, sampler)]
     refusals = _refusals(adapted, sampler)
     details = {TABLE: rows, "limit": sampler.limit, "limit_source": sampler.limit_source, "refusals": refusals}
-    wrong = [row for row in rows if row["status"] != "ok"]
+    wrong = [row for row in rows if row["status"] != OK]
     faults = [_shape_fault(adapted, wrong, rows)] if wrong else []
     faults += [*_limit_faults(adapted, sampler), *_refusal_faults(refusals), *_width_faults(adapted, sampler)]
     longest = max(row["length"] for row in rows)
     fine = f"{len(rows)} shapes run, up to {longest} tokens. Limit {sampler.limit}: {sampler.limit_source}."
+    if sampler.image_shape is not None:
+        fine = f"{len(rows)} batches of images {'×'.join(map(str, sampler.image_shape))} run."
     return judged(NAME, faults, fine, details)
 
 
 def _grid(adapted: AdaptedModel, sampler: Sampler) -> list[tuple[int, int]]:
-    top = min(sampler.limit, LONGEST)
-    lengths = sorted({length for length in (1, 2, ODD_LENGTH, top) if length <= top})
+    if sampler.image_shape is not None:
+        return [(batch, 1) for batch in BATCHES]
+    lengths = sorted({sampler.length(length) for length in (1, 2, ODD_LENGTH, min(sampler.limit, LONGEST))})
     width = adapted.contract.output_size or sampler.vocabulary
     return [(b, n) for n in lengths for b in BATCHES if b == 1 or b * n * width <= LARGEST_LOGITS]
 
 
 def _try(adapted: AdaptedModel, sampler: Sampler, batch: int, length: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"batch": batch, "length": length, "output": None, "status": "ok"}
+    inputs = sampler.inputs(batch, length)
+    row: dict[str, Any] = {
+        "batch": batch,
+        "length": length,
+        "input": str(tuple(inputs.shape)),
+        "output": None,
+        "status": OK,
+    }
     width = adapted.contract.output_size or sampler.vocabulary
-    per_token = adapted.contract.task == "lm" or "T" in adapted.contract.logits.layout  # token labels too
+    per_token = adapted.contract.takes_tokens and "T" in adapted.contract.logits.layout  # token labels too
     expected = (batch, length, width) if per_token else (batch, width)
     try:
         with torch.no_grad():
-            logits = run_model(adapted, sampler.ids(batch, length)).logits
+            logits = run_model(adapted, inputs).logits
     except CheckError as error:
         return {**row, "status": str(error)}
     shape = tuple(logits.shape)
-    return {**row, "output": str(shape), "status": "ok" if shape == expected else f"expected {expected}, got {shape}"}
+    return {**row, "output": str(shape), "status": OK if shape == expected else f"expected {expected}, got {shape}"}
 
 
 def _refusals(adapted: AdaptedModel, sampler: Sampler) -> dict[str, bool]:
     """What must be refused → whether `check_inputs` refuses it."""
+    if sampler.image_shape is not None:
+        return {"pixels as whole numbers": _is_refused(adapted, sampler.inputs(1, 1).long())}
     cases = {f"id {sampler.vocabulary}, one past the embedding rows": torch.full((1, 1), sampler.vocabulary)}
     if sampler.stated is not None:
         cases[f"{sampler.stated + 1} tokens, one past the limit"] = torch.zeros(
@@ -80,7 +94,7 @@ def _is_refused(adapted: AdaptedModel, ids: torch.Tensor) -> bool:
 def _shape_fault(adapted: AdaptedModel, wrong: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Fault:
     shapes = [f"{row['batch']}×{row['length']}" for row in wrong]
     return Fault(
-        "failed",
+        "fail",
         f"{len(wrong)} of {len(rows)} shapes (batch×length) do not work: {listed(shapes)}. First: {wrong[0]['status']}",
         _pattern(wrong, rows),
         f"In forward of {adapted.name} take batch and length from input_ids.shape instead of constants, and slice masks and "
@@ -96,7 +110,7 @@ def _limit_faults(adapted: AdaptedModel, sampler: Sampler) -> list[Fault]:
     reserved = sampler.stated is None or sampler.stated - sampler.limit <= RESERVED_ROWS
     return [
         Fault(
-            "warning" if reserved else "failed",
+            "warn" if reserved else "fail",
             f"{said}, and the longest sequence that runs has {sampler.limit}.",
             f"A mask or position table of {adapted.name} ends there (some models keep rows of the table for padding).",
             f"State max_seq_len={sampler.limit} in config.json" + ("." if reserved else ", or enlarge that table."),
@@ -110,7 +124,7 @@ def _refusal_faults(refusals: dict[str, bool]) -> list[Fault]:
         return []
     return [
         Fault(
-            "warning",
+            "warn",
             f"Not refused: {listed(sloppy)}.",
             "The calling contract does not know this limit, so bad input reaches the model (on a GPU as a device-side assert).",
             "State vocab_size and max_seq_len in config.json.",
@@ -121,7 +135,7 @@ def _refusal_faults(refusals: dict[str, bool]) -> list[Fault]:
 def _pattern(wrong: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """What the shapes that do not work have in common."""
     for key in ("batch", "length"):
-        bad, good = {row[key] for row in wrong}, {row[key] for row in rows if row["status"] == "ok"}
+        bad, good = {row[key] for row in wrong}, {row[key] for row in rows if row["status"] == OK}
         if good and not bad & good:
             return f"It depends on the {key} alone: {key} {', '.join(map(str, sorted(bad)))} fails, {', '.join(map(str, sorted(good)))} works."
     return "Every shape fails." if len(wrong) == len(rows) else "It depends on batch and length together."
@@ -135,7 +149,7 @@ def _width_faults(adapted: AdaptedModel, sampler: Sampler) -> list[Fault]:
     narrow = width < rows
     return [
         Fault(
-            "failed" if narrow and width != adapted.config.vocab_size else "warning",
+            "fail" if narrow and width != adapted.config.vocab_size else "warn",
             f"The output head scores {width} tokens, the embedding knows {rows}.",
             "Tokens beyond the head can be read but never predicted."
             if narrow

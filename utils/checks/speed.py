@@ -27,14 +27,14 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Time the forward pass in eval mode; median and interquartile range, warm-up excluded."""
     adapted.eval()
     lengths = sorted({sampler.length(length) for length in LENGTHS})
-    rows = [measure(adapted, sampler.ids(batch, length)) for batch in BATCHES for length in lengths]
+    rows = [measure(adapted, sampler.inputs(batch, length)) for batch in BATCHES for length in lengths]
     best = max(rows, key=lambda row: row["tokens/s"])
     one = rows[0]
     finding = (
         f"{best['tokens/s']:,.0f} tokens/s at {best['batch']} × {best['length']}; one text of {one['length']} tokens in "
         f"{one['median ms']:.2f} ms (IQR {one['IQR ms']:.2f} ms, {one['runs']} runs), on {_device_name(sampler.device)}."
     )
-    return CheckResult(NAME, "passed", finding, details={TABLE: rows, "device": _device_name(sampler.device)})
+    return CheckResult(NAME, "pass", finding, measured={TABLE: rows, "device": _device_name(sampler.device)})
 
 
 def measure(adapted: AdaptedModel, ids: torch.Tensor, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(adapted: AdaptedModel, ids: torch.Tensor, clock: Callable[[], float]
     quarter, median, three_quarters = statistics.quantiles(seconds, n=4, method="inclusive")
     return {
         "batch": ids.shape[0],
-        "length": ids.shape[1],
+        "length": ids.shape[1] if ids.dim() == 2 else 1,
         "median ms": 1e3 * median,
         "IQR ms": 1e3 * (three_quarters - quarter),
         "tokens/s": ids.numel() / max(median, 1e-9),

@@ -40,14 +40,15 @@ class Passage:
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Run random ids in eval mode, twice the same and once others, then under autocast; nothing is trained."""
     adapted.eval()
-    ids = sampler.ids(BATCH, sampler.length(LENGTH))
+    length = sampler.length(LENGTH)
+    ids = sampler.inputs(BATCH, length)
     first = _pass(adapted, ids)
     logits = first.logits.float()
     largest = float(logits.abs().max())
     details: dict[str, Any] = {"max_abs_logit": largest, "first_module_not_finite": first.first_bad, TABLE: []}
     if not math.isfinite(largest):
         return _not_finite(adapted, first, details)
-    again, other = _pass(adapted, ids), _pass(adapted, sampler.ids(BATCH, ids.shape[1], seed=1))
+    again, other = _pass(adapted, ids), _pass(adapted, sampler.inputs(BATCH, length, seed=1))
     gaps, narrow = _mixed_precision(adapted, ids, logits)
     faults = [
         *_hidden_nan(adapted, first),
@@ -94,7 +95,7 @@ def _not_finite(adapted: AdaptedModel, passage: Passage, details: dict[str, Any]
         )
         fix = "Look at the statements of forward between the last module and the returned logits."
     finding = f"{share:.0%} of the logits are {'not finite (' + kind + ')'}."
-    return CheckResult(NAME, "failed", finding, cause, fix, details)
+    return CheckResult(NAME, "fail", finding, cause, fix, details)
 
 
 def _hidden_nan(adapted: AdaptedModel, passage: Passage) -> list[Fault]:
@@ -102,7 +103,7 @@ def _hidden_nan(adapted: AdaptedModel, passage: Passage) -> list[Fault]:
         return []
     return [
         Fault(
-            "warning",
+            "warn",
             f"{passage.first_bad} returns NaN or infinities, although the logits are finite.",
             f"Something after {where(adapted, passage.first_bad)} discards them; their gradients may still be NaN.",
             f"Make the output of {passage.first_bad} finite: mask before the softmax, never with whole rows of -inf.",
@@ -117,7 +118,7 @@ def _extreme(adapted: AdaptedModel, largest: float) -> list[Fault]:
     name = head[0] if head else "the output head"
     return [
         Fault(
-            "warning",
+            "warn",
             f"The largest logit is {largest:.3g}; beyond {EXTREME_LOGIT:g} the softmax is one-hot and float16 overflows.",
             f"The values that reach {name}, or its weights, are too large.",
             f"Normalise before the head (a final LayerNorm), or initialise {name} with std 0.02.",
@@ -134,7 +135,7 @@ def _random(adapted: AdaptedModel, first: Passage, again: Passage) -> list[Fault
     place = f"the first module that differs is {where(adapted, name)}" if name else "it happens between the modules"
     return [
         Fault(
-            "failed",
+            "fail",
             f"In eval mode the same input gives different logits (relative difference {gap:.1e}).",
             f"Random numbers are drawn although training is off; {place}.",
             "Use nn.Dropout, or F.dropout(x, p, training=self.training), and draw no random numbers in eval mode.",
@@ -144,16 +145,16 @@ def _random(adapted: AdaptedModel, first: Passage, again: Passage) -> list[Fault
 
 def _constant(adapted: AdaptedModel, sampler: Sampler, first: Passage, other: Passage) -> list[Fault]:
     """A model whose logits do not change with its input. A head that starts at zero is woken first."""
-    if sampler.vocabulary < 2 or _gap(first.logits, other.logits) > SAME:
+    if sampler.vocabulary == 1 or _gap(first.logits, other.logits) > SAME:
         return []
     if wake_zero_matrices(adapted.model):
-        length = first.logits.shape[1] if adapted.contract.task == "lm" else sampler.length(LENGTH)
-        pair = [_pass(adapted, sampler.ids(BATCH, length, seed=seed)).logits for seed in (0, 1)]
+        length = sampler.length(LENGTH)
+        pair = [_pass(adapted, sampler.inputs(BATCH, length, seed=seed)).logits for seed in (0, 1)]
         if _gap(*pair) > SAME:
             return []
     return [
         Fault(
-            "failed",
+            "fail",
             "Different inputs give the same logits: the output ignores its input.",
             f"In forward of {adapted.name} the token ids do not reach the logits: a constant is returned, or everything that "
             "depends on the ids is multiplied by zero or overwritten.",
@@ -198,7 +199,7 @@ def _mixed_precision(
 
 def _precision_fault(precision: str, finding: str, cause: str) -> Fault:
     return Fault(
-        "warning",
+        "warn",
         f"Under autocast {precision} {finding}",
         cause,
         "Let forward follow the type of its inputs (x.to(other.dtype), no hard-coded .float() or dtype=), or train with precision='32-true'.",

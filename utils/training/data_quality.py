@@ -256,12 +256,12 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
 def _size(seen: _Seen, tokens: int | None, max_length: int) -> CheckResult:
     size = f"{len(seen.lengths):,} documents, {seen.bytes:,} bytes"
     if tokens is None:
-        return CheckResult("size", "passed", size)
+        return CheckResult("size", "pass", size)
     finding = f"{size}, about {tokens:,} tokens ({tokens / max_length:,.0f} blocks of {max_length})"
     if tokens < max_length:
         return CheckResult(
             "size",
-            "failed",
+            "fail",
             finding,
             "the text does not fill one block",
             f"add text, or lower max_length to {max(tokens, 2):,}",
@@ -269,12 +269,12 @@ def _size(seen: _Seen, tokens: int | None, max_length: int) -> CheckResult:
     if tokens < 100 * max_length:
         return CheckResult(
             "size",
-            "warning",
+            "warn",
             finding,
             "so few blocks are learned by heart within minutes",
             "add text, or lower max_length",
         )
-    return CheckResult("size", "passed", finding)
+    return CheckResult("size", "pass", finding)
 
 
 def _lengths(lengths: np.ndarray, unit: str, histogram: Sequence[tuple[int, int, int]]) -> CheckResult:
@@ -282,7 +282,7 @@ def _lengths(lengths: np.ndarray, unit: str, histogram: Sequence[tuple[int, int,
     rows = [{"from": low, "to": high_, "documents": count} for low, high_, count in histogram]
     finding = f"median {middle:,.0f} {unit}, 95% have at most {high:,.0f}, the longest {lengths.max():,.0f}"
     return CheckResult(
-        "length", "passed", finding, details={TABLE: rows, "median": float(middle), "longest": float(lengths.max())}
+        "length", "pass", finding, measured={TABLE: rows, "median": float(middle), "longest": float(lengths.max())}
     )
 
 
@@ -292,16 +292,16 @@ def _short(lengths: np.ndarray, unit: str) -> CheckResult:
     finding = f"{share:.1%} of the documents have fewer than {limit} {unit}"
     details = {"share": share}
     if share < SHORT_FEW:
-        return CheckResult("short documents", "passed", finding, details=details)
+        return CheckResult("short documents", "pass", finding, measured=details)
     if share < SHORT_MANY:
         return CheckResult(
-            "short documents", "passed", f"{finding}; packed blocks join them, so nothing is lost", details=details
+            "short documents", "pass", f"{finding}; packed blocks join them, so nothing is lost", measured=details
         )
     cause = "rows of a chat, headings or single lines, taken for documents of their own"
     fix = "keep packing on; where rows belong together, join them before training"
     if share >= SHORT_MOST:
         fix = "most of the text has hardly any context: join rows that belong together, or read the file as one text; training goes on as it is"
-    return CheckResult("short documents", "warning", finding, cause, fix, details)
+    return CheckResult("short documents", "warn", finding, cause, fix, details)
 
 
 def _duplicates(seen: _Seen) -> CheckResult:
@@ -312,10 +312,10 @@ def _duplicates(seen: _Seen) -> CheckResult:
     finding = f"{exact:.1%} of the documents occur before; near duplicates among {rule}: {near:.1%}"
     details = {"exact": exact, "near": near}
     if exact < DUPLICATES and near < DUPLICATES:
-        return CheckResult("duplicates", "passed", finding, details=details)
+        return CheckResult("duplicates", "pass", finding, measured=details)
     return CheckResult(
         "duplicates",
-        "warning",
+        "warn",
         finding,
         "the same text again and again weighs more than other text, and is learned by heart",
         "keep each text once; the split never puts equal documents on both sides",
@@ -360,14 +360,12 @@ def _overlap(seen: _Seen, sample: TextSample, validation: Documents | None) -> C
     if validation is None:
         return CheckResult(
             name,
-            "skipped",
+            "skip",
             "no validation text was given; the split that training makes keeps equal documents together",
         )
     hashes = np.asarray([_hash(text.encode("utf-8", "surrogatepass")) for text in validation], dtype=np.uint64)
     if not len(hashes):
-        return CheckResult(
-            name, "failed", "there is no validation document", "the part is empty", "choose another split"
-        )
+        return CheckResult(name, "fail", "there is no validation document", "the part is empty", "choose another split")
     whole = float(np.isin(hashes, np.asarray(seen.hashes, dtype=np.uint64)).mean())
     held_out = take_sample(validation, SAMPLE_BYTES // 4)
     training = {_hash(line.encode()) for line in _long_lines(sample.texts)}
@@ -377,11 +375,9 @@ def _overlap(seen: _Seen, sample: TextSample, validation: Documents | None) -> C
         f"{whole:.1%} of the validation documents, and {share:.1%} of its long lines, are in the training text too"
     )
     details = {"documents": whole, "lines": share}
-    status: Status = (
-        "failed" if whole >= OVERLAP_DOCUMENTS else "warning" if whole or share >= OVERLAP_LINES else "passed"
-    )
-    if status == "passed":
-        return CheckResult(name, status, finding, details=details)
+    status: Status = "fail" if whole >= OVERLAP_DOCUMENTS else "warn" if whole or share >= OVERLAP_LINES else "pass"
+    if status == "pass":
+        return CheckResult(name, status, finding, measured=details)
     return CheckResult(
         name, status, finding, "the validation loss then measures memory", "remove them from one of the parts", details
     )
@@ -396,34 +392,32 @@ def _scripts(characters: Characters, sample: TextSample, stride: int) -> CheckRe
     )
     rows = [{"script": name, "share of letters": share} for name, share in characters.scripts.items()]
     if characters.kinds.get("letters", 0) >= 0.3:
-        return CheckResult("scripts and characters", "passed", finding, details={TABLE: rows})
+        return CheckResult("scripts and characters", "pass", finding, measured={TABLE: rows})
     cause = "less than a third of the characters are letters: tables, numbers, code or binary data"
-    return CheckResult("scripts and characters", "warning", finding, cause, "look at a few documents", {TABLE: rows})
+    return CheckResult("scripts and characters", "warn", finding, cause, "look at a few documents", {TABLE: rows})
 
 
 def _language(sample: TextSample) -> CheckResult:
     language, finding = guess_language(_up_to(sample.texts, TOKENISED_BYTES))
-    return CheckResult("language", "passed", finding, details={"language": language})
+    return CheckResult("language", "pass", finding, measured={"language": language})
 
 
 def _damage(characters: Characters) -> CheckResult:
     share = (characters.replaced + characters.mojibake) / max(characters.total, 1)
     finding = f"{characters.replaced:,} lost characters (U+FFFD), {characters.mojibake:,} places like 'Ã©' for 'é'"
     if share < DAMAGE or characters.replaced + characters.mojibake < 2:
-        return CheckResult("damaged text", "passed", finding)
+        return CheckResult("damaged text", "pass", finding)
     fix = "read the original file with its true encoding: encoding='...'"
-    return CheckResult("damaged text", "warning", finding, "the text was decoded with a wrong encoding before", fix)
+    return CheckResult("damaged text", "warn", finding, "the text was decoded with a wrong encoding before", fix)
 
 
 def _controls(characters: Characters) -> CheckResult:
     share = characters.controls / max(characters.total, 1)
     finding = f"{characters.controls:,} control characters ({share:.3%})"
     if share < CONTROLS:
-        return CheckResult("control characters", "passed", finding)
+        return CheckResult("control characters", "pass", finding)
     fix = "remove them unless the model is to write them"
-    return CheckResult(
-        "control characters", "warning", finding, "terminal logs, or a format that is no plain text", fix
-    )
+    return CheckResult("control characters", "warn", finding, "terminal logs, or a format that is no plain text", fix)
 
 
 def _boilerplate(sample: TextSample) -> CheckResult:
@@ -434,23 +428,23 @@ def _boilerplate(sample: TextSample) -> CheckResult:
     rows = [{"times": n, "line": line[:100]} for line, n in Counter(repeated).most_common(10)]
     details = {TABLE: rows, "share": share}
     if share < BOILERPLATE:
-        return CheckResult("boilerplate", "passed", finding, details=details)
+        return CheckResult("boilerplate", "pass", finding, measured=details)
     cause = "headers, licences or navigation in every document"
     return CheckResult(
-        "boilerplate", "warning", finding, cause, "remove these lines; the table shows the most frequent", details
+        "boilerplate", "warn", finding, cause, "remove these lines; the table shows the most frequent", details
     )
 
 
 def _unknown(rate: _TokenRate | None) -> CheckResult:
     if rate is None:
-        return CheckResult("unknown tokens", "skipped", "no tokenizer was given")
+        return CheckResult("unknown tokens", "skip", "no tokenizer was given")
     finding = f"{rate.unknown:.2%} of the tokens are unknown" + (
         f", among them: {rate.examples}" if rate.examples else ""
     )
     details = {"share": rate.unknown}
     if rate.unknown < UNKNOWN:
-        return CheckResult("unknown tokens", "passed", finding, details=details)
-    status: Status = "warning" if rate.unknown < UNKNOWN_MANY else "failed"
+        return CheckResult("unknown tokens", "pass", finding, measured=details)
+    status: Status = "warn" if rate.unknown < UNKNOWN_MANY else "fail"
     fix = "use a tokenizer with bytes (300 vocabulary rows or more), or one that was trained on this text"
     return CheckResult(
         "unknown tokens", status, finding, "the tokenizer has no token for these characters", fix, details
@@ -460,19 +454,19 @@ def _unknown(rate: _TokenRate | None) -> CheckResult:
 def _per_parameter(tokens: int | None, parameters: int | None) -> CheckResult:
     name = "tokens per parameter"
     if tokens is None or not parameters:
-        return CheckResult(name, "skipped", f"needs {'a tokenizer' if tokens is None else 'the number of parameters'}")
+        return CheckResult(name, "skip", f"needs {'a tokenizer' if tokens is None else 'the number of parameters'}")
     ratio = tokens / parameters
     finding = f"{ratio:.2g} tokens per parameter in one epoch; {OPTIMAL_TOKENS} make the best use of compute (Hoffmann et al. 2022)"
     if ratio >= 1:
-        return CheckResult(name, "passed", finding, details={"ratio": ratio})
+        return CheckResult(name, "pass", finding, measured={"ratio": ratio})
     fix = "more text or a smaller model; about four epochs are nearly as good as new text (Muennighoff et al. 2023), then watch the validation loss"
-    return CheckResult(name, "warning", finding, "the model can learn this text by heart", fix, {"ratio": ratio})
+    return CheckResult(name, "warn", finding, "the model can learn this text by heart", fix, {"ratio": ratio})
 
 
 def _epoch(tokens: int | None, tokens_per_second: float | None) -> CheckResult:
     name = "time per epoch"
     if tokens is None or not tokens_per_second:
-        return CheckResult(name, "skipped", f"needs {'a tokenizer' if tokens is None else 'a measured speed'}")
+        return CheckResult(name, "skip", f"needs {'a tokenizer' if tokens is None else 'a measured speed'}")
     seconds = tokens / tokens_per_second
     shown = (
         f"{seconds:.0f} s"
@@ -483,10 +477,10 @@ def _epoch(tokens: int | None, tokens_per_second: float | None) -> CheckResult:
     )
     finding = f"about {shown} at {tokens_per_second:,.0f} tokens per second"
     if seconds <= SESSION_HOURS * 3600:
-        return CheckResult(name, "passed", finding, details={"seconds": seconds})
+        return CheckResult(name, "pass", finding, measured={"seconds": seconds})
     fix = "train on a part (max_documents=), or on several days: training goes on from its last checkpoint"
     return CheckResult(
-        name, "warning", finding, f"longer than a session of {SESSION_HOURS} hours", fix, {"seconds": seconds}
+        name, "warn", finding, f"longer than a session of {SESSION_HOURS} hours", fix, {"seconds": seconds}
     )
 
 

@@ -147,7 +147,7 @@ def find_overflow(
 def _loss(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
     if sample is None:
         sampler = Sampler.of(adapted)
-        return loss_of(adapted, sampler.ids(PROBE_BATCH, sampler.length(PROBE_LENGTH)))
+        return loss_of(adapted, sampler.inputs(PROBE_BATCH, sampler.length(PROBE_LENGTH)))
     return batch_loss(adapted, sample)
 
 

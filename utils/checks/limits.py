@@ -1,0 +1,110 @@
+"""Bounds of time and memory for a block that runs a stranger's model. Knows nothing about checks.
+
+Time is looked at whenever a module is called, in any thread, and by the system's alarm clock in the main thread, which
+also ends a loop that calls no module. Memory is looked at whenever a module is called: what one call takes at once is not
+seen before it is over. A model that does neither (one endless call of a library, in a thread) needs a child process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from utils.errors import CheckError
+
+MB = 1e6
+RING_AGAIN = 1.0
+"""Seconds until the alarm rings again, where a stranger's bare `except:` swallowed the first."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a block may take.
+
+    Attributes:
+        seconds: of the clock on the wall; None: no bound.
+        bytes: how far the memory of the process may rise above that at the start; None: no bound.
+    """
+
+    seconds: float | None = None
+    bytes: float | None = None
+
+
+class _Passed(BaseException):
+    """A bound was passed. No `Exception`: who tries ways to call a model, and catches what each raises, must not catch it."""
+
+
+@contextlib.contextmanager
+def bounded(limits: Limits, resident: Callable[[], int] | None = None) -> Iterator[None]:
+    """Within the block, raise `CheckError` as soon as a bound is passed.
+
+    Args:
+        limits: the bounds.
+        resident: bytes that the process holds in memory now; None asks the system.
+    """
+    if limits.seconds is None and limits.bytes is None:
+        yield
+        return
+    ends = None if limits.seconds is None else time.monotonic() + limits.seconds
+    held = resident or resident_bytes
+    start = held() if limits.bytes is not None else 0
+
+    def look(*_: Any) -> None:
+        if ends is not None and time.monotonic() > ends:
+            raise _Passed(_too_slow(limits))
+        if limits.bytes is not None and (taken := held() - start) > limits.bytes:
+            raise _Passed(
+                f"It took {taken / MB:,.0f} MB of memory and may take {limits.bytes / MB:,.0f} MB. Check a smaller version of "
+                "the model, or allow more: validate(…, memory_limit_gb=…)."
+            )
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        with _alarm(limits):
+            yield
+    except _Passed as passed:
+        raise CheckError(str(passed)) from None
+    finally:
+        hook.remove()
+
+
+def _too_slow(limits: Limits) -> str:
+    """What is said when the time is over."""
+    return (
+        f"It did not end within {limits.seconds:g} s. Look for a loop that does not end, check a smaller version of the model, "
+        "or allow more time: validate(…, seconds_per_check=…)."
+    )
+
+
+def resident_bytes() -> int:
+    """Bytes that this process holds in memory."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+@contextlib.contextmanager
+def _alarm(limits: Limits) -> Iterator[None]:
+    """The alarm clock, where there is one and nobody else has set it."""
+    usable = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    if limits.seconds is None or not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise _Passed(_too_slow(limits))
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limits.seconds, RING_AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

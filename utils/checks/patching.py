@@ -1,0 +1,60 @@
+"""A patch of a model's source, and what re-tests it. Knows no cure; those lie in `cures`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from utils.adapters.model_adapter import AdaptedModel
+    from utils.checks.report import Report
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change of the user's source after which the check passed on a copy of the model.
+
+    Attributes:
+        cure: what was changed, in a few words.
+        before: the whole source as it was.
+        after: the whole source as it should be.
+        retested: what the check said about the patched copy.
+        file_name: of the source, for the diff.
+    """
+
+    cure: str
+    before: str
+    after: str
+    retested: str
+    file_name: str = "model.py"
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff, as `patch` and `git apply` take it."""
+        lines = difflib.unified_diff(
+            self.before.splitlines(keepends=True),
+            self.after.splitlines(keepends=True),
+            f"a/{self.file_name}",
+            f"b/{self.file_name}",
+        )
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def summary(self) -> str:
+        """What is changed and that it was re-tested, in one line."""
+        return f"{self.cure}; re-tested: {self.retested}"
+
+
+class Subject(Protocol):
+    """What a report was made of: able to make the same report of a patched copy."""
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The model that was examined."""
+
+    def patched(self, patch: Patch) -> Report:
+        """The report of the same checks on a copy with the patch applied.
+
+        Raises:
+            CheckError: the patched source cannot be loaded.
+        """
