@@ -26,12 +26,13 @@ LARGEST_GAP = 0.01
 """Gap to completeness, relative to the difference that is explained; the authors of the method ask for 5%."""
 ROUNDING = 1e-5
 """A difference below this share of the largest logit is rounding of float32 (2**-24 for each of some hundred sums)."""
-LADDER = ((1, 16), (4, 8), (5, 16), (7, 24))
-"""Numbers of panels and of nodes in each that are tried in turn until the gap is small. The panels shrink towards the
-baseline, where a normalisation makes the score steep."""
-PANEL_RATIO = 4.0
+ZEROS, NEUTRAL = "zeros", "neutral"
+MOST_STEPS = {ZEROS: 80, NEUTRAL: 176}
+"""Nodes of the integral that are spent on each baseline, the first first. With zeros a normalisation makes the score steep
+near the baseline, and in a deep model without learned positions each layer a thousand times steeper than the one before:
+then only a baseline that is not zero has an integral to speak of."""
 ROWS = 8
-"""Nodes that run as one batch."""
+"""Nodes of one panel of the integral, which run as one batch."""
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Nodes = Sequence[tuple[float, float]]
@@ -45,18 +46,20 @@ class Attribution:
         values: like the input's values: (T, D) of embeddings, or (C, H, W) of pixels.
         difference: score of the input − score of the baseline.
         gap: distance of the sum of the values from the difference, relative to the difference.
-        steps: nodes of the integral.
+        steps: nodes of the integral, each a forward and a backward pass of one row.
+        baseline: "zeros", or "neutral": the padding token at every position (a grey image).
     """
 
     values: torch.Tensor
     difference: float
     gap: float
     steps: int
+    baseline: str = ZEROS
 
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Explain the highest score on one random input, against a baseline of zero embeddings (a black image)."""
+    """Explain the highest score on one random input, against a baseline of zeros or of padding (black, or grey)."""
     adapted.eval().requires_grad_(False)  # only the gradients of the input are wanted
     inputs = sampler.inputs(1, sampler.length(LENGTH))
     place = ContinuousInput.of(adapted, inputs)
@@ -70,7 +73,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     found = explain(place, score, noise=ROUNDING * float(logits.abs().max()))
     rows, arrays = _by_token(found, inputs) if adapted.contract.takes_tokens else _by_pixel(found)
     measured: dict[str, Any] = {TABLE: rows, "difference": found.difference, "completeness_gap": found.gap}
-    measured |= {"steps": found.steps, "explained": words}
+    measured |= {"steps": found.steps, "baseline": found.baseline, "explained": words}
     if found.gap > LARGEST_GAP:
         return CheckResult(
             NAME,
@@ -86,67 +89,99 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     return CheckResult(NAME, "pass", finding, measured=measured, arrays=arrays)
 
 
-def explain(
-    place: ContinuousInput, score: Score, noise: float = 0.0, ladder: Sequence[tuple[int, int]] = LADDER
-) -> Attribution:
+def explain(place: ContinuousInput, score: Score, noise: float = 0.0) -> Attribution:
     """Integrate with more and more nodes until the gap is below `LARGEST_GAP`, and give the best of what was tried.
 
     Args:
         place: an input of one row, and where it becomes numbers.
         score: logits → (B,), what is explained.
         noise: differences below this cannot be told from rounding.
-        ladder: numbers of panels and of nodes in each.
     """
-    with torch.no_grad():
-        difference = float(score(place.run(lambda values: values)) - score(place.run(torch.zeros_like)))
-    best: Attribution | None = None
-    for panels, nodes in ladder:
-        values = integrated_gradients(place, score, graded_nodes(panels, nodes))
-        gap = abs(float(values.double().sum()) - difference) / max(abs(difference), noise, 1e-30)
-        if best is None or gap < best.gap:
-            best = Attribution(values, difference, gap, panels * nodes)
-        if gap <= LARGEST_GAP:
-            break
-    assert best is not None, "the ladder has a step"
-    return best
+    first = _integrated(place, score, ZEROS, noise)
+    if first.gap <= LARGEST_GAP:
+        return first
+    return min(first, _integrated(place, score, NEUTRAL, noise), key=lambda found: found.gap)
 
 
-def integrated_gradients(place: ContinuousInput, score: Score, nodes: Nodes) -> torch.Tensor:
-    """Attributions by integrated gradients from a baseline of zeros, shaped like one row of `place.values`.
+@dataclass
+class _Panel:
+    """A part of the way: its ends, their scores, its attributions, and by how much those miss the difference of the scores."""
+
+    low: float
+    high: float
+    scores: tuple[float, float]
+    values: torch.Tensor
+
+    @property
+    def gap(self) -> float:
+        return float(self.values.double().sum()) - (self.scores[1] - self.scores[0])
+
+
+def _integrated(place: ContinuousInput, score: Score, kind: str, noise: float) -> Attribution:
+    """Cut the way in halves where the attributions miss most: each part's difference is known, and so is its error."""
+    baseline = (torch.zeros_like(place.values) if kind == ZEROS else place.neutral())[0]
+
+    def score_at(share: float) -> float:
+        with torch.no_grad():
+            return float(score(place.run(lambda values: baseline + share * (values - baseline))))
+
+    def panel(low: float, high: float, scores: tuple[float, float]) -> _Panel:
+        return _Panel(low, high, scores, integrated_gradients(place, score, nodes(ROWS, low, high), baseline))
+
+    ends = score_at(0.0), score_at(1.0)
+    difference = ends[1] - ends[0]
+    scale = max(abs(difference), noise, 1e-30)
+    panels = [panel(0.0, 1.0, ends)]
+    steps = ROWS
+    while sum(abs(part.gap) for part in panels) > LARGEST_GAP * scale and steps + 2 * ROWS <= MOST_STEPS[kind]:
+        worst = max(panels, key=lambda part: abs(part.gap))
+        middle = (worst.low + worst.high) / 2
+        between = score_at(middle)
+        panels.remove(worst)
+        panels.append(panel(worst.low, middle, (worst.scores[0], between)))
+        panels.append(panel(middle, worst.high, (between, worst.scores[1])))
+        steps += 2 * ROWS
+    values = torch.stack([part.values for part in panels]).sum(0)
+    gap = abs(float(values.double().sum()) - difference) / scale
+    return Attribution(values, difference, gap, steps, kind)
+
+
+def integrated_gradients(
+    place: ContinuousInput, score: Score, at: Nodes, baseline: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attributions by integrated gradients, shaped like one row of `place.values`.
 
     Args:
         place: an input of one row.
         score: logits → (B,).
-        nodes: (share of the way, weight) of the integral's nodes; the weights sum to 1.
+        at: (share of the way, weight) of the integral's nodes; the weights sum to 1 for the whole way.
+        baseline: where the way begins, shaped like one row of `place.values`; None: zeros.
 
     Example:
         >>> place = ContinuousInput.of(adapted, ids)                            # ids: (1, T)
-        >>> values = integrated_gradients(place, lambda logits: logits[:, -1, 7], graded_nodes(1, 50))
+        >>> values = integrated_gradients(place, lambda logits: logits[:, -1, 7], nodes(50))
         >>> values.sum(-1)                                                      # (T,), one number per token
     """
     values = place.values[0].detach()
+    begin = torch.zeros_like(values) if baseline is None else baseline
     total = torch.zeros_like(values, dtype=torch.float32)
-    for start in range(0, len(nodes), ROWS):
-        part = nodes[start : start + ROWS]
+    for start in range(0, len(at), ROWS):
+        part = at[start : start + ROWS]
         shares, weights = (torch.tensor(x, dtype=values.dtype, device=values.device) for x in zip(*part, strict=True))
         shape = (len(part), *[1] * values.dim())
-        moved = (shares.view(shape) * values).requires_grad_()
+        moved = (begin + shares.view(shape) * (values - begin)).requires_grad_()
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN's RNNs have no gradient in eval mode
             scores = score(place.run(lambda _, moved=moved: moved, rows=len(part)))  # type: ignore[misc]
             (gradient,) = torch.autograd.grad(scores.sum(), moved)
         total += (gradient * weights.view(shape)).sum(0).float()
-    return total * values.float()
+    return total * (values - begin).float()
 
 
-def graded_nodes(panels: int, count: int) -> list[tuple[float, float]]:
-    """Gauss-Legendre nodes on 0 … 1 in panels of which each is a quarter of the next, as (place, weight)."""
+def nodes(count: int, low: float = 0.0, high: float = 1.0) -> list[tuple[float, float]]:
+    """Gauss-Legendre nodes between `low` and `high` as (place, weight); the weights sum to high − low."""
     roots, weights = np.polynomial.legendre.leggauss(count)
-    edges = [0.0, *(PANEL_RATIO**-i for i in range(panels - 1, -1, -1))]
-    return [
-        (float(low + (high - low) * (1 + root) / 2), float((high - low) * weight / 2))
-        for low, high in zip(edges, edges[1:])
-        for root, weight in zip(roots, weights, strict=True)
-    ]
+    half = (high - low) / 2
+    return [(float(low + half * (1 + root)), float(half * weight)) for root, weight in zip(roots, weights, strict=True)]
 
 
 def _highest(adapted: AdaptedModel, logits: torch.Tensor) -> tuple[Score, str]:

@@ -66,6 +66,22 @@ class ContinuousInput:
                 handle.remove()
         return found[0] if found else None  # inner modules are done before those around them
 
+    def neutral(self) -> torch.Tensor:
+        """Values of an input that says nothing: the embedding of the padding id (0 where none is known), or grey; as `values`."""
+        if not self.name:
+            return torch.full_like(self.values, 0.5)
+        padding = getattr(self.adapted.config, "pad_token_id", None)
+        ids = torch.full_like(self.inputs, padding if isinstance(padding, int) and padding >= 0 else 0)
+        found: list[torch.Tensor] = []
+
+        def keep(values: torch.Tensor) -> torch.Tensor:
+            found.append(values.detach().clone())
+            return values
+
+        with torch.no_grad(), self._changed(ids, keep):
+            run_model(self.adapted, ids)
+        return found[0]
+
     def run(self, change: Change, rows: int | None = None, **extras: torch.Tensor) -> torch.Tensor:
         """Logits after `change(values)` has taken the place of the values, (B, …); gradients flow where they are on.
 

@@ -76,6 +76,8 @@ def _weights(adapted: AdaptedModel) -> list[dict[str, Any]]:
         matrix = parameter.detach().reshape(parameter.shape[0], -1) if parameter.dim() >= 2 else None
         if matrix is None or min(matrix.shape) < SMALLEST or not torch.isfinite(matrix).all():
             continue
+        if _is_table(name, matrix):
+            continue
         rank, full = effective_rank(_sample(matrix)), min(*matrix.shape, LARGEST)
         rank = min(rank, float(full))
         scaled = rank / full * min(matrix.shape)
@@ -111,6 +113,11 @@ def _sample(matrix: torch.Tensor) -> torch.Tensor:
             chosen = torch.randperm(matrix.shape[axis], generator=generator)[:LARGEST].to(matrix.device)
             matrix = matrix.index_select(axis, chosen)
     return matrix
+
+
+def _is_table(name: str, matrix: torch.Tensor) -> bool:
+    """Rows that are all the same in a bare parameter: decay rates and the like (Mamba's A_log), which multiply nothing."""
+    return not name.endswith("weight") and bool((matrix == matrix[0]).all())
 
 
 def _collapsed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
