@@ -60,6 +60,7 @@ def validate(
     *,
     seconds_per_check: float | None = 300.0,
     memory_limit_gb: float | None = None,
+    isolated: bool = False,
 ) -> Report:
     """Check a model and say what is wrong, why, and what to change.
 
@@ -71,13 +72,16 @@ def validate(
         seconds_per_check: a check that takes longer is ended and has failed; None: no bound.
         memory_limit_gb: how much a check may add to the memory of the process, in GB (10**9 bytes); None allows four
             fifths of what is free.
+        isolated: run the checks in a process of their own, which also survives a model that crashes, hangs in one call,
+            or takes all memory at once; costs the start of a process.
 
     Returns:
         The report; `report.passed` is False when a check failed or could not finish, when none ran, and when the run was
         interrupted, which keeps what is done.
 
     Raises:
-        ConfigError: the tier is unknown, or nothing tells the vocabulary size.
+        ConfigError: the tier is unknown, a bound is no positive number, or nothing tells the vocabulary size.
+        CheckError: finding out how the model is called passed a bound, or it cannot be sent to another process.
         GraphCompletionError: the export is broken in a way that cannot be completed; the message names the node.
         CallContractError: how to call the model cannot be settled.
 
@@ -87,7 +91,7 @@ def validate(
         (True, 'All 8 checks passed.')
     """
     checks = _checks_of(tier)
-    session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb)
+    session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
     return session.run(checks, progress or ignore_progress)
 
 

@@ -5,7 +5,8 @@ Which checks run is left to the tiers, what a check does to the checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,14 @@ class Session:
         model: the adapted model.
         sampler: draws its inputs.
         limits: of each check.
+        isolated: whether the checks run in a process of their own.
     """
 
     title: str
     model: AdaptedModel
     sampler: Sampler
     limits: Limits
+    isolated: bool = False
 
     @classmethod
     def of(
@@ -51,6 +54,7 @@ class Session:
         config: object = None,
         seconds_per_check: float | None = None,
         memory_limit_gb: float | None = None,
+        isolated: bool = False,
     ) -> Session:
         """Adapt a model and find out its limits of length.
 
@@ -67,21 +71,33 @@ class Session:
         limits = Limits(seconds_per_check, allowed)
         with bounded(limits):
             adapted, sampler = prepared(model, config)
-        return cls(f"{title}: {adapted.name}", adapted, sampler, limits)
+        return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
 
     def run(self, checks: Sequence[Check], progress: ProgressCallback) -> Report:
         """The report of these checks; one that is interrupted keeps what is done and says so."""
         results: list[CheckResult] = []
         stopped = ""
         try:
-            for done, check in enumerate(checks):
-                progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
-                results.append(check(self.model, self.sampler, self.limits))
+            with self._place() as run:
+                for done, check in enumerate(checks):
+                    progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
+                    results.append(run(check))
         except KeyboardInterrupt:
             stopped = f"Interrupted after {len(results)} of {len(checks)} checks."
         report = Report(self.title, results, stopped)
         progress(len(results), len(checks), report.verdict)
         return report
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[Callable[[Check], CheckResult]]:
+        """Where checks run: here, or in a process of their own."""
+        if not self.isolated:
+            yield lambda check: check(self.model, self.sampler, self.limits)
+            return
+        from utils.checks.isolated import IsolatedChecks
+
+        with IsolatedChecks(self.model, self.sampler) as process:
+            yield lambda check: process.run(check, self.limits)
 
 
 def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:
