@@ -50,7 +50,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
-    "tier 2 analysis": """utils.test_functions: test_attention_patterns test_attribution_analysis test_robustness""",
     "tier 3 studies": """utils.test_functions: test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
     "setup wizard": """utils: SetupWizard
         utils.ui.setup_wizard: SetupWizard""",
@@ -68,7 +67,7 @@ FLOORS = (  # from the ground up; a file may import from its own floor and from 
     ),
     ("utils.loading", "utils.examples", "utils.testing"),
     ("utils.adapters",),
-    ("utils.checks", "utils.tier1_critical_validation", "utils.test_functions", "utils.tokenization"),
+    ("utils.checks", "utils.tier1_critical_validation", "utils.tier2_advanced_analysis", "utils.test_functions", "utils.tokenization"),
     ("utils.training",),
     ("utils.export",),
     ("utils.ui", "utils.notebook", "utils.install", "utils.__main__"),
@@ -89,7 +88,7 @@ ABSENT_FROM_COLAB = (
 VALIDATION_PATH = (  # modules and packages that template.ipynb reaches
     *("utils.errors", "utils._extras", "utils._tables", "utils.examples", "utils.notebook", "utils.install"),
     *("utils.loading", "utils.adapters.model_adapter", "utils.adapters", "utils.checks"),
-    *("utils.tier1_critical_validation", "utils.test_functions"),
+    *("utils.tier1_critical_validation", "utils.tier2_advanced_analysis", "utils.test_functions"),
 )
 NEEDS_LIGHTNING = {"utils.adapters.lightning_adapter"}  # reached only through the name UniversalModelAdapter
 BLOCKER = """

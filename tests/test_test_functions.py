@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from checks import models as m
 
-from utils import test_functions, tier1_critical_validation
+from utils import test_functions, tier1_critical_validation, tier2_advanced_analysis
 from utils.errors import CheckError
 
 CONFIG = SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT)
@@ -32,6 +32,8 @@ def test_shapes_come_as_the_documented_table():
         ),
         ("test_output_stability", {"max_abs_logit", "table"}),
         ("test_inference_speed", {"device", "table"}),
+        ("test_attention_patterns", {"table", "kinds", "heads"}),
+        ("test_attribution_analysis", {"table", "completeness_gap", "difference"}),
     ],
 )
 def test_figures_come_as_a_dict_with_status_and_words(name, keys):
@@ -42,7 +44,11 @@ def test_figures_come_as_a_dict_with_status_and_words(name, keys):
 
 @pytest.mark.parametrize(
     ("name", "column", "rows"),
-    [("test_parameter_initialization", "parameter", 6), ("test_memory_footprint", "part", 7)],
+    [
+        ("test_parameter_initialization", "parameter", 6),
+        ("test_memory_footprint", "part", 7),
+        ("test_robustness", "KL", 5),
+    ],
 )
 def test_tables_come_as_dataframes(name, column, rows):
     table = getattr(test_functions, name)(m.Healthy(layers=1))
@@ -61,4 +67,5 @@ def test_pytest_does_not_collect_them():
 
 def test_names_are_handed_on_not_copied():
     for name in test_functions.__all__:
-        assert getattr(test_functions, name) is getattr(tier1_critical_validation, name)
+        homes = [tier for tier in (tier1_critical_validation, tier2_advanced_analysis) if hasattr(tier, name)]
+        assert [getattr(home, name) for home in homes] == [getattr(test_functions, name)]

@@ -11,13 +11,17 @@ from utils.tier1_critical_validation import (
     test_parameter_initialization,
     test_shape_robustness,
 )
+from utils.tier2_advanced_analysis import test_attention_patterns, test_attribution_analysis, test_robustness
 
 __all__ = [
     "run_all_tier1_tests",
+    "test_attention_patterns",
+    "test_attribution_analysis",
     "test_gradient_flow",
     "test_inference_speed",
     "test_memory_footprint",
     "test_output_stability",
     "test_parameter_initialization",
+    "test_robustness",
     "test_shape_robustness",
 ]

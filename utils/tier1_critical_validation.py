@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
-from utils.checks.report import TABLE, CheckResult, Report
+from utils.checks.report import TABLE, Report
 from utils.checks.runner import Check
-from utils.checks.session import Session, prepared
-from utils.errors import CheckError, ConfigError
+from utils.checks.session import Session
+from utils.checks.single import as_dict, finished
+from utils.errors import ConfigError
 from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def validate(
     Args:
         model: an adapted model, what `load_model` gave, or an `nn.Module`, which is adapted first. It is left as it was.
         config: dict, namespace, Hugging Face config or path of a config.json, where the model brings none.
-        tier: 1, the critical checks.
+        tier: 1, the critical checks; 2, the analysis of what goes on inside.
         progress: called as `progress(done, total, note)` before each check with its name, and once at the end.
         seconds_per_check: a check that takes longer is ended and has failed; None: no bound.
         memory_limit_gb: how much a check may add to the memory of the process, in GB (10**9 bytes); None allows four
@@ -89,10 +90,20 @@ def validate(
         >>> report.passed, report.verdict
         (True, 'All 8 checks passed.')
     """
-    if tier != 1:
-        raise ConfigError(f"tier={tier!r} is not part of this release; it offers tier=1, the critical checks.")
+    checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
-    return session.run(TIER1, progress or ignore_progress)
+    return session.run(checks, progress or ignore_progress)
+
+
+def _checks_of(tier: int) -> tuple[Check, ...]:
+    """The checks of a tier; the second is imported only when somebody asks for it."""
+    if tier == 1:
+        return TIER1
+    if tier == 2:
+        from utils.tier2_advanced_analysis import TIER2
+
+        return TIER2
+    raise ConfigError(f"tier={tier!r} is unknown; there are tier=1, the critical checks, and tier=2, the analysis.")
 
 
 def run_all_tier1_tests(model: Model, config: object = None) -> Report:
@@ -108,7 +119,7 @@ def test_shape_robustness(model: Model, config: object = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    result = _finished(shapes.check, model, config)
+    result = finished(shapes.check, model, config)
     found = [
         {
             "Input Shape": row["input"],
@@ -127,7 +138,7 @@ def test_gradient_flow(model: Model, config: object = None) -> dict[str, Any]:
         max_gradient and min_gradient (root mean squares), has_vanishing_gradients, has_exploding_gradients, the names of
         what gets none, a table, and status, headline, cause and fix.
     """
-    return _as_dict(_finished(gradients.check, model, config))
+    return as_dict(finished(gradients.check, model, config))
 
 
 def test_output_stability(model: Model, config: object = None) -> dict[str, Any]:
@@ -136,17 +147,17 @@ def test_output_stability(model: Model, config: object = None) -> dict[str, Any]
     Returns:
         What was measured, and status, headline, cause and fix.
     """
-    return _as_dict(_finished(stability.check, model, config))
+    return as_dict(finished(stability.check, model, config))
 
 
 def test_parameter_initialization(model: Model, config: object = None) -> pd.DataFrame:
     """Compare the first loss with ln V, and the scale of each layer with its kind: one row per matrix."""
-    return _finished(initialisation.check, model, config).details
+    return finished(initialisation.check, model, config).details
 
 
 def test_memory_footprint(model: Model, config: object = None) -> pd.DataFrame:
     """Measure what a training step keeps in memory: one row per part, in GB (10**9 bytes)."""
-    return _finished(memory.check, model, config).details
+    return finished(memory.check, model, config).details
 
 
 def test_inference_speed(model: Model, config: object = None) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def test_inference_speed(model: Model, config: object = None) -> dict[str, Any]:
     Returns:
         A table with one row per shape, the device, and status and headline.
     """
-    return _as_dict(_finished(speed.check, model, config))
+    return as_dict(finished(speed.check, model, config))
 
 
 for _function in (
@@ -167,20 +178,3 @@ for _function in (
     test_inference_speed,
 ):
     _function.__test__ = False  # type: ignore[union-attr]  # pytest must not collect them
-
-
-def _finished(check: Check, model: Model, config: object) -> CheckResult:
-    """The result of one check.
-
-    Raises:
-        CheckError: it could not finish.
-    """
-    result = check(*prepared(model, config))
-    if result.unfinished:
-        raise CheckError(f"{result.name}: {result.unfinished} {result.cause}. {result.fix}")
-    return result
-
-
-def _as_dict(result: CheckResult) -> dict[str, Any]:
-    words = {name: getattr(result, name) for name in ("status", "headline", "cause", "fix")}
-    return {**result.measured, "passed": result.passed, **words}

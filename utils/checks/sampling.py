@@ -136,14 +136,16 @@ def _runs(adapted: AdaptedModel, sampler: Sampler, length: int) -> bool:
     return True
 
 
-def run_model(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | None = None) -> ModelOutputs:
-    """Call the model; what it raises is wrapped once, with its name and the shape.
+def run_model(
+    adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | None = None, **extras: torch.Tensor
+) -> ModelOutputs:
+    """Call the model; what it raises is wrapped once, with its name and the shape. `extras` as for the call of `adapted`.
 
     Raises:
         CheckError: the model raised on this input.
     """
     try:
-        return adapted(ids, labels=labels)
+        return adapted(ids, labels=labels, **extras)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckError(
