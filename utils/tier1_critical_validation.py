@@ -18,7 +18,7 @@ from utils.checks.runner import Check
 from utils.checks.session import Session
 from utils.checks.single import as_dict, finished
 from utils.errors import ConfigError
-from utils.progress import ProgressCallback, ignore_progress
+from utils.progress import ProgressCallback, showing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def validate(
     model: Model,
     config: object = None,
     tier: int = 1,
-    progress: ProgressCallback | None = None,
+    progress: bool | ProgressCallback = False,
     *,
     seconds_per_check: float | None = 300.0,
     memory_limit_gb: float | None = None,
@@ -68,7 +68,8 @@ def validate(
         model: an adapted model, what `load_model` gave, or an `nn.Module`, which is adapted first. It is left as it was.
         config: dict, namespace, Hugging Face config or path of a config.json, where the model brings none.
         tier: 1, the critical checks; 2, the analysis of what goes on inside.
-        progress: called as `progress(done, total, note)` before each check with its name, and once at the end.
+        progress: True shows a bar with the running check and the time left; a callable is called as
+            `progress(done, total, note)` before each check with its name, and once at the end.
         seconds_per_check: a check that takes longer is ended and has failed; None: no bound.
         memory_limit_gb: how much a check may add to the memory of the process, in GB (10**9 bytes); None allows four
             fifths of what is free.
@@ -92,7 +93,8 @@ def validate(
     """
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
-    return session.run(checks, progress or ignore_progress)
+    with showing(progress, f"Tier {tier}", unit="checks") as show:
+        return session.run(checks, show)
 
 
 def _checks_of(tier: int) -> tuple[Check, ...]:
