@@ -6,6 +6,7 @@ the packages below; the notebooks' cells hold calls only.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ from utils.errors import ConfigError, ExportError, GistIdError, TransformerBuild
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 
 if TYPE_CHECKING:
+    from utils.adapters.model_adapter import AdaptedModel
+    from utils.checks.patching import Patch
     from utils.checks.report import Report
     from utils.export.bundle import Bundle
     from utils.loading.code_review import CodeReview
@@ -38,6 +41,9 @@ IN_FRAGMENT = re.compile(r"[#&?]gist_id=([0-9A-Za-z]+)(?:&revision=([0-9a-f]{40}
 GIST_ADDRESS = re.compile(r"\bgist(?:\.github(?:usercontent)?\.com)?/(?:[\w.-]+/)?([0-9a-f]{20,40})\b")
 DRIVE = Path("/content/drive")
 """Where Colab mounts Google Drive."""
+
+MOST_PATCHES = 5
+"""Patches that are applied one after the other; more faults than that want a person's look first."""
 
 FRONT_END_SECONDS = 3
 """How long to wait for the browser, which never answers when no page is open."""
@@ -215,6 +221,82 @@ def read(choice: ModelChoice) -> Reading:
 
     source = read_source(choice.source)
     return Reading(source, review_files({name: text for name, text in source.files.items() if name.endswith(".py")}))
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What the patches of a report made of a model, one after the other.
+
+    Attributes:
+        steps: (check, what was changed), in their order; empty where no check holds a patch.
+        report: on the model with all of them.
+        diff: from the source as it came to the mended one.
+        path: the mended source; None where nothing was changed.
+    """
+
+    steps: tuple[tuple[str, str], ...]
+    report: Report
+    diff: str = ""
+    path: Path | None = None
+
+    def summary(self) -> str:
+        """The steps, the diff, and what the checks say afterwards."""
+        if self.path is None:
+            red = self.report.named("fail", "warn")
+            return f"No known cure for: {', '.join(red)}." if red else "Nothing to mend."
+        steps = [f"  {check}: {cure}" for check, cure in self.steps]
+        return "\n".join(
+            ["Mended and checked again:", *steps, "", self.diff, f"{self.report.verdict} Saved as {self.path}."]
+        )
+
+    __repr__ = summary
+
+    def _repr_html_(self) -> str:
+        return _render("mended.html", mended=self)
+
+
+def mend(report: Report, path: str | Path = "model_mended.py") -> Mended:
+    """Apply the patches of a report one after the other, each on what the one before it left, and write the source.
+
+    The model that was checked stays as it is.
+
+    Args:
+        report: what `utils.validate` returned.
+        path: file for the mended source.
+    """
+    steps: list[tuple[str, str]] = []
+    first: Patch | None = None
+    last: Patch | None = None
+    while len(steps) < MOST_PATCHES:
+        check = next((check for check in report.checks if check.patch is not None), None)
+        if check is None or check.patch is None:
+            break
+        first, last = first or check.patch, check.patch
+        steps.append((check.name, check.patch.cure))
+        report = report.apply(check)
+    if first is None or last is None:
+        return Mended((), report)
+    whole = dataclasses.replace(last, before=first.before)
+    return Mended(tuple(steps), report, whole.diff, whole.save(path))
+
+
+def look_inside(adapted: AdaptedModel, wanted: bool) -> Report | Skipped:
+    """The analyses of tier 2, where they are wanted: they take longer than the checks."""
+    if not wanted:
+        return Skipped("Tick LOOK_INSIDE and run this cell again to see attention, attribution and the layers.")
+    from utils.tier1_critical_validation import validate
+
+    return validate(adapted, tier=2, progress=True)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A part that was not asked for, and how to have it."""
+
+    how: str
+
+    def __repr__(self) -> str:
+        return self.how
 
 
 @dataclass(frozen=True)
