@@ -64,7 +64,9 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     inputs = sampler.inputs(1, sampler.length(LENGTH))
     place = ContinuousInput.of(adapted, inputs)
     if place is None:
-        return CheckResult(NAME, "skip", f"No module of {adapted.name} looks the token ids up, so nothing can be moved.")
+        return CheckResult(
+            NAME, "skip", f"No module of {adapted.name} looks the token ids up, so nothing can be moved."
+        )
     with torch.no_grad():
         logits = run_model(adapted, inputs).logits
     if not torch.isfinite(logits).all():
@@ -170,7 +172,10 @@ def integrated_gradients(
         shares, weights = (torch.tensor(x, dtype=values.dtype, device=values.device) for x in zip(*part, strict=True))
         shape = (len(part), *[1] * values.dim())
         moved = (begin + shares.view(shape) * (values - begin)).requires_grad_()
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN's RNNs have no gradient in eval mode
+        with (
+            torch.enable_grad(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):  # cuDNN's RNNs have no gradient in eval mode
             scores = score(place.run(lambda _, moved=moved: moved, rows=len(part)))  # type: ignore[misc]
             (gradient,) = torch.autograd.grad(scores.sum(), moved)
         total += (gradient * weights.view(shape)).sum(0).float()
@@ -213,12 +218,18 @@ def _by_pixel(found: Attribution) -> tuple[list[dict[str, Any]], dict[str, np.nd
     rows = []
     for i, band in enumerate(picture.tensor_split(4, 0)):
         for j, field in enumerate(band.tensor_split(4, 1)):
-            rows.append({"row": i, "column": j, "attribution": float(field.sum()), "share": float(field.abs().sum()) / whole})
+            rows.append(
+                {"row": i, "column": j, "attribution": float(field.sum()), "share": float(field.abs().sum()) / whole}
+            )
     return rows, {"pixels": picture.cpu().numpy()}
 
 
 def _leading(rows: list[dict[str, Any]]) -> str:
     """Where most of the attribution lies, in words."""
     first = max(rows, key=lambda row: 0.0 if math.isnan(row["share"]) else row["share"])
-    where = f"position {first['position']}" if "position" in first else f"field ({first['row']}, {first['column']}) of 4 × 4"
+    where = (
+        f"position {first['position']}"
+        if "position" in first
+        else f"field ({first['row']}, {first['column']}) of 4 × 4"
+    )
     return "nothing moves it" if math.isnan(first["share"]) else f"{first['share']:.0%} from {where}"

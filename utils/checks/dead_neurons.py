@@ -91,7 +91,13 @@ class Activity:
         typical = (self.squares / max(1, self.seen * units)) ** 0.5
         dead = int((self.largest <= SILENT * typical).sum())
         saturated = int((self.stuck == self.seen).sum()) if self.kind in BOUNDS else 0
-        row: dict[str, Any] = {"layer": name, "kind": self.kind, "units": units, "dead": dead, "dead share": dead / units}
+        row: dict[str, Any] = {
+            "layer": name,
+            "kind": self.kind,
+            "units": units,
+            "dead": dead,
+            "dead share": dead / units,
+        }
         return row | {"saturated share": saturated / units, "above 0": self.fired / max(1, self.seen * units)}
 
 
@@ -123,7 +129,10 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             measured,
         )
     return CheckResult(
-        NAME, "pass", f"{dead} of {units:,} units in {len(rows)} activations are dead over {measured['inputs']} inputs.", measured=measured
+        NAME,
+        "pass",
+        f"{dead} of {units:,} units in {len(rows)} activations are dead over {measured['inputs']} inputs.",
+        measured=measured,
     )
 
 

@@ -44,7 +44,10 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     zero = [row["name"] for row in rows if row["effective rank"] == 0]
     faults = [*_weight_faults(adapted, weights), *_activation_faults(adapted, activations)]
     note = f"All zero: {listed(zero)}." if zero else ""
-    shares = {kind: [r["share"] for r in rows if r["kind"] == kind and r["effective rank"]] for kind in ("weight", "activation")}
+    shares = {
+        kind: [r["share"] for r in rows if r["kind"] == kind and r["effective rank"]]
+        for kind in ("weight", "activation")
+    }
     spans = [f"{kind}s {min(found):.0%} to {max(found):.0%}" for kind, found in shares.items() if found]
     if not spans:
         return CheckResult(NAME, "skip", f"{adapted.name} has no finite matrix with {SMALLEST} rows and columns.")
@@ -52,7 +55,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
-    """exp of the entropy of the singular values, divided by their sum; 0 for a matrix of zeros.
+    """The exponential of the entropy of the singular values, divided by their sum; 0 for a matrix of zeros.
 
     Args:
         matrix: (N, P), finite.
@@ -122,7 +125,9 @@ def _is_table(name: str, matrix: torch.Tensor) -> bool:
 
 def _collapsed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        row for row in rows if 0 < row["effective rank"] and (row["share"] <= COLLAPSED or row["effective rank"] <= ONE_DIMENSION)
+        row
+        for row in rows
+        if row["effective rank"] > 0 and (row["share"] <= COLLAPSED or row["effective rank"] <= ONE_DIMENSION)
     ]
 
 

@@ -45,7 +45,9 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
         return CheckResult(NAME, "skip", f"Neither the embeddings nor the tokens of {adapted.name} can be changed.")
     measured = {TABLE: rows}
     least = rows[0] if rows[0]["change"] in ("embedding noise", "pixel noise") else None
-    worst = f"{rows[-1]['change']} at {rows[-1]['amount']:g}: {rows[-1]['KL']:.2g} nats, top-1 {rows[-1]['agreement']:.0%}"
+    worst = (
+        f"{rows[-1]['change']} at {rows[-1]['amount']:g}: {rows[-1]['KL']:.2g} nats, top-1 {rows[-1]['agreement']:.0%}"
+    )
     if least is not None and not least["KL"] <= FRAGILE:
         return CheckResult(
             NAME,
@@ -55,7 +57,11 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             "Normalise before each sublayer and initialise with std 0.02; the check of initialisation names what is unusual.",
             measured,
         )
-    first = "" if least is None else f"{least['change']} at {least['amount']:g}: {least['KL']:.2g} nats, top-1 {least['agreement']:.0%}; "
+    first = (
+        ""
+        if least is None
+        else f"{least['change']} at {least['amount']:g}: {least['KL']:.2g} nats, top-1 {least['agreement']:.0%}; "
+    )
     return CheckResult(NAME, "pass", f"{first}{worst}.", measured=measured)
 
 
@@ -78,7 +84,7 @@ def _noisy(
     rows = []
     for scale in NOISES:
         with torch.no_grad():
-            moved = place.run(lambda values, scale=scale: values + scale * noise, **held)  # type: ignore[misc]
+            moved = place.run(lambda values, scale=scale: values + scale * noise, None, **held)  # type: ignore[misc]
         rows.append(_row(kind, scale, _flat(clean), _flat(moved)))
     return rows
 
@@ -159,7 +165,12 @@ def divergence(clean: torch.Tensor, moved: torch.Tensor) -> tuple[float, float]:
 def _row(change: str, amount: float, clean: torch.Tensor, moved: torch.Tensor) -> dict[str, Any]:
     if clean.shape[-1] == 1:  # one number: its change, relative to its size, takes the place of a divergence
         size = clean.square().mean().sqrt().clamp(min=1e-30)
-        return {"change": change, "amount": amount, "KL": float((moved - clean).square().mean().sqrt() / size), "agreement": 1.0}
+        return {
+            "change": change,
+            "amount": amount,
+            "KL": float((moved - clean).square().mean().sqrt() / size),
+            "agreement": 1.0,
+        }
     nats, agreement = divergence(clean, moved)
     return {"change": change, "amount": amount, "KL": nats, "agreement": agreement}
 
