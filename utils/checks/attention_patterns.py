@@ -50,8 +50,8 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     maps = attention_maps(adapted, inputs, **_decoder_ids(adapted, inputs))
     if not maps:
         return CheckResult(NAME, "skip", f"No attention was found in {adapted.name}: there are no maps to look at.")
-    if not all(bool(torch.isfinite(weights).all()) for weights in maps.values()):
-        return CheckResult(NAME, "skip", "The attention weights are not finite, so they cannot be described.")
+    if not all(bool(torch.isfinite(weights).all() and weights.any()) for weights in maps.values()):
+        return CheckResult(NAME, "skip", "The attention weights of a layer are not finite, or hide everything.")
     in_order = adapted.contract.takes_tokens
     rows = [row for layer, weights in maps.items() for row in describe(layer, weights, period, in_order)]
     kinds = Counter(row["kind"] for row in rows)

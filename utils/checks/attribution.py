@@ -177,8 +177,11 @@ def integrated_gradients(
             torch.backends.cudnn.flags(enabled=False),
         ):  # cuDNN's RNNs have no gradient in eval mode
             scores = score(place.run(lambda _, moved=moved: moved, rows=len(part)))  # type: ignore[misc]
-            (gradient,) = torch.autograd.grad(scores.sum(), moved)
-        total += (gradient * weights.view(shape)).sum(0).float()
+            if not scores.requires_grad:  # nothing that the input goes through has a slope
+                continue
+            (gradient,) = torch.autograd.grad(scores.sum(), moved, allow_unused=True)
+        if gradient is not None:
+            total += (gradient * weights.view(shape)).sum(0).float()
     return total * (values - begin).float()
 
 

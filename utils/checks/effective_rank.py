@@ -24,6 +24,8 @@ COLLAPSED = 0.02
 weights at 0.78 and above, activations of twelve layers at 0.5 and above."""
 ONE_DIMENSION = 1.5
 """Effective rank up to which narrow matrices have collapsed: nearly all lies in one direction."""
+FLAT = 1e-6
+"""Spread of a layer's rows, relative to their size, that is rounding: they are all the same."""
 SMALLEST = 4
 """Matrices with fewer rows or columns are left out: there is no rank to lose."""
 LARGEST = 4096
@@ -55,7 +57,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
-    """exp of the entropy of the singular values, divided by their sum; 0 for a matrix of zeros.
+    """The exponential of the entropy of the singular values, divided by their sum; 0 for a matrix of zeros.
 
     Args:
         matrix: (N, P), finite.
@@ -98,7 +100,9 @@ def _activations(adapted: AdaptedModel, sampler: Sampler) -> list[dict[str, Any]
         if min(layer.rows.shape) < SMALLEST or not torch.isfinite(layer.rows).all():
             continue
         values = _sample(layer.rows)
-        rank = effective_rank(values - values.mean(0))
+        spread = values - values.mean(0)
+        flat = float(spread.norm()) <= FLAT * float(values.norm())
+        rank = float(bool(values.any())) if flat else effective_rank(spread)
         rows.append(_row("activation", layer.name, layer.rows, rank, min(values.shape[0] - 1, values.shape[1])))
     return rows
 
@@ -127,7 +131,7 @@ def _collapsed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         row
         for row in rows
-        if 0 < row["effective rank"] and (row["share"] <= COLLAPSED or row["effective rank"] <= ONE_DIMENSION)
+        if row["effective rank"] > 0 and (row["share"] <= COLLAPSED or row["effective rank"] <= ONE_DIMENSION)
     ]
 
 

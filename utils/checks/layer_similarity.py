@@ -45,9 +45,10 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
         }
         for i, layer in enumerate(layers)
     ]
-    measured = {TABLE: rows, "idle_layers": [layer.name for layer in layers if _idle(layer)]}
-    sleeping = _asleep(adapted, inputs) if measured["idle_layers"] else []
-    idle = [name for name in measured["idle_layers"] if name not in sleeping]
+    unchanged = [layer.name for layer in layers if _idle(layer)]
+    sleeping = _asleep(adapted, inputs, unchanged) if unchanged else []
+    idle = [name for name in unchanged if name not in sleeping]
+    measured = {TABLE: rows, "idle_layers": idle, "identity_at_start": sleeping}
     note = f" {listed(sleeping)} starts as the identity, since weights of it are zero." if sleeping else ""
     if idle:
         return CheckResult(
@@ -67,9 +68,8 @@ def _idle(layer: LayerOutput) -> bool:
     return layer.change is not None and layer.change <= UNCHANGED
 
 
-def _asleep(adapted: AdaptedModel, inputs: torch.Tensor) -> list[str]:
+def _asleep(adapted: AdaptedModel, inputs: torch.Tensor, idle: list[str]) -> list[str]:
     """Idle layers that do something as soon as weights that are zero get small noise: a known way to start."""
-    idle = [layer.name for layer in layer_outputs(adapted, inputs) if _idle(layer)]
     wake_zero_matrices(adapted.model)
     with torch.no_grad():
         for parameter in adapted.model.parameters():

@@ -27,6 +27,8 @@ CONTEXT_BYTES = 0.6 * GB
 BATCH, LENGTH = 8, 512
 """The training size that the verdict speaks of; shorter where the model's limit is."""
 PROBE_LENGTH = 64
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""Batch sizes of the picture."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
         "bytes": {name: int(value) for name, value in parts.items()},
         "measured": {f"{batch} × {tokens}": size for (batch, tokens), size in measured.items()},
         "total_gb": total(BATCH) / GB,
+        "by_batch": [{"batch": size, "GB": total(size) / GB} for size in BATCHES],
     }
     weights = f"{adapted.num_parameters():,} parameters; weights, gradients and AdamW {sum(fixed.values()) / GB:.2g} GB"
     if total(BATCH) <= T4_BYTES:

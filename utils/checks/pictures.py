@@ -1,6 +1,7 @@
 """Pictures of check results, as matplotlib figures. Draws what a result holds; measures nothing.
 
-One function per check that has a picture, listed in `PICTURES` under the check's name.
+One function per check that has a picture, listed in `PICTURES` under the check's name; most lie in `pictures_resources` and
+`pictures_insight`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,16 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from utils.checks.figures import blank
+from utils.checks.pictures_insight import (
+    attention_grid,
+    attribution_bars,
+    dead_bars,
+    rank_points,
+    robustness_curves,
+    similarity_map,
+)
+from utils.checks.pictures_resources import memory_parts, speed_bars
 from utils.checks.report import TABLE, CheckResult
 
 if TYPE_CHECKING:
@@ -35,13 +46,6 @@ def embedded(result: CheckResult) -> str:
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no window and no global state of matplotlib."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _gradient_bars(result: CheckResult) -> Figure | None:
     """Root mean square of the gradient, one bar per parameter in the model's order."""
     rows = [row for row in result.measured.get(TABLE, []) if row.get("gradient rms")]
@@ -51,7 +55,7 @@ def _gradient_bars(result: CheckResult) -> Figure | None:
         ranked = sorted(rows, key=lambda row: row["gradient rms"])
         kept = {id(row) for row in (*ranked[: MOST_BARS // 2], *ranked[-MOST_BARS // 2 :])}
         rows = [row for row in rows if id(row) in kept]
-    figure = _figure(9, 0.8 + 0.2 * len(rows))
+    figure = blank(9, 0.8 + 0.2 * len(rows))
     axes = figure.subplots()
     axes.barh([row["parameter"] for row in rows], [row["gradient rms"] for row in rows], color="#2f6fb2")
     axes.set_xscale("log")
@@ -63,5 +67,13 @@ def _gradient_bars(result: CheckResult) -> Figure | None:
 
 PICTURES: dict[str, Callable[[CheckResult], Figure | None]] = {
     "gradient flow": _gradient_bars,
+    "memory": memory_parts,
+    "inference speed": speed_bars,
+    "attention patterns": attention_grid,
+    "attribution": attribution_bars,
+    "robustness": robustness_curves,
+    "effective rank": rank_points,
+    "layer similarity": similarity_map,
+    "dead neurons": dead_bars,
 }
 """Name of a check → what draws its result."""

@@ -84,7 +84,7 @@ def _noisy(
     rows = []
     for scale in NOISES:
         with torch.no_grad():
-            moved = place.run(lambda values, scale=scale: values + scale * noise, **held)  # type: ignore[misc]
+            moved = place.run(lambda values, scale=scale: values + scale * noise, None, **held)  # type: ignore[misc]
         rows.append(_row(kind, scale, _flat(clean), _flat(moved)))
     return rows
 
