@@ -20,7 +20,7 @@ LENGTH = 8
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Warn where a later token moves earlier logits: next-token training would let the model read its answers."""
-    if adapted.contract.task != "lm":
+    if adapted.contract.task not in ("lm", "seq2seq"):
         return CheckResult(
             NAME, "skip", f"The model's task is {adapted.contract.task}: there is no next token to hide."
         )

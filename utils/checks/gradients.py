@@ -15,7 +15,8 @@ from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
-from utils.checks.inspection import calls, listed, owners, role, wake_zero_matrices, where
+from utils.checks.graph_leaves import unregistered_leaves
+from utils.checks.inspection import calls, listed, output_head, owners, role, wake, where
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, loss_of
@@ -42,6 +43,7 @@ class Survey:
         broken: parameters with NaN or infinite gradients.
         frozen: parameters that do not require gradients.
         silent: parameter-free submodules that never ran (information only).
+        outside: what the loss would teach and the model's parameters leave out.
     """
 
     sizes: dict[str, float] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Survey:
     broken: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
 
 @model_check(NAME)
@@ -60,13 +63,11 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     The details hold `max_gradient`, `min_gradient` (root mean squares), `has_vanishing_gradients` and
     `has_exploding_gradients`, and one row per parameter.
     """
-    survey, woken = _survey(adapted, sampler), []
-    if survey.zero and (woken := wake_zero_matrices(adapted.model)):
-        survey = _survey(adapted, sampler)
+    survey, woken = _woken_survey(adapted, sampler)
     matrices = [n for n, p in adapted.model.named_parameters() if p.dim() >= 2 and survey.sizes.get(n, 0.0) > 0]
     stacks = _uneven_stacks(adapted.model, survey.sizes)
     faint = _faint(survey.sizes, matrices)
-    faults = [*_breaks(adapted, survey), *_imbalances(adapted, stacks, faint)]
+    faults = [*_breaks(adapted, survey), *_left_out(adapted, survey), *_imbalances(adapted, stacks, faint)]
     details = _details(adapted.model, survey, stacks, faint, woken)
     note = f"{listed(woken)} starts at zero, and was given small noise to see below it." if woken else ""
     frozen = f" {len(survey.frozen)} frozen: {listed(survey.frozen)}." if survey.frozen else ""
@@ -76,6 +77,30 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     )
 
 
+def _woken_survey(adapted: AdaptedModel, sampler: Sampler) -> tuple[Survey, list[str]]:
+    """The gradients after what starts at zero has moved, and the names of what was moved.
+
+    A branch that starts at zero is a known choice: the zeros get a gradient and move, and then what lies below them gets one.
+    Zeros that get no gradient themselves would stay for ever, so they are left as they are.
+    """
+    survey, woken = _survey(adapted, sampler), list[str]()
+    while survey.zero and (moved := _movable_zeros(adapted.model, survey)):
+        wake(adapted.model, moved)
+        woken += moved
+        survey = _survey(adapted, sampler)
+    return survey, woken
+
+
+def _movable_zeros(model: nn.Module, survey: Survey) -> list[str]:
+    """Parameters that are all zero and get a gradient: the matrices, or else the vectors, apart from biases."""
+    zeros = [
+        (name, p.dim())
+        for name, p in model.named_parameters()
+        if survey.sizes.get(name, 0.0) > 0 and not name.endswith("bias") and not p.any()
+    ]
+    return [name for name, axes in zeros if axes >= 2] or [name for name, _ in zeros]
+
+
 def _survey(adapted: AdaptedModel, sampler: Sampler) -> Survey:
     adapted.train()
     for parameter in adapted.parameters():
@@ -83,9 +108,10 @@ def _survey(adapted: AdaptedModel, sampler: Sampler) -> Survey:
     with torch.enable_grad(), torch.random.fork_rng(), calls(adapted.model) as called:
         torch.manual_seed(0)
         loss = loss_of(adapted, sampler.inputs(BATCH, sampler.length(LENGTH)))
+        outside = unregistered_leaves(adapted.model, loss) if loss.requires_grad else []
         if loss.requires_grad:
             loss.backward()
-    survey = Survey(frozen=[n for n, p in adapted.model.named_parameters() if not p.requires_grad])
+    survey = Survey(frozen=[n for n, p in adapted.model.named_parameters() if not p.requires_grad], outside=outside)
     for module, parameters in owners(adapted.model).items():
         _look_at(
             module, {n: p for n, p in parameters.items() if p.requires_grad}, module in called or not module, survey
@@ -205,6 +231,39 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
     return faults
 
 
+def _left_out(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
+    """What could learn and does not: tensors that are no parameters, and a frozen head under layers that train."""
+    faults = []
+    if survey.outside:
+        name = survey.outside[0]
+        faults.append(
+            Fault(
+                "fail",
+                f"{len(survey.outside)} tensors that the loss would teach are no parameters of the model: {listed(survey.outside)}.",
+                "An optimizer moves model.parameters() and a checkpoint keeps state_dict(); neither holds them, because they are "
+                "plain tensors, lie in a plain list or dict, or belong to a layer that is made anew in every call.",
+                f"Register {name} in __init__: nn.Parameter for a tensor, nn.ModuleList or nn.ParameterList for a list.",
+            )
+        )
+    head = output_head(adapted)
+    if head is not None and head[0] in survey.frozen and _mostly_trained(adapted.model):
+        faults.append(
+            Fault(
+                "warn",
+                f"The output head {head[0]} is frozen, while the layers below it learn.",
+                f"{where(adapted, head[0].rpartition('.')[0])} has requires_grad=False, so the scores stay where they started.",
+                f"Remove requires_grad_(False) from {head[0]}; freeze most of the model where only a part of it shall learn.",
+            )
+        )
+    return faults
+
+
+def _mostly_trained(model: nn.Module) -> bool:
+    """Whether more matrices learn than are frozen; adapters on a frozen model are the other way round."""
+    matrices = [p.requires_grad for p in model.parameters() if p.dim() >= 2]
+    return 2 * sum(matrices) > len(matrices)
+
+
 def _imbalances(adapted: AdaptedModel, stacks: dict[str, tuple[str, str, float]], faint: list[str]) -> list[Fault]:
     faults = []
     if stacks:
@@ -255,6 +314,7 @@ def _details(
         "zero_modules": survey.zero,
         "nan_parameters": survey.broken,
         "frozen": survey.frozen,
+        "outside_parameters": survey.outside,
         "never_called_without_parameters": survey.silent,
         "started_at_zero": woken,
     }

@@ -99,14 +99,18 @@ def wake_zero_matrices(model: nn.Module) -> list[str]:
     A head or a branch that starts at zero is a known choice (zero-initialised output projections); what lies below it
     shows neither output nor gradient until the first step. Call within `preserved`.
     """
-    woken = []
+    zeros = [name for name, p in model.named_parameters() if p.dim() >= 2 and p.numel() > 0 and not p.any()]
+    wake(model, zeros)
+    return zeros
+
+
+def wake(model: nn.Module, names: list[str]) -> None:
+    """Fill the named parameters with small noise. Call within `preserved`."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2 and parameter.numel() > 0 and not parameter.any():
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-                parameter.copy_(noise * 0.02)
-                woken.append(name)
-    return woken
+        for name in names:
+            parameter = model.get_parameter(name)
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter.copy_(noise * 0.02)
 
 
 def where(adapted: AdaptedModel, module_name: str) -> str:

@@ -53,6 +53,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     faults = [
         *_hidden_nan(adapted, first),
         *_extreme(adapted, largest),
+        *_narrow_logits(adapted, first.logits),
         *_random(adapted, first, again),
         *_constant(adapted, sampler, first, other),  # may wake zero matrices, so nothing is compared after it
         *narrow,
@@ -122,6 +123,24 @@ def _extreme(adapted: AdaptedModel, largest: float) -> list[Fault]:
             f"The largest logit is {largest:.3g}; beyond {EXTREME_LOGIT:g} the softmax is one-hot and float16 overflows.",
             f"The values that reach {name}, or its weights, are too large.",
             f"Normalise before the head (a final LayerNorm), or initialise {name} with std 0.02.",
+        )
+    ]
+
+
+def _narrow_logits(adapted: AdaptedModel, logits: torch.Tensor) -> list[Fault]:
+    """Logits in fewer bits than every weight: the loss is a difference of large sums, and loses what was rounded away."""
+    weights = {parameter.dtype for parameter in adapted.model.parameters() if parameter.is_floating_point()}
+    narrow = (torch.float16, torch.bfloat16)
+    if logits.dtype not in narrow or not weights or weights & set(narrow):
+        return []
+    kind = str(logits.dtype).removeprefix("torch.")
+    return [
+        Fault(
+            "warn",
+            f"The logits are {kind}, although no weight is.",
+            f"forward of {adapted.name} converts them (.half(), .to(torch.{kind})): the loss is computed from rounded numbers, and "
+            "float16 overflows beyond 65504.",
+            "Remove the conversion; where speed is wanted, train with precision='16-mixed' or 'bf16-mixed'.",
         )
     ]
 
