@@ -1,5 +1,7 @@
 """A small classifier of texts: encoder layers and the mean over the tokens that are no padding."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn

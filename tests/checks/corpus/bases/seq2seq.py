@@ -1,5 +1,7 @@
 """A small encoder-decoder: nn.TransformerEncoderLayer and nn.TransformerDecoderLayer, labels that are not shifted."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn

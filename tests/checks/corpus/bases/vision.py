@@ -1,5 +1,7 @@
 """A small vision transformer: patches, a class token, encoder layers, the mean of all."""
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 
