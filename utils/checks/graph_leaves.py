@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import nn
+
+from utils.checks.hidden_tensors import hidden_tensors
 
 
 def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
@@ -19,7 +18,7 @@ def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)  # only the nodes that accumulate a gradient hold one
-        if variable is not None:
+        if isinstance(variable, torch.Tensor):
             found[id(variable)] = variable
         waiting += [following for following, _ in node.next_functions]
     return list(found.values())
@@ -41,28 +40,7 @@ def unregistered_leaves(model: nn.Module, loss: torch.Tensor) -> list[str]:
     strangers = {id(leaf): leaf for leaf in leaves_of(loss) if id(leaf) not in known}
     if not strangers:
         return []
-    names = {id(tensor): name for name, tensor in _held(model)}
-    return sorted(
-        names.get(key, f"a tensor of shape {tuple(leaf.shape)} made in forward") for key, leaf in strangers.items()
-    )
-
-
-def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that an attribute of a module holds, with the name of the attribute."""
-    for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_modules"):
-                continue
-            label = attribute if attribute != "_buffers" else "buffer"
-            yield from ((".".join(filter(None, [name, label, *inner])), tensor) for inner, tensor in _tensors(value))
-
-
-def _tensors(value: Any) -> Iterator[tuple[list[str], torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield [], value
-    elif isinstance(value, nn.Module):
-        yield from (([name], parameter) for name, parameter in value.named_parameters())
-    elif isinstance(value, (list, tuple, dict)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from (([str(key), *inner], tensor) for inner, tensor in _tensors(item))
+    names = {id(hidden.tensor): hidden.name for hidden in hidden_tensors(model)}
+    names |= {id(buffer): name for name, buffer in model.named_buffers()}
+    made = "a tensor of shape {} made in forward"
+    return sorted(names.get(key, made.format(tuple(leaf.shape))) for key, leaf in strangers.items())

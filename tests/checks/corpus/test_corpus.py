@@ -22,7 +22,9 @@ def test_the_responsible_check_flags_the_fault(fault):
 
 
 @pytest.mark.slow  # every check on every twin
-@pytest.mark.parametrize(("name", "fault"), twins(FAULTS).items(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "fault"), twins(FAULTS).items(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_no_check_complains_about_a_healthy_twin(name, fault):
     row = examine(name, fault.build_twin(), CHECKS.values())
     assert row.sound, "\n".join(result.summary() for result in row.results if result.name in row.flagged)
@@ -44,12 +46,14 @@ def test_each_fault_differs_from_its_twin_and_is_named_once():
 
 def test_a_change_that_fits_nowhere_is_an_error():
     fault = Fault("nothing", "gpt", "causality", {"no such piece": ""})
-    with pytest.raises(ValueError, match="stands 0 times in bases/gpt.py"):
+    with pytest.raises(ValueError, match=r"stands 0 times in bases/gpt\.py"):
         _ = fault.source
 
 
 def test_a_model_that_cannot_be_adapted_counts_as_missed():
-    fault = Fault("no call", "lstm", "causality", {"def forward(self, input_ids):": "def forward(self, input_ids, a, b, c):"})
+    fault = Fault(
+        "no call", "lstm", "causality", {"def forward(self, input_ids):": "def forward(self, input_ids, a, b, c):"}
+    )
     row = examine_fault(fault, CHECKS.values())
     assert "Error" in row.error
     assert not row.caught
