@@ -194,10 +194,17 @@ ATTENTION_FAULTS = (
         cure="batch_first missing",
     ),
     Fault(
+        "padding mask not used in cross-attention",
+        "seq2seq",
+        "padding invariance",
+        {"tgt_mask=mask, memory_key_padding_mask=hidden": "tgt_mask=mask"},
+        cure=PADDING,
+    ),
+    Fault(
         "decoder without causal mask",
         "seq2seq",
         "causality",
-        {"layer(x, memory, tgt_mask=mask)": "layer(x, memory)"},
+        {"memory, tgt_mask=mask, memory": "memory, memory"},
         cure=NO_MASK,
     ),
 )
