@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
+from utils.checks import (
+    accumulation,
+    causality,
+    determinism,
+    gradients,
+    initialisation,
+    learning,
+    memory,
+    padding,
+    positions,
+    round_trip,
+    rows,
+    shapes,
+    speed,
+    stability,
+)
 from utils.checks.report import TABLE, Report
 from utils.checks.runner import Check
 from utils.checks.session import Session
@@ -24,6 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from utils.adapters.model_adapter import AdaptedModel
+    from utils.checks.limits import Limits
+    from utils.checks.sampling import Sampler
     from utils.loading.model_loader import LoadedModel
 
     Model = AdaptedModel | LoadedModel | nn.Module
@@ -39,6 +56,16 @@ __all__ = [
     "validate",
 ]
 
+
+def _export_dry_run(adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None) -> CheckResult:
+    """Try the exporters; imported when it runs, since they stand above the checks and take seconds to import."""
+    from utils.export import dry_run
+
+    return dry_run.check(adapted, sampler, limits)
+
+
+_export_dry_run.check_name = "export dry run"  # type: ignore[attr-defined]
+
 TIER1: tuple[Check, ...] = (
     shapes.check,
     gradients.check,
@@ -46,8 +73,15 @@ TIER1: tuple[Check, ...] = (
     initialisation.check,
     causality.check,
     rows.check,
+    padding.check,
+    determinism.check,
+    positions.check,
+    round_trip.check,
+    learning.check,
+    accumulation.check,
     memory.check,
     speed.check,
+    _export_dry_run,
 )
 """The checks of tier 1 in the order in which they run."""
 
@@ -89,7 +123,7 @@ def validate(
     Example:
         >>> report = validate(model, {"vocab_size": 256, "max_seq_len": 64})
         >>> report.passed, report.verdict
-        (True, 'All 8 checks passed.')
+        (True, 'All 15 checks passed.')
     """
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
