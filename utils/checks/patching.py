@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from utils._files import write_text
 
 if TYPE_CHECKING:
     from utils.adapters.model_adapter import AdaptedModel
@@ -21,6 +24,7 @@ class Patch:
         after: the whole source as it should be.
         retested: what the check said about the patched copy.
         file_name: of the source, for the diff.
+        fresh_weights: the change is about how weights begin, so a patched copy is not given the old ones.
     """
 
     cure: str
@@ -28,6 +32,7 @@ class Patch:
     after: str
     retested: str
     file_name: str = "model.py"
+    fresh_weights: bool = False
 
     @property
     def diff(self) -> str:
@@ -39,6 +44,10 @@ class Patch:
             f"b/{self.file_name}",
         )
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the patched source, or the diff where the name ends in .diff or .patch; the user's own file is not touched."""
+        return write_text(path, self.diff if Path(path).suffix in (".diff", ".patch") else self.after)
 
     def summary(self) -> str:
         """What is changed and that it was re-tested, in one line."""
