@@ -1,0 +1,95 @@
+"""`python -m tests.checks.corpus`: the confusion table of seeded faults and checks. Exit code 1 below the bar."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+
+import torch
+
+from tests.checks.corpus.table import (
+    CHECKS,
+    FAULTS,
+    FLAGGED_SHARE,
+    Row,
+    examine,
+    examine_fault,
+    twins,
+)
+from utils._tables import text_table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Examine the chosen faults and their twins, print the table, return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.checks.corpus", description=__doc__)
+    parser.add_argument("--only", metavar="PART", help="faults whose name or responsible check holds this text")
+    parser.add_argument("--fast", action="store_true", help="only the responsible check of each fault")
+    parser.add_argument("--verbose", action="store_true", help="what was said about each miss and false alarm")
+    options = parser.parse_args(arguments)
+    _quiet()
+    chosen = [fault for fault in FAULTS if not options.only or options.only in f"{fault.name} {fault.check}"]
+    faulty = [
+        examine_fault(fault, [CHECKS[fault.check]] if options.fast and fault.check in CHECKS else CHECKS.values())
+        for fault in chosen
+    ]
+    healthy = [examine(name, fault.build_twin(), CHECKS.values()) for name, fault in twins(chosen).items()]
+    say(confusion(faulty))
+    say(alarms(healthy))
+    if options.verbose:
+        say(remarks(faulty, healthy))
+    share = sum(row.caught for row in faulty) / max(len(faulty), 1)
+    false_alarms = sum(not row.sound for row in healthy)
+    say(f"{share:.1%} of {len(faulty)} faults flagged by the responsible check (bar {FLAGGED_SHARE:.0%})")
+    say(f"{false_alarms} of {len(healthy)} healthy twins raise an alarm (bar 0)")
+    return 0 if share >= FLAGGED_SHARE and not false_alarms else 1
+
+
+def confusion(rows: list[Row]) -> str:
+    """One line per fault: who is responsible, whether it was seen, and who flagged it."""
+    cells = [
+        (
+            row.name,
+            row.fault.base if row.fault else "",
+            row.fault.check if row.fault else "",
+            "yes" if row.caught else "MISSED",
+            row.error or ", ".join(f"{name} ({status})" for name, status in row.flagged.items()),
+        )
+        for row in rows
+    ]
+    return text_table(("fault", "model", "responsible check", "flagged", "by"), cells, width=200)
+
+
+def alarms(rows: list[Row]) -> str:
+    """One line per healthy twin."""
+    cells = [(row.name, ", ".join(f"{name} ({status})" for name, status in row.flagged.items()) or "-") for row in rows]
+    return text_table(("healthy twin", "alarms"), cells, width=200)
+
+
+def remarks(faulty: list[Row], healthy: list[Row]) -> str:
+    """Everything that was said about the faults that were missed and the twins that raise an alarm."""
+    lines = []
+    for row in [row for row in faulty if not row.caught] + [row for row in healthy if not row.sound]:
+        lines += [f"## {row.name} {row.error}"]
+        for result in row.results:
+            if row.fault is None and result.name in row.flagged or row.fault and result.name == row.fault.check:
+                lines.append(result.summary())
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Print: a command speaks."""
+    print(text, flush=True)  # noqa: T201
+
+
+def _quiet() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
