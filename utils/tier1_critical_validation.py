@@ -59,6 +59,7 @@ def validate(
     *,
     seconds_per_check: float | None = 300.0,
     memory_limit_gb: float | None = None,
+    patches: bool = True,
 ) -> Report:
     """Check a model and say what is wrong, why, and what to change.
 
@@ -70,6 +71,9 @@ def validate(
         seconds_per_check: a check that takes longer is ended and has failed; None: no bound.
         memory_limit_gb: how much a check may add to the memory of the process, in GB (10**9 bytes); None allows four
             fifths of what is free.
+        patches: look for a change of the model's source that turns a check green, re-tested on a copy, for at most a
+            minute; `report.apply(check)` gives the report of the patched copy. Nothing is looked for where the source is
+            not known.
 
     Returns:
         The report; `report.passed` is False when a check failed or could not finish, when none ran, and when the run was
@@ -88,7 +92,7 @@ def validate(
     if tier != 1:
         raise ConfigError(f"tier={tier!r} is not part of this release; it offers tier=1, the critical checks.")
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb)
-    return session.run(TIER1, progress or ignore_progress)
+    return session.run(TIER1, progress or ignore_progress, patches)
 
 
 def run_all_tier1_tests(model: Model, config: object = None) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,12 +38,8 @@ class Patch:
     @property
     def diff(self) -> str:
         """The change as a unified diff, as `patch` and `git apply` take it."""
-        lines = difflib.unified_diff(
-            self.before.splitlines(keepends=True),
-            self.after.splitlines(keepends=True),
-            f"a/{self.file_name}",
-            f"b/{self.file_name}",
-        )
+        before, after = (_lines(text) for text in (self.before, self.after))
+        lines = difflib.unified_diff(before, after, f"a/{self.file_name}", f"b/{self.file_name}")
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
     def save(self, path: str | Path) -> Path:
@@ -52,6 +49,11 @@ class Patch:
     def summary(self) -> str:
         """What is changed and that it was re-tested, in one line."""
         return f"{self.cure}; re-tested: {self.retested}"
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as git counts them: each ends with its line feed, and nothing else ends one."""
+    return [line for line in re.split(r"(?<=\n)", text) if line]
 
 
 class Subject(Protocol):

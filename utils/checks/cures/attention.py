@@ -15,7 +15,6 @@ from utils.checks.cures.code import (
     of_self,
     parameters,
     receiver,
-    root,
     subject,
 )
 from utils.checks.cures.cure import Change, cure
@@ -25,6 +24,8 @@ _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _TURNED = ("transpose", "mT", "T", "permute", "swapaxes")
 _MASKS = ("attention_mask", "attn_mask", "mask", "padding_mask", "pad_mask", "src_mask", "key_padding_mask")
 _SEES = ("causality", "learning", "initialisation", "position sensitivity")
+_BREAKS = ("numerical stability", "gradient flow", "padding invariance", "shape robustness", "row independence",
+           "gradient accumulation", "attention patterns")  # fmt: skip
 
 
 # ---- scale ----------------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def module_kind(code: Code, call: ast.Call) -> str:
     return called(made) if isinstance(made, ast.Call) else ""
 
 
-@cure("diagonal of the causal mask")
+@cure("diagonal of the causal mask", *_SEES, *_BREAKS)
 def diagonal(code: Code) -> Iterator[Change]:
     """Future begins one past the diagonal: `triu(…, 1)` of what is hidden, `tril(…)` of what is seen."""
     everywhere = [*code.forwards, *code.constructors]
@@ -192,7 +193,7 @@ def _is_grid(code: Code, compare: ast.Compare) -> bool:
 
 
 # ---- any mask -------------------------------------------------------------------------------------------------------
-@cure("mask the right way round")
+@cure("mask the right way round", *_SEES, *_BREAKS)
 def inversion(code: Code) -> Iterator[Change]:
     """Exchange what is hidden with what is seen: in `masked_fill`, `where`, `key_padding_mask`, and sums of a mask."""
     for call in code.calls("masked_fill", "masked_fill_"):
@@ -266,9 +267,7 @@ def fill_value(code: Code) -> Iterator[Change]:
         if size is not None and size > -1e4:
             yield Change.of("masked scores set to -inf", [code.replace(value, 'float("-inf")')])
         elif size is None:
-            lowest = f"{code.operand(owner)}.new_tensor(-1e4).item()"
-            lowest = "-1e4" if True else lowest
-            yield Change.of("masked scores set to a large negative number", [code.replace(value, lowest)])
+            yield Change.of("masked scores set to a large negative number", [code.replace(value, "-1e4")])
     for call in code.calls("softmax"):
         parent = code.parent(call)
         if not (isinstance(parent, ast.Attribute) and parent.attr == "nan_to_num"):
@@ -336,4 +335,3 @@ def _used_here(code: Code, function: Function) -> list[Edit]:
 
 
 CURES = (scale, diagonal, inversion, causal_mask, fill_value, padding_mask)
-__all__ = ["CURES", "root"]
