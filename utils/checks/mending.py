@@ -94,15 +94,22 @@ class Mender:
         for known in self._found:
             if (result := self._result(known.after, known.fresh_weights, name, ends)) is not None and _green(result):
                 return self._patch(known.cure, known.after, result, known.fresh_weights)
+        fallback: Trial | None = None
         for trial in self._trials(source, name, ends):
             if trial.result is None or not _green(trial.result):
                 continue
-            if self._harms(trial, name, ends):
-                continue
-            patch = self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
-            self._found.append(patch)
-            return patch
-        return None
+            seen = self._seen_anew(trial, name, ends)
+            if not seen:
+                return self._kept(trial)
+            if seen == "skip" and fallback is None:
+                fallback = trial
+        return None if fallback is None else self._kept(fallback)
+
+    def _kept(self, trial: Trial) -> Patch:
+        assert trial.result is not None
+        patch = self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
+        self._found.append(patch)
+        return patch
 
     def _patch(self, words: str, text: str, result: CheckResult, fresh: bool) -> Patch:
         assert self._source is not None
@@ -113,16 +120,16 @@ class Mender:
     def _trials(self, source: UserSource, name: str, ends: float) -> Iterator[Trial]:
         """Each change by itself, then pairs of one that changed something and another."""
         done: list[Trial] = []
-        for change, text in _proposals(source, name):
+        before = self.results[name]
+        for change, text in _proposals(source, before):
             if len(done) >= MOST_TRIALS or time.monotonic() > ends:
                 return
             done.append(Trial(change, text, self._result(text, change.fresh, name, ends)))
             yield done[-1]
-        before = self.results[name]
         helpful = [t for t in done if t.result is not None and _differs(t.result, before)]
         tried = 0
         for first in sorted(helpful, key=lambda trial: _rank(trial.result)):
-            for change, text in _proposals(source, name, first.text):
+            for change, text in _proposals(source, before, first.text):
                 if tried >= MOST_PAIRS or time.monotonic() > ends:
                     return
                 tried += 1
@@ -144,28 +151,38 @@ class Mender:
             return None
         return self.checks[name](copy, sampler, self._limits(ends))
 
-    def _harms(self, trial: Trial, name: str, ends: float) -> bool:
-        """Whether a check that was green no longer is."""
-        for other, before in self.results.items():
-            if other == name or before.status != "pass" or before.seconds > GUARD_SECONDS:
+    def _seen_anew(self, trial: Trial, name: str, ends: float) -> str:
+        """What a check that is red now was before: "pass", "skip" where none was green, or "" where no other turned red.
+
+        A check that was skipped, because the fault hid what it looks at, may find a second fault: then another change may
+        mend both.
+        """
+        guards = [r for r in self.results.values() if r.name != name and r.status in ("pass", "skip")]
+        hidden = ""
+        for before in sorted(guards, key=lambda result: (result.status, result.seconds)):
+            if before.seconds > GUARD_SECONDS:
                 continue
-            result = self._result(trial.text, trial.change.fresh, other, ends)
+            result = self._result(trial.text, trial.change.fresh, before.name, ends)
             if result is None or result.status not in ("pass", "skip"):
-                logger.debug("%s turns %s red", trial.change.words, other)
-                return True
-        return False
+                logger.debug("%s turns %s red", trial.change.words, before.name)
+                hidden = before.status
+                if hidden == "pass":
+                    break
+        return hidden
 
     def _limits(self, ends: float) -> Limits:
         left = max(ends - time.monotonic(), 0.01)
         return Limits(left if self.limits.seconds is None else min(left, self.limits.seconds), self.limits.bytes)
 
 
-def _proposals(source: UserSource, name: str, text: str | None = None) -> Iterator[tuple[Change, str]]:
-    """(change, text with it) for one check: cures that name the check first; no text twice, none that is no Python."""
+def _proposals(source: UserSource, result: CheckResult, text: str | None = None) -> Iterator[tuple[Change, str]]:
+    """(change, text with it) for one check: the likeliest cures first; no text twice, none that is no Python."""
+    name, words = result.name, f"{result.headline} {result.cause} {result.fix}"
     text = source.text if text is None else text
     code = source.code(text)
     seen = {text, source.text}
-    fitting = sorted((cure for cure in CURES if cure.fits(name)), key=lambda cure: not cure.checks)
+    fitting = [cure for cure in CURES if cure.fits(name, words)]
+    fitting.sort(key=lambda cure: cure.likelihood(name))
     for cure in fitting:
         for change in cure.propose(code):
             try:

@@ -23,13 +23,13 @@ from utils.loading.source_edits import Edit
 _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _TURNED = ("transpose", "mT", "T", "permute", "swapaxes")
 _MASKS = ("attention_mask", "attn_mask", "mask", "padding_mask", "pad_mask", "src_mask", "key_padding_mask")
-_SEES = ("causality", "learning", "initialisation", "position sensitivity")
-_BREAKS = ("numerical stability", "gradient flow", "padding invariance", "shape robustness", "row independence",
-           "gradient accumulation", "attention patterns")  # fmt: skip
+_MASKED = ("causality", "padding invariance", "numerical stability", "gradient flow", "learning", "row independence",
+           "shape robustness", "position sensitivity", "initialisation", "gradient accumulation", "attention patterns")  # fmt: skip
 
 
 # ---- scale ----------------------------------------------------------------------------------------------------------
-@cure("scores divided by the root of the head's width")
+@cure("scores divided by the root of the head's width", "initialisation", "attention patterns", "gradient flow",
+      "numerical stability", "learning", "robustness")  # fmt: skip
 def scale(code: Code) -> Iterator[Change]:
     """`q @ k.transpose(-2, -1)` without a factor, and factors that multiply where they should divide."""
     for product, query in _score_products(code):
@@ -91,7 +91,7 @@ def _is_root(node: ast.expr) -> bool:
 
 
 # ---- the causal mask ------------------------------------------------------------------------------------------------
-@cure("causal mask added", *_SEES)
+@cure("causal mask added", "causality", "learning")
 def causal_mask(code: Code) -> Iterator[Change]:
     """A mask before the softmax; `is_causal=True` for torch's attention; `attn_mask=` for its modules."""
     for function in code.forwards:
@@ -161,7 +161,7 @@ def module_kind(code: Code, call: ast.Call) -> str:
     return called(made) if isinstance(made, ast.Call) else ""
 
 
-@cure("diagonal of the causal mask", *_SEES, *_BREAKS)
+@cure("diagonal of the causal mask", *_MASKED)
 def diagonal(code: Code) -> Iterator[Change]:
     """Future begins one past the diagonal: `triu(…, 1)` of what is hidden, `tril(…)` of what is seen."""
     everywhere = [*code.forwards, *code.constructors]
@@ -193,7 +193,7 @@ def _is_grid(code: Code, compare: ast.Compare) -> bool:
 
 
 # ---- any mask -------------------------------------------------------------------------------------------------------
-@cure("mask the right way round", *_SEES, *_BREAKS)
+@cure("mask the right way round", *_MASKED)
 def inversion(code: Code) -> Iterator[Change]:
     """Exchange what is hidden with what is seen: in `masked_fill`, `where`, `key_padding_mask`, and sums of a mask."""
     for call in code.calls("masked_fill", "masked_fill_"):
@@ -256,7 +256,7 @@ def _signs(code: Code) -> Iterator[Change]:
                 )
 
 
-@cure("masked scores far below all others")
+@cure("masked scores far below all others", *_MASKED)
 def fill_value(code: Code) -> Iterator[Change]:
     """`masked_fill(mask, 0)` hides nothing; a row of -inf alone gives NaN."""
     for call in code.calls("masked_fill", "masked_fill_"):

@@ -13,7 +13,8 @@ _REDUCTIONS = ("mean", "var", "std", "sum", "norm", "amax", "amin", "var_mean", 
 _AXIS = ("dim", "axis")
 
 
-@cure("softmax over the keys")
+@cure("softmax over the keys", "causality", "row independence", "padding invariance", "numerical stability",
+      "attention patterns", "gradient flow", "initialisation", "learning", "gradient accumulation")  # fmt: skip
 def softmax_axis(code: Code) -> Iterator[Change]:
     """`softmax(scores, dim=1)` → `dim=-1`, as a function, a method or an `nn.Softmax`."""
     for call in code.calls("softmax", "log_softmax"):
@@ -31,7 +32,8 @@ def _last_axis(code: Code, call: ast.Call, positional: int) -> Iterator[Change]:
         yield Change.of(f"{called(call)} over the last axis", [code.replace(value, "-1")])
 
 
-@cure("statistics over the width")
+@cure("statistics over the width", "causality", "row independence", "padding invariance", "shape robustness",
+      "gradient accumulation", "export dry run", "learning", "initialisation")  # fmt: skip
 def statistics_axis(code: Code) -> Iterator[Change]:
     """Means, variances and norms that keep their axis, and `layer_norm` over more than the width → the last axis."""
     for function in code.forwards:
@@ -61,7 +63,7 @@ def _axis_of(call: ast.Call) -> ast.expr | None:
     return call.args[place] if len(call.args) > place else None
 
 
-@cure("normalisation without transposing")
+@cure("normalisation without transposing", "causality", "padding invariance", "shape robustness", "learning")
 def untransposed(code: Code) -> Iterator[Change]:
     """`self.norm(x.transpose(1, 2)).transpose(1, 2)` → `self.norm(x)`: a LayerNorm reads the width last."""
     for outer, inner in transposed_calls(code):
@@ -85,7 +87,8 @@ def transposed_calls(code: Code) -> Iterator[tuple[ast.Call, ast.Call]]:
                 yield outer, inner
 
 
-@cure("heads split and joined along the width")
+@cure("heads split and joined along the width", "causality", "row independence", "padding invariance", "shape robustness",
+      "learning", "position sensitivity", "numerical stability")  # fmt: skip
 def heads(code: Code) -> Iterator[Change]:
     """`view(B, H, T, D)` → `view(B, T, H, D).transpose(1, 2)`; the transpose that is missing before or after attention."""
     for function in code.forwards:

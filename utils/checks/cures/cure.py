@@ -45,19 +45,29 @@ class Cure:
 
     Attributes:
         name: of the kind, e.g. "softmax over the keys".
-        checks: names of the checks that see this fault; empty: any may.
+        checks: names of the checks that see this fault, the likeliest first; empty: any may.
         propose: gives the changes for a source, the likeliest first.
+        asked: a word that the check's finding, cause or fix must hold, for a change of a design that may be on purpose.
     """
 
     name: str
     checks: tuple[str, ...]
     propose: Proposals
+    asked: str = ""
 
-    def fits(self, check: str) -> bool:
-        """Whether the fault is one that this check sees."""
-        return not self.checks or check in self.checks
+    def fits(self, check: str, words: str) -> bool:
+        """Whether the fault is one that this check sees, and speaks of in these words."""
+        return (not self.checks or check in self.checks) and self.asked in words
+
+    def likelihood(self, check: str) -> int:
+        """The lower, the likelier this cure is right for a check: its place among the cure's checks."""
+        return self.checks.index(check) if self.checks else len(CHECKS_OF_ANY)
 
 
-def cure(name: str, *checks: str) -> Callable[[Proposals], Cure]:
+CHECKS_OF_ANY = range(4)
+"""A cure for any check stands behind those that name the check among their first four."""
+
+
+def cure(name: str, *checks: str, asked: str = "") -> Callable[[Proposals], Cure]:
     """Decorate a function that proposes changes into a `Cure` for these checks, for any where none is named."""
-    return lambda propose: Cure(name, checks, propose)
+    return lambda propose: Cure(name, checks, propose, asked)

@@ -12,8 +12,8 @@ from utils.loading.source_edits import Edit
 
 _LARGEST_STD = 0.1
 """A matrix that begins wider than this is wider than GPT-2 (0.02) and Xavier at width 512 (0.044)."""
-_NEAR_ONE = (0.2, 5.0)
-"""Factors between these are common choices (0.5 of a mean, 2 of a residual); beyond them a factor may be a slip."""
+_NEAR_ONE = (0.5, 2.0)
+"""Factors between these are common choices (0.5 of a GELU, 2 of a range); beyond them a factor may be a slip."""
 _STD = "0.02"
 
 
@@ -56,7 +56,8 @@ def _is_constant(node: ast.expr) -> bool:
     return isinstance(node, (ast.Constant, ast.Attribute)) or number(node) is not None
 
 
-@cure("factor removed")
+@cure("factor removed", "numerical stability", "gradient flow", "initialisation", "learning", "dead neurons", "causality",
+      "position sensitivity", "padding invariance", "gradient accumulation", "robustness")  # fmt: skip
 def factors(code: Code) -> Iterator[Change]:
     """`x * 1000.0`, `x * 0.0` and `x / 1e-3` in `forward` → `x`; large sums with a constant likewise."""
     low, high = _NEAR_ONE
@@ -79,8 +80,8 @@ def factors(code: Code) -> Iterator[Change]:
             yield Change.of(f"{called(call)} removed", [code.replace(call, code.source(owner))])
 
 
-@cure("weights begin small and different", "initialisation", "gradient flow", "numerical stability", "learning",
-      "dead neurons", "effective rank", "attention patterns", "position sensitivity", "causality")  # fmt: skip
+@cure("weights begin small and different", "initialisation", "dead neurons", "gradient flow", "numerical stability", "learning",
+      "effective rank", "attention patterns", "position sensitivity", "causality")  # fmt: skip
 def initial_weights(code: Code) -> Iterator[Change]:
     """Large, equal or zero first weights → normal with std 0.02; statements that scale weights removed; `max_norm` removed."""
     for call in code.calls("normal_", "trunc_normal_", functions=code.constructors):

@@ -63,7 +63,7 @@ def _is_tensor(value: ast.expr) -> bool:
     return bool(owned) and not modules and not foreign
 
 
-@cure("modules kept where their weights are seen", *_KEPT)
+@cure("modules kept where their weights are seen", "gradient flow", *_KEPT)
 def containers(code: Code) -> Iterator[Change]:
     """A list, tuple or dict of modules → `nn.ModuleList` or `nn.ModuleDict`; of parameters → `nn.ParameterList`."""
     own = {cls.name for cls in code.classes}
@@ -105,7 +105,7 @@ def _inner_container(value: ast.expr) -> ast.expr | None:
     return value if isinstance(value, kinds) else None
 
 
-@cure("module made once", *_KEPT)
+@cure("module made once", "determinism", *_KEPT)
 def made_in_forward(code: Code) -> Iterator[Change]:
     """`nn.Linear(…)(x)` in `forward` → made in `__init__`, called in `forward`; likewise parameters."""
     for cls in code.classes:
@@ -142,7 +142,7 @@ def _in_constructor(code: Code, call: ast.Call, constructor: Function) -> Iterat
         yield text
 
 
-@cure("head tied to the embedding", "save and load", "memory", "initialisation", "learning", "gradient flow")
+@cure("head tied to the embedding", "save and load", "initialisation", "memory", "learning", asked="tie")
 def tied_head(code: Code) -> Iterator[Change]:
     """`self.head.weight = self.embedding.weight` at the end of `__init__`."""
     for cls in code.classes:
@@ -170,7 +170,7 @@ def unused(code: Code) -> Iterator[Change]:
             if isinstance(loop.iter, ast.Subscript) and isinstance(loop.iter.slice, ast.Slice) and of_self(loop.iter.value):
                 yield Change.of("the loop runs over all layers", [code.replace(loop.iter, code.source(loop.iter.value))])
         outside = [node for node in cls.body if node is not constructor]
-        used = {name for node in outside for name in attributes_in(node)}
+        used: set[str] = {name for node in outside for name in attributes_in(node)}
         for name, value in code.made(cls).items():
             if name not in used and isinstance(value, ast.Call) and (root(value.func) == "nn" or called(value)[:1].isupper()):
                 yield from _places(code, forward, name, called(value))
@@ -181,6 +181,7 @@ def _places(code: Code, forward: Function, name: str, kind: str) -> Iterator[Cha
     if kind == "Embedding":
         yield from _position_places(code, forward, name)
     calls = [call for call in code.find(ast.Call, [forward]) if of_self(call.func) and call.args]
+    yield from _gates(code, name, calls)
     stem = re.sub(r"\d+$", "", name)
     siblings = [call for call in calls if isinstance(call.func, ast.Attribute) and re.sub(r"\d+$", "", call.func.attr) == stem and stem != name]
     for call in siblings[::-1]:
@@ -207,6 +208,18 @@ def _places(code: Code, forward: Function, name: str, kind: str) -> Iterator[Cha
         if isinstance(returned.value, ast.Name):
             yield Change.of(f"{name} called before the result is returned", [code.replace(returned.value, f"{value} + self.{name}({value})")])
             yield Change.of(f"{name} called before the result is returned", [code.replace(returned.value, f"self.{name}({value})")])
+
+
+def _gates(code: Code, name: str, calls: list[ast.Call]) -> Iterator[Change]:
+    """`F.silu(self.up(x))` with an unused twin of `up` → `F.silu(self.gate(x)) * self.up(x)`, as gated layers do."""
+    cls = code.enclosing(calls[0], ast.ClassDef) if calls else None
+    made = {} if cls is None else {n: code.source(v) for n, v in code.made(cls).items()}
+    for call in calls:
+        outer, used = code.parent(call), call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        if isinstance(outer, ast.Call) and outer.args == [call] and made.get(used) == made.get(name):
+            x = ", ".join(map(code.source, call.args))
+            new = f"{code.source(outer.func)}(self.{name}({x})) * self.{used}({x})"
+            yield Change.of(f"{used} gated by {name}", [code.replace(outer, new)])
 
 
 def _position_places(code: Code, forward: Function, name: str) -> Iterator[Change]:

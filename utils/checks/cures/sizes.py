@@ -46,8 +46,22 @@ def sizes(code: Code) -> Iterator[Change]:
                     what = ("batch size", "length")[axis]
                     yield Change.of(f"the {what} taken from {x}", [code.replace(argument, f"{x}.shape[{axis}]")])
         yield from _cut_tables(code, function, x)
+        yield from _fixed_slices(code, function, x)
+        for call in code.calls("squeeze", functions=[function]):
+            owner = receiver(call)
+            if owner is not None:
+                yield Change.of("no axis dropped", [code.replace(call, code.source(owner))])
         for check in code.find(ast.Assert, [function]):
             yield Change.of("the assertion removed", code.remove(check))
+
+
+def _fixed_slices(code: Code, function: Function, x: str) -> Iterator[Change]:
+    """`self.mask[:8, :8]` → the length of the input in place of every number of one index."""
+    for index in code.find(ast.Subscript, [function]):
+        parts = index.slice.elts if isinstance(index.slice, ast.Tuple) else [index.slice]
+        ends = [part.upper for part in parts if isinstance(part, ast.Slice) and part.upper is not None and _is_size(part.upper)]
+        if ends:
+            yield Change.of(f"the length taken from {x}", [code.replace(end, f"{x}.shape[1]") for end in ends])
 
 
 def _flat(call: ast.Call) -> list[ast.expr]:
@@ -128,7 +142,8 @@ def _is_device(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(":")[0] in _DEVICES
 
 
-@cure("type of the values around")
+@cure("type of the values around", "numerical stability", "export dry run", "gradient flow", "save and load", "learning",
+      "shape robustness", "memory", "initialisation", "determinism", "causality")  # fmt: skip
 def types(code: Code) -> Iterator[Change]:
     """`.half()`, `.to(torch.float16)`, `dtype=…` and `.int()` in `forward` removed; made tensors follow their neighbours."""
     for call in code.calls("half", "bfloat16", "double", "float"):
@@ -161,7 +176,8 @@ def _is_type(node: ast.expr) -> bool:
         "float16", "half", "bfloat16", "float64", "double", "float32", "float", "int8", "int16", "int32", "uint8")  # fmt: skip
 
 
-@cure("positions from 0 along the length")
+@cure("positions from 0 along the length", "position sensitivity", "shape robustness", "row independence",
+      "padding invariance", "causality", "learning", "export dry run", "gradient flow")  # fmt: skip
 def positions(code: Code) -> Iterator[Change]:
     """`arange(1, T + 1)` → `arange(T)`, the batch axis → the length, one position for all → `arange`."""
     for function in code.forwards:
@@ -223,11 +239,15 @@ def _slices(code: Code, part: ast.Slice, function: Function) -> Iterator[Change]
 
 def _tables(code: Code) -> Iterator[Change]:
     """`nn.Embedding(limit - 1, …)` and `nn.Linear(…, vocabulary - 10)` → the whole size."""
-    for call in code.calls("Embedding", "Linear", functions=code.constructors):
+    every: dict[str, list[Edit]] = {}
+    for call in code.calls("Embedding", "Linear", *_CREATING, "randn", "rand", functions=code.constructors):
         for argument in call.args:
             if isinstance(argument, ast.BinOp) and number(argument.right) is not None:
-                whole = code.source(argument.left)
-                yield Change.of(f"{called(call)} with {whole} rows", [code.replace(argument, whole)], fresh=True)
+                every.setdefault(code.source(argument), []).append(code.replace(argument, code.source(argument.left)))
+    for written, edits in every.items():
+        yield from (Change.of(f"{edit.new} in place of {written}", [edit]) for edit in edits)
+        if len(edits) > 1:
+            yield Change.of(f"{edits[0].new} in place of {written}", edits)
 
 
 CURES = (positions, sizes, devices, types)

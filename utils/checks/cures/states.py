@@ -14,7 +14,8 @@ _RANDOM = ("rand", "randn", "rand_like", "randn_like", "normal", "bernoulli", "r
            "uniform", "gauss", "exponential_", "normal_", "uniform_")  # fmt: skip
 
 
-@cure("dropout in training only")
+@cure("dropout in training only", "determinism", "numerical stability", "row independence", "causality", "padding invariance",
+      "save and load", "gradient accumulation", "position sensitivity", "gradient flow", "learning")  # fmt: skip
 def dropout(code: Code) -> Iterator[Change]:
     """`F.dropout(x, p)` → `training=self.training`; `dropout_p=` of torch's attention; calls of `.train()` and `.eval()`."""
     every: list[Edit] = []

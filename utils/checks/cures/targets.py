@@ -8,13 +8,32 @@ from collections.abc import Iterator
 from utils.checks.cures.code import Code, called, keyword, number, receiver, subject
 from utils.checks.cures.cure import Change, cure
 
-_ASKS = ("learning", "causality", "shape robustness", "gradient accumulation", "position sensitivity", "padding invariance",
-         "row independence", "initialisation", "numerical stability")  # fmt: skip
 
 
-@cure("logits and labels at their own position", *_ASKS)
+@cure("labels shifted once", "learning", "gradient accumulation", asked="shift")
+def loss_shift(code: Code) -> Iterator[Change]:
+    """Shifts of two made by one, or a shift added to the loss of `forward`."""
+    yield from _shift_of_one(code)
+    for call in code.calls("cross_entropy", "nll_loss"):
+        yield from _shifted_loss(code, call)
+
+
+def _shift_of_one(code: Code) -> Iterator[Change]:
+    """`logits[:, :-2]` and `labels[:, 2:]` → by one, all of a function together."""
+    for function in code.forwards:
+        found = []
+        for part in code.find(ast.Slice, [function]):
+            for end in (part.lower, part.upper):
+                size = number(end)
+                if end is not None and size is not None and abs(size) >= 2:
+                    found.append(code.replace(end, "1" if size > 0 else "-1"))
+        if found:
+            yield Change.of("shifted by one token", found)
+
+
+@cure("logits at their own position", "learning", "causality", "shape robustness", "position sensitivity")
 def shift(code: Code) -> Iterator[Change]:
-    """Shifts in `forward` removed, made by one, or added to its loss."""
+    """Shifts in `forward` removed."""
     for call in code.calls("roll"):
         owner = subject(call)
         if owner is not None:
@@ -24,15 +43,9 @@ def shift(code: Code) -> Iterator[Change]:
         for part in parts:
             if not isinstance(part, ast.Slice):
                 continue
-            for end in (part.lower, part.upper):
-                size = number(end)
-                if end is not None and size is not None and size in (2, -2):
-                    yield Change.of("shifted by one token", [code.replace(end, str(int(size) // 2))])
             if any(number(end) in (1, -1) for end in (part.lower, part.upper)):
                 yield Change.of("the shift removed", [code.replace(index, code.source(index.value))])
     yield from _both_removed(code)
-    for call in code.calls("cross_entropy", "nll_loss"):
-        yield from _shifted_loss(code, call)
     for call in code.calls("pad"):
         owner = subject(call)
         if owner is not None:
@@ -64,7 +77,7 @@ def _shifted_loss(code: Code, call: ast.Call) -> Iterator[Change]:
         return
     logits, labels = call.args[:2]
     if isinstance(logits, ast.Call) and isinstance(labels, ast.Call):
-        one, two = receiver(logits), receiver(labels)
+        one, two = (_unshifted(receiver(side)) for side in (logits, labels))
         if isinstance(one, ast.Name) and isinstance(two, ast.Name):
             width = f"{one.id}.shape[-1]"
             new = [
@@ -72,6 +85,10 @@ def _shifted_loss(code: Code, call: ast.Call) -> Iterator[Change]:
                 code.replace(labels, f"{two.id}[:, 1:].reshape(-1)"),
             ]
             yield Change.of("each position scores the next token", new)
+
+
+def _unshifted(node: ast.expr | None) -> ast.expr | None:
+    return node.value if isinstance(node, ast.Subscript) else node
 
 
 @cure("padding does not count in the loss", "gradient accumulation", "padding invariance", "learning")
@@ -86,4 +103,4 @@ def ignored(code: Code) -> Iterator[Change]:
             yield Change.of("the mean over tokens", [code.drop_argument(call, reduction)])
 
 
-CURES = (shift, ignored)
+CURES = (loss_shift, shift, ignored)
