@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
+from utils.checks import (
+    causality,
+    determinism,
+    gradients,
+    initialisation,
+    memory,
+    padding,
+    positions,
+    round_trip,
+    rows,
+    shapes,
+    speed,
+    stability,
+)
 from utils.checks.report import TABLE, CheckResult, Report
 from utils.checks.runner import Check
 from utils.checks.session import Session, prepared
@@ -45,6 +58,10 @@ TIER1: tuple[Check, ...] = (
     initialisation.check,
     causality.check,
     rows.check,
+    padding.check,
+    determinism.check,
+    positions.check,
+    round_trip.check,
     memory.check,
     speed.check,
 )
@@ -87,7 +104,7 @@ def validate(
     Example:
         >>> report = validate(model, {"vocab_size": 256, "max_seq_len": 64})
         >>> report.passed, report.verdict
-        (True, 'All 8 checks passed.')
+        (True, 'All 12 checks passed.')
     """
     if tier != 1:
         raise ConfigError(f"tier={tier!r} is not part of this release; it offers tier=1, the critical checks.")

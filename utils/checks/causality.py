@@ -19,11 +19,17 @@ LENGTH = 8
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Warn where a later token moves earlier logits: next-token training would let the model read its answers."""
-    if adapted.contract.task != "lm":
+    """Warn where a later token moves earlier logits: next-token training would let the model read its answers.
+
+    A model for hidden tokens reads in both directions by design; of an encoder-decoder the decoder is asked.
+    """
+    if adapted.contract.task not in ("lm", "masked", "seq2seq"):
         return CheckResult(
             NAME, "skip", f"The model's task is {adapted.contract.task}: there is no next token to hide."
         )
+    if reason := _both_ways_by_design(adapted):
+        words = f"The model reads in both directions by design ({reason}): it is trained on hidden tokens, not on the next one."
+        return CheckResult(NAME, "pass", words)
     adapted.eval()
     with torch.no_grad():
         if not torch.isfinite(run_model(adapted, sampler.ids(1, sampler.length(LENGTH))).logits).all():
@@ -46,6 +52,16 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     return CheckResult(NAME, "pass", f"No later token moves an earlier logit: {report.evidence}.", measured=details)
 
 
+def _both_ways_by_design(adapted: AdaptedModel) -> str:
+    """What says that the model scores hidden tokens rather than the next one; empty where nothing does."""
+    if adapted.contract.task == "masked":
+        return adapted.contract.reasons.get("task") or "its task is masked"
+    kind = type(adapted.model).__name__
+    if kind.endswith("ForMaskedLM") and not adapted.config.raw.get("is_decoder"):
+        return f"it is a {kind}, and no decoder"
+    return ""
+
+
 def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, Any]) -> CheckResult:
     """What is said of a model that sees the future: whether its attention can be made causal, and how."""
     message = f"The model sees the future: {report.evidence}."
@@ -58,8 +74,7 @@ def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, An
             message,
             cause=f"Something in {adapted.name} mixes positions in both directions, and it cannot be made causal from outside. "
             f"{error}",
-            fix="train() refuses it, since next-token prediction would only teach it to copy. Make forward causal, or train "
-            "it with a masked objective.",
+            fix=_mend(adapted.contract.task),
             measured=details,
         )
     return CheckResult(
@@ -70,4 +85,16 @@ def _leaks(adapted: AdaptedModel, report: CausalityReport, details: dict[str, An
         fix=f"Nothing for training: train() uses a version {reason}, which was proven to be causal. To have it in the model "
         "itself, pass a causal mask to the attention in forward.",
         measured={**details, "made_causal": reason},
+    )
+
+
+def _mend(task: str) -> str:
+    """What is left to do for a model that cannot be made causal from outside."""
+    if task == "seq2seq":
+        return (
+            "Pass a causal mask to the decoder's self-attention: its training would only teach it to copy its answers."
+        )
+    return (
+        "train() refuses it, since next-token prediction would only teach it to copy. Make forward causal, or train it with a "
+        "masked objective."
     )

@@ -1,4 +1,4 @@
-"""Does every trainable weight get a usable gradient? Missing, zero, NaN, vanishing, exploding; modules never called.
+"""Does every trainable weight get a usable gradient? Missing, zero, NaN, vanishing, exploding; dead units; modules never called.
 
 Layers are compared with each other, never with an absolute value: the scale of all gradients together is a matter of the
 loss and the learning rate.
@@ -15,7 +15,8 @@ from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
-from utils.checks.inspection import calls, listed, owners, role, wake_zero_matrices, where
+from utils.checks.graph_leaves import unregistered_leaves
+from utils.checks.inspection import calls, listed, output_head, owners, role, wake, where
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, loss_of
@@ -28,6 +29,11 @@ with 24 layers 3, ten Hugging Face families at most 4 and Electra 141; 12 sigmoi
 MEDIAN_RATIO = 1e-7
 """A matrix whose gradient is this small against the median matrix does not learn: it is below the rounding of float32
 (2**-24). Fresh Hugging Face models stay above 3e-5."""
+
+DEAD_SHARE = 0.9
+"""Share of a layer's units without gradient from which on it counts as dead. Of a healthy ReLU layer each unit is silent on
+one token in two, so on n tokens 2**-n of them by chance; a fresh stack of ReLU layers loses a tenth (Lu et al. 2019, "Dying
+ReLU and Initialization", part 5). Our own measurement on 128 tokens: at most PLACEHOLDER in the test zoo."""
 
 
 @dataclass
@@ -42,6 +48,8 @@ class Survey:
         broken: parameters with NaN or infinite gradients.
         frozen: parameters that do not require gradients.
         silent: parameter-free submodules that never ran (information only).
+        outside: what the loss would teach and the model's parameters leave out.
+        dead: share of units that get no gradient, of the linear layers that have such units.
     """
 
     sizes: dict[str, float] = field(default_factory=dict)
@@ -51,6 +59,8 @@ class Survey:
     broken: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    dead: dict[str, float] = field(default_factory=dict)
 
 
 @model_check(NAME)
@@ -60,13 +70,11 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     The details hold `max_gradient`, `min_gradient` (root mean squares), `has_vanishing_gradients` and
     `has_exploding_gradients`, and one row per parameter.
     """
-    survey, woken = _survey(adapted, sampler), []
-    if survey.zero and (woken := wake_zero_matrices(adapted.model)):
-        survey = _survey(adapted, sampler)
+    survey, woken = _woken_survey(adapted, sampler)
     matrices = [n for n, p in adapted.model.named_parameters() if p.dim() >= 2 and survey.sizes.get(n, 0.0) > 0]
     stacks = _uneven_stacks(adapted.model, survey.sizes)
     faint = _faint(survey.sizes, matrices)
-    faults = [*_breaks(adapted, survey), *_imbalances(adapted, stacks, faint)]
+    faults = [*_breaks(adapted, survey), *_left_out(adapted, survey), *_imbalances(adapted, stacks, faint)]
     details = _details(adapted.model, survey, stacks, faint, woken)
     note = f"{listed(woken)} starts at zero, and was given small noise to see below it." if woken else ""
     frozen = f" {len(survey.frozen)} frozen: {listed(survey.frozen)}." if survey.frozen else ""
@@ -76,6 +84,30 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     )
 
 
+def _woken_survey(adapted: AdaptedModel, sampler: Sampler) -> tuple[Survey, list[str]]:
+    """The gradients after what starts at zero has moved, and the names of what was moved.
+
+    A branch that starts at zero is a known choice: the zeros get a gradient and move, and then what lies below them gets one.
+    Zeros that get no gradient themselves would stay for ever, so they are left as they are.
+    """
+    survey, woken = _survey(adapted, sampler), list[str]()
+    while survey.zero and (moved := _movable_zeros(adapted.model, survey)):
+        wake(adapted.model, moved)
+        woken += moved
+        survey = _survey(adapted, sampler)
+    return survey, woken
+
+
+def _movable_zeros(model: nn.Module, survey: Survey) -> list[str]:
+    """Parameters that are all zero and get a gradient: the matrices, or else the vectors, apart from biases."""
+    zeros = [
+        (name, p.dim())
+        for name, p in model.named_parameters()
+        if survey.sizes.get(name, 0.0) > 0 and not name.endswith("bias") and not p.any()
+    ]
+    return [name for name, axes in zeros if axes >= 2] or [name for name, _ in zeros]
+
+
 def _survey(adapted: AdaptedModel, sampler: Sampler) -> Survey:
     adapted.train()
     for parameter in adapted.parameters():
@@ -83,13 +115,15 @@ def _survey(adapted: AdaptedModel, sampler: Sampler) -> Survey:
     with torch.enable_grad(), torch.random.fork_rng(), calls(adapted.model) as called:
         torch.manual_seed(0)
         loss = loss_of(adapted, sampler.inputs(BATCH, sampler.length(LENGTH)))
+        outside = unregistered_leaves(adapted.model, loss) if loss.requires_grad else []
         if loss.requires_grad:
             loss.backward()
-    survey = Survey(frozen=[n for n, p in adapted.model.named_parameters() if not p.requires_grad])
+    survey = Survey(frozen=[n for n, p in adapted.model.named_parameters() if not p.requires_grad], outside=outside)
     for module, parameters in owners(adapted.model).items():
         _look_at(
             module, {n: p for n, p in parameters.items() if p.requires_grad}, module in called or not module, survey
         )
+    survey.dead = _dead_units(adapted.model)
     survey.silent = [
         name
         for name, module in adapted.model.named_modules()
@@ -115,6 +149,22 @@ def _look_at(module: str, parameters: dict[str, nn.Parameter], ran: bool, survey
             survey.broken.append(name)
     if gradients and all(survey.sizes[name] == 0 for name in gradients):
         survey.zero.append(module)
+
+
+def _dead_units(model: nn.Module) -> dict[str, float]:
+    """Share of the units (output rows) of each linear layer that move nothing; layers without such units are left out.
+
+    A unit behind a ReLU that never fires gets a gradient of exactly zero in its bias and in its whole row of weights.
+    """
+    shares = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear) or weight is None or weight.grad is None or weight.grad.is_sparse:
+            continue
+        share = float((weight.grad.abs().amax(1) == 0).float().mean())
+        if share > 0:
+            shares[name] = share
+    return shares
 
 
 def _uneven_stacks(model: nn.Module, sizes: dict[str, float]) -> dict[str, tuple[str, str, float]]:
@@ -193,6 +243,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
                 f"Follow the output of {survey.zero[0] or 'the model'} through forward to the logits.",
             )
         )
+    faults += _dead_layers(adapted, survey)
     if survey.unused:
         faults.append(
             Fault(
@@ -203,6 +254,56 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
             )
         )
     return faults
+
+
+def _left_out(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
+    """What could learn and does not: tensors that are no parameters, and a frozen head under layers that train."""
+    faults = []
+    if survey.outside:
+        name = survey.outside[0]
+        faults.append(
+            Fault(
+                "fail",
+                f"{len(survey.outside)} tensors that the loss would teach are no parameters of the model: {listed(survey.outside)}.",
+                "An optimizer moves model.parameters() and a checkpoint keeps state_dict(); neither holds them, because they are "
+                "plain tensors, lie in a plain list or dict, or belong to a layer that is made anew in every call.",
+                f"Register {name} in __init__: nn.Parameter for a tensor, nn.ModuleList or nn.ParameterList for a list.",
+            )
+        )
+    head = output_head(adapted)
+    if head is not None and head[0] in survey.frozen and _mostly_trained(adapted.model):
+        faults.append(
+            Fault(
+                "warn",
+                f"The output head {head[0]} is frozen, while the layers below it learn.",
+                f"{where(adapted, head[0].rpartition('.')[0])} has requires_grad=False, so the scores stay where they started.",
+                f"Remove requires_grad_(False) from {head[0]}; freeze most of the model where only a part of it shall learn.",
+            )
+        )
+    return faults
+
+
+def _mostly_trained(model: nn.Module) -> bool:
+    """Whether more matrices learn than are frozen; adapters on a frozen model are the other way round."""
+    matrices = [p.requires_grad for p in model.parameters() if p.dim() >= 2]
+    return 2 * sum(matrices) > len(matrices)
+
+
+def _dead_layers(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
+    """Layers that are dead but for a few units; wholly dead ones are among the modules with zero gradients."""
+    dead = {name: share for name, share in survey.dead.items() if share >= DEAD_SHARE and name not in survey.zero}
+    if not dead:
+        return []
+    name, share = max(dead.items(), key=lambda entry: entry[1])
+    return [
+        Fault(
+            "fail",
+            f"Dead units in {len(dead)} layers: {listed(list(dead))}; {share:.0%} of {name} moves nothing.",
+            f"The units of {where(adapted, name)} lie below zero for every token, so the ReLU behind it passes neither value nor "
+            "gradient.",
+            f"Initialise {name} again (bias 0, nn.init.kaiming_normal_), normalise what goes into it, or use GELU.",
+        )
+    ]
 
 
 def _imbalances(adapted: AdaptedModel, stacks: dict[str, tuple[str, str, float]], faint: list[str]) -> list[Fault]:
@@ -255,6 +356,8 @@ def _details(
         "zero_modules": survey.zero,
         "nan_parameters": survey.broken,
         "frozen": survey.frozen,
+        "outside_parameters": survey.outside,
         "never_called_without_parameters": survey.silent,
         "started_at_zero": woken,
+        "dead_units": survey.dead,
     }

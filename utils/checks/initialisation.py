@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.adapters.attention_maps import attention_maps
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
-from utils.checks.inspection import is_tied, listed, output_head, role, where
+from utils.checks.inspection import is_tied, listed, output_head, role, token_embedding, where
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, loss_of, run_model
@@ -33,6 +34,12 @@ GAINS = (1e-4, 10.0)
 SIBLING_RATIO = 50.0
 """Largest ratio of standard deviations between siblings of a stack; depth-scaled schemes stay within sqrt(2L) < 20."""
 
+SHARP = 1.5
+"""Nats, the largest usual std of attention scores at the start. nn.Linear's default after a LayerNorm gives 1/3 at any width,
+Xavier's 1/2; without the division by sqrt(d) they give sqrt(d)/3: 2.7 at d = 64 (Vaswani et al. 2017, section 3.2.1)."""
+FEWEST_KEYS = 8
+"""Queries that see fewer tokens tell nothing of the spread."""
+
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
@@ -42,11 +49,10 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     classes = adapted.contract.output_size or sampler.vocabulary
     expected, first_loss = math.log(classes), _first_loss(adapted, sampler)
     details: dict[str, Any] = {TABLE: rows, "first_loss": first_loss, "ln_vocabulary": expected}
-    faults = [
-        *_broken(rows),
-        *_loss_faults(adapted, sampler, first_loss, expected, details),
-        *_scale_faults(adapted, rows),
-    ]
+    loss_faults = _loss_faults(adapted, sampler, first_loss, expected, details)
+    faults = [*_broken(rows), *loss_faults, *_scale_faults(adapted, rows), *_untied(adapted)]
+    if not loss_faults:  # a trained model attends sharply and is surprised by random ids; only a fresh one is judged
+        faults += _sharp_attention(adapted, sampler, details)
     fine = f"First loss {first_loss:.2f}, ln V = {expected:.2f}; {len(rows)} matrices, std {_span(rows)}."
     return judged(NAME, faults, fine, details)
 
@@ -92,8 +98,16 @@ def _span(rows: list[dict[str, Any]]) -> str:
 
 
 def _first_loss(adapted: AdaptedModel, sampler: Sampler) -> float:
+    """The loss on random ids, in nats. Where a token's label is the token itself, other ids are the labels.
+
+    A masked model would read its answers otherwise: nothing is masked here.
+    """
+    inputs = sampler.inputs(BATCH, sampler.length(LENGTH))
     with torch.no_grad():
-        return float(loss_of(adapted, sampler.inputs(BATCH, sampler.length(LENGTH))))
+        if adapted.contract.task != "masked" or not adapted.contract.scores_tokens:
+            return float(loss_of(adapted, inputs))
+        loss = run_model(adapted, inputs, labels=sampler.inputs(*inputs.shape, seed=1)).loss
+        return float(loss_of(adapted, inputs) if loss is None else loss)
 
 
 def _broken(rows: list[dict[str, Any]]) -> list[Fault]:
@@ -185,6 +199,63 @@ def _loss_with_small_head(adapted: AdaptedModel, sampler: Sampler, weight: nn.Pa
     with torch.no_grad():
         weight.mul_(USUAL_STD / weight.float().std().clamp(min=1e-30))
     return _first_loss(adapted, sampler)
+
+
+def _untied(adapted: AdaptedModel) -> list[Fault]:
+    """The config says that head and token embedding are one matrix, and they are two of one shape."""
+    head, embedding = output_head(adapted), token_embedding(adapted)
+    said = adapted.config.raw.get("tie_word_embeddings") is True
+    if not said or head is None or embedding is None or is_tied(adapted) or head[1].shape != embedding[1].weight.shape:
+        return []
+    return [
+        Fault(
+            "warn",
+            f"The config says tie_word_embeddings, but {head[0]} and {embedding[0]}.weight are two matrices.",
+            f"{where(adapted, head[0].rpartition('.')[0])} keeps a weight of its own: {head[1].numel():,} parameters more than said.",
+            f"In __init__, after both are made: self.{head[0]} = self.{embedding[0]}.weight; or set tie_word_embeddings to false.",
+        )
+    ]
+
+
+def _sharp_attention(adapted: AdaptedModel, sampler: Sampler, details: dict[str, Any]) -> list[Fault]:
+    """Attention that starts far from even, by what its scores owe to the tokens."""
+    length = sampler.length(LENGTH)
+    if not adapted.contract.takes_tokens or length < 2 * FEWEST_KEYS:
+        return []
+    spreads = {name: score_spread(w) for name, w in attention_maps(adapted, sampler.inputs(BATCH, length)).items()}
+    details["attention_score_std"] = max(spreads.values(), default=0.0)
+    sharp = [name for name, spread in spreads.items() if spread > SHARP]
+    if not sharp:
+        return []
+    return [
+        Fault(
+            "warn",
+            f"The attention of {listed(sharp)} starts sharp: its scores have std {spreads[sharp[0]]:.1f} (usual: below {SHARP:g}).",
+            f"{where(adapted, sharp[0])} does not divide the scores by the root of the head's width, or its query and key weights "
+            "are too large: the softmax starts near one-hot, where its gradient vanishes.",
+            "Divide the scores by math.sqrt(query.shape[-1]) before the softmax.",
+        )
+    ]
+
+
+def score_spread(weights: torch.Tensor) -> float:
+    """Standard deviation, in nats, of the attention scores that is owed to the tokens, from the weights alone.
+
+    What is equal in every row of the batch (masks, position biases) drops out, as does the constant of each softmax.
+
+    Args:
+        weights: (B, heads, queries, keys), softmax over the last axis, each row of the batch another text.
+    """
+    seen = (weights > 0).all(0)  # (heads, queries, keys)
+    counted = seen & (seen.sum(-1, keepdim=True) >= FEWEST_KEYS)
+    if weights.shape[0] < 2 or not counted.any():
+        return 0.0
+    scores = weights.float().clamp(min=1e-30).log()
+    share = counted / counted.sum(-1, keepdim=True).clamp(min=1)
+    scores = scores - (scores * share).sum(-1, keepdim=True)
+    scores = scores - scores.mean(0)
+    rows = weights.shape[0]
+    return float(scores[:, counted].square().mean().sqrt()) * math.sqrt(rows / (rows - 1))
 
 
 def _scale_faults(adapted: AdaptedModel, rows: list[dict[str, Any]]) -> list[Fault]:

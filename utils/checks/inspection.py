@@ -20,17 +20,19 @@ Look = Callable[[str, torch.Tensor], None]
 def watched(model: nn.Module, look: Look) -> Iterator[None]:
     """Within the block, hand every floating-point tensor that a submodule returns to `look(name, tensor)`.
 
-    Inner modules come before the modules that call them. The model itself (name "") is left out.
+    Inner modules come before the modules that call them. The model itself (name "") is left out, and so are compiled
+    modules (TorchScript takes no hooks) and the nested tensors inside of a fused `nn.TransformerEncoder`.
     """
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             for _, tensor in tensors_in(output):
-                look(name, tensor.detach())
+                if not tensor.is_nested:
+                    look(name, tensor.detach())
 
         return hook
 
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in _hookable(model)]
     try:
         yield
     finally:
@@ -46,12 +48,21 @@ def calls(model: nn.Module) -> Iterator[set[str]]:
     def hook_for(name: str) -> Callable[[nn.Module, Any], None]:
         return lambda module, given: called.add(name)
 
-    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in _hookable(model)]
     try:
         yield called
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hookable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Submodules that take hooks, with their names."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)
+    ]
 
 
 def owners(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -99,14 +110,18 @@ def wake_zero_matrices(model: nn.Module) -> list[str]:
     A head or a branch that starts at zero is a known choice (zero-initialised output projections); what lies below it
     shows neither output nor gradient until the first step. Call within `preserved`.
     """
-    woken = []
+    zeros = [name for name, p in model.named_parameters() if p.dim() >= 2 and p.numel() > 0 and not p.any()]
+    wake(model, zeros)
+    return zeros
+
+
+def wake(model: nn.Module, names: list[str]) -> None:
+    """Fill the named parameters with small noise. Call within `preserved`."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2 and parameter.numel() > 0 and not parameter.any():
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-                parameter.copy_(noise * 0.02)
-                woken.append(name)
-    return woken
+        for name in names:
+            parameter = model.get_parameter(name)
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter.copy_(noise * 0.02)
 
 
 def where(adapted: AdaptedModel, module_name: str) -> str:

@@ -16,28 +16,50 @@ LENGTH = 16
 TOLERANCE = 1e-5
 """Relative to the largest logit. The shapes are equal, so healthy models differ by nothing or by the rounding of float32."""
 
+PLACE_TOLERANCE = 1e-4
+"""The same, between two places in the batch: matrix products may sum the rows of a batch in different orders."""
+
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Keep one row of a batch of two, replace the other, in both orders; the logits of the kept row must stay."""
+    """Keep one row of a batch of two, replace the other, in both orders; the logits of the kept row must stay throughout."""
     adapted.eval()
     length = sampler.length(LENGTH)
     kept, one, two = (sampler.inputs(1, length, seed=seed) for seed in range(3))
-    gaps = []
+    gaps, found = [], []
     for row in (0, 1):
         pairs = [torch.cat([kept, other] if row == 0 else [other, kept]) for other in (one, two)]
         with torch.no_grad():
             first, second = (run_model(adapted, ids).logits[row].float() for ids in pairs)
         if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
             return CheckResult(NAME, "skip", "The logits are not finite, so they cannot be compared.")
-        gaps.append(float((first - second).abs().max() / first.abs().max().clamp(min=1e-30)))
-    details = {"relative_difference": max(gaps), "tolerance": TOLERANCE}
+        gaps.append(_gap(first, second))
+        found.append(first)
+    moved = _gap(*found)
+    details = {"relative_difference": max(gaps), "tolerance": TOLERANCE, "difference_of_places": moved}
+    if max(gaps) <= TOLERANCE and moved > PLACE_TOLERANCE:
+        return _depends_on_place(adapted, moved, details)
     if max(gaps) <= TOLERANCE:
         text = f"Logits of a row stay when its neighbour changes (relative difference {max(gaps):.0e}, tolerance {TOLERANCE:.0e})."
         return CheckResult(NAME, "pass", text, measured=details)
     cause, fix = _explain(adapted)
     finding = f"Logits of a row change by {max(gaps):.1e} (relative, tolerance {TOLERANCE:.0e}) when only its neighbour changes."
     return CheckResult(NAME, "fail", finding, cause, fix, details)
+
+
+def _gap(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))
+
+
+def _depends_on_place(adapted: AdaptedModel, gap: float, details: dict[str, float]) -> CheckResult:
+    return CheckResult(
+        NAME,
+        "fail",
+        f"Logits of a row change by {gap:.1e} (relative, tolerance {PLACE_TOLERANCE:.0e}) when it stands elsewhere in the batch.",
+        f"forward of {adapted.name} counts along the batch: positions, a mask or a table are made from axis 0 of input_ids.",
+        "Take the length from input_ids.shape[1], as in torch.arange(input_ids.shape[1], device=input_ids.device).",
+        details,
+    )
 
 
 def _explain(adapted: AdaptedModel) -> tuple[str, str]:

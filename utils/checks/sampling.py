@@ -136,14 +136,22 @@ def _runs(adapted: AdaptedModel, sampler: Sampler, length: int) -> bool:
     return True
 
 
-def run_model(adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | None = None) -> ModelOutputs:
+def run_model(
+    adapted: AdaptedModel, ids: torch.Tensor, labels: torch.Tensor | None = None, **more: torch.Tensor
+) -> ModelOutputs:
     """Call the model; what it raises is wrapped once, with its name and the shape.
+
+    Args:
+        adapted: the model.
+        ids: (B, T) ids or (B, C, H, W) pixels.
+        labels: as `AdaptedModel` takes them.
+        more: further arguments of the call: `attention_mask` (B, T), `decoder_input_ids` (B, T_dec).
 
     Raises:
         CheckError: the model raised on this input.
     """
     try:
-        return adapted(ids, labels=labels)
+        return adapted(ids, labels=labels, **more)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckError(

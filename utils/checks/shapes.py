@@ -144,6 +144,8 @@ def _pattern(wrong: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
 def _width_faults(adapted: AdaptedModel, sampler: Sampler) -> list[Fault]:
     """A head that scores more or fewer tokens than the embedding knows."""
     width, rows = adapted.contract.output_size, sampler.vocabulary
+    if width == rows:  # the contract leaves out ids that the head does not score; the config may know them
+        rows = max(rows, adapted.config.vocab_size or 0)
     if adapted.contract.task != "lm" or width is None or width == rows:
         return []
     narrow = width < rows

@@ -20,6 +20,7 @@ from tests.checks.corpus.table import (
     twins,
 )
 from utils._tables import text_table
+from utils.adapters.model_adapter import adapt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,9 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.checks.corpus", description=__doc__)
     parser.add_argument("--only", metavar="PART", help="faults whose name or responsible check holds this text")
     parser.add_argument("--fast", action="store_true", help="only the responsible check of each fault")
+    parser.add_argument(
+        "--zoo", action="store_true", help="the Hugging Face models of tests/zoo instead: every alarm is listed"
+    )
     parser.add_argument("--verbose", action="store_true", help="what was said about each miss and false alarm")
     options = parser.parse_args(arguments)
     _quiet()
+    if options.zoo:
+        return zoo(options.only or "")
     chosen = [fault for fault in FAULTS if not options.only or options.only in f"{fault.name} {fault.check}"]
     faulty = [
         examine_fault(fault, [CHECKS[fault.check]] if options.fast and fault.check in CHECKS else CHECKS.values())
@@ -45,6 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"{share:.1%} of {len(faulty)} faults flagged by the responsible check (bar {FLAGGED_SHARE:.0%})")
     say(f"{false_alarms} of {len(healthy)} healthy twins raise an alarm (bar 0)")
     return 0 if share >= FLAGGED_SHARE and not false_alarms else 1
+
+
+def zoo(part: str) -> int:
+    """Tier 1 over the Hugging Face models of the zoo; the exit code is 1 where a check fails."""
+    from tests.zoo.hugging_face import ENTRIES
+
+    rows = []
+    for entry in ENTRIES:
+        if part in entry.name:
+            rows.append(examine(entry.name, adapt(entry.build(), entry.config, **entry.arguments), CHECKS.values()))
+            say("\n".join([f"## {entry.name}", *_complaints(rows[-1])]))
+    failing = [row for row in rows if "fail" in row.flagged.values()]
+    warned = [row for row in rows if not row.sound and row not in failing]
+    say(f"{len(rows)} models: {len(failing)} with a failed check, {len(warned)} with warnings only")
+    return 1 if failing else 0
 
 
 def confusion(rows: list[Row]) -> str:
@@ -72,11 +93,14 @@ def remarks(faulty: list[Row], healthy: list[Row]) -> str:
     """Everything that was said about the faults that were missed and the twins that raise an alarm."""
     lines = []
     for row in [row for row in faulty if not row.caught] + [row for row in healthy if not row.sound]:
-        lines += [f"## {row.name} {row.error}"]
-        for result in row.results:
-            if row.fault is None and result.name in row.flagged or row.fault and result.name == row.fault.check:
-                lines.append(result.summary())
+        lines += [f"## {row.name} {row.error}", *_complaints(row)]
     return "\n".join(lines)
+
+
+def _complaints(row: Row) -> list[str]:
+    """Of a faulty model what the responsible check says, of another model every warning and failure."""
+    wanted = {row.fault.check} if row.fault is not None else set(row.flagged)
+    return [result.summary() for result in row.results if result.name in wanted]
 
 
 def say(text: str) -> None:

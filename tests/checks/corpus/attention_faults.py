@@ -52,10 +52,7 @@ ATTENTION_FAULTS = (
         "scores multiplied by the root of the head's width",
         "bert",
         "initialisation",
-        {
-            "/ math.sqrt(query.shape[-1])": "* math.sqrt(query.shape[-1])",
-            "self.query = nn.Linear(width, width)": "self.query = nn.Linear(width, width)\n        self.scale = width",
-        },
+        {"/ math.sqrt(query.shape[-1])": "* math.sqrt(query.shape[-1])"},
         config={"hidden_size": 128, "num_attention_heads": 1},
     ),
     Fault(
@@ -72,14 +69,14 @@ ATTENTION_FAULTS = (
         {"hidden, hidden, hidden, attn_mask=mask, need_weights=False": "hidden, hidden, hidden, need_weights=False"},
         cure=NO_MASK,
     ),
-    Fault(
-        "no causal mask (fused attention)", "llama", "causality", {"value, is_causal=True)": "value)"}, cure=NO_MASK
-    ),
+    Fault("no causal mask (fused attention)", "llama", "causality", {"value, is_causal=True)": "value)"}, cure=NO_MASK),
     Fault(
         "causal mask lets one future token through",
         "gpt",
         "causality",
-        {"torch.tril(torch.ones(limit, limit, dtype=torch.bool))": "torch.tril(torch.ones(limit, limit, dtype=torch.bool), diagonal=1)"},
+        {
+            "torch.tril(torch.ones(limit, limit, dtype=torch.bool))": "torch.tril(torch.ones(limit, limit, dtype=torch.bool), diagonal=1)"
+        },
         cure=MASK_DIAGONAL,
     ),
     Fault(
@@ -107,7 +104,10 @@ ATTENTION_FAULTS = (
         "causal mask inverted, last row empty",
         "multihead",
         "numerical stability",
-        {"torch.triu(torch.ones(length": "torch.tril(torch.ones(length", "device=input_ids.device), diagonal=1)": "device=input_ids.device))"},
+        {
+            "torch.triu(torch.ones(length": "torch.tril(torch.ones(length",
+            "device=input_ids.device), diagonal=1)": "device=input_ids.device))",
+        },
         cure=MASK_INVERTED,
     ),
     Fault(
@@ -121,7 +121,9 @@ ATTENTION_FAULTS = (
         "heads split by view alone (encoder)",
         "bert",
         "padding invariance",
-        {"x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)": "x.view(x.shape[0], self.heads, x.shape[1], -1)"},
+        {
+            "x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)": "x.view(x.shape[0], self.heads, x.shape[1], -1)"
+        },
         cure=HEADS,
     ),
     Fault(
@@ -185,24 +187,24 @@ ATTENTION_FAULTS = (
         cure="",
     ),
     Fault(
-        "batch taken for time (attention)",
+        "batch taken for time",
         "vision",
         "row independence",
         {"dropout=0.1, batch_first=True, norm_first": "dropout=0.1, norm_first"},
         cure="batch_first missing",
     ),
     Fault(
-        "batch taken for time (recurrent)",
-        "lstm",
-        "row independence",
-        {"num_layers=2, batch_first=True, dropout": "num_layers=2, dropout"},
-        cure="batch_first missing",
+        "padding mask not used in cross-attention",
+        "seq2seq",
+        "padding invariance",
+        {"tgt_mask=mask, memory_key_padding_mask=hidden": "tgt_mask=mask"},
+        cure=PADDING,
     ),
     Fault(
         "decoder without causal mask",
         "seq2seq",
         "causality",
-        {"layer(x, memory, tgt_mask=mask)": "layer(x, memory)"},
+        {"memory, tgt_mask=mask, memory": "memory, memory"},
         cure=NO_MASK,
     ),
 )

@@ -34,7 +34,10 @@ OTHER_FAULTS = (
         "position table shorter than the config says",
         "multihead",
         "shape robustness",
-        {"torch.arange(max_seq_len)": "torch.arange(max_seq_len // 2)", "torch.zeros(max_seq_len, d_model)": "torch.zeros(max_seq_len // 2, d_model)"},
+        {
+            "torch.arange(max_seq_len)": "torch.arange(max_seq_len // 2)",
+            "torch.zeros(max_seq_len, d_model)": "torch.zeros(max_seq_len // 2, d_model)",
+        },
     ),
     Fault(
         "head narrower than the vocabulary",
@@ -53,10 +56,10 @@ OTHER_FAULTS = (
         "gpt",
         "numerical stability",
         {
-            "scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])": "scores = torch.zeros(batch, self.heads, length, length)\n"
-            "        torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1), out=None)\n"
-            "        scores = torch.baddbmm(scores.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1)).view_as(scores)"
-            " / math.sqrt(query.shape[-1])"
+            "return x + self.dropout(self.down(hidden))": "gathered = torch.zeros(x.shape[0] * x.shape[1], x.shape[2], dtype=torch.float32)\n"
+            "        places = torch.arange(len(gathered), device=x.device)\n"
+            "        gathered = gathered.to(x.device).index_add(0, places, self.down(hidden).flatten(0, 1))\n"
+            "        return x + self.dropout(gathered.view_as(x))"
         },
         cure="hard-coded dtype",
     ),
@@ -64,26 +67,33 @@ OTHER_FAULTS = (
         "positions never added (encoder)",
         "bert",
         "position sensitivity",
-        {"x = self.word_embeddings(input_ids) + self.position_embeddings(positions)": "x = self.word_embeddings(input_ids)"},
+        {
+            "x = self.word_embeddings(input_ids) + self.position_embeddings(positions)": "x = self.word_embeddings(input_ids)"
+        },
         cure="weights never used",
     ),
     Fault(
         "every token at the first position",
         "bert",
         "position sensitivity",
-        {"positions = attention_mask.long().cumsum(dim=1).sub(1).clamp(min=0)": "positions = torch.zeros_like(input_ids)"},
+        {
+            "positions = attention_mask.long().cumsum(dim=1).sub(1).clamp(min=0)": "positions = torch.zeros_like(input_ids)"
+        },
     ),
     Fault(
         "positions counted over the batch",
         "gpt",
         "row independence",
-        {"torch.arange(length, device=input_ids.device)": "torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]", "        length = input_ids.shape[1]\n": ""},
+        {
+            "torch.arange(length, device=input_ids.device)": "torch.arange(input_ids.shape[0], device=input_ids.device)[:, None]",
+            "        length = input_ids.shape[1]\n": "",
+        },
         cure="positions over the wrong axis",
     ),
     Fault(
         "positions never added (vision)",
         "vision",
-        "position sensitivity",
+        "gradient flow",
         {"x], dim=1) + self.positions": "x], dim=1)"},
         cure="weights never used",
     ),
@@ -98,7 +108,9 @@ OTHER_FAULTS = (
         "dropout with training=True",
         "gpt",
         "determinism",
-        {"weights = self.dropout(F.softmax(scores, dim=-1))": "weights = F.dropout(F.softmax(scores, dim=-1), p=0.1, training=True)"},
+        {
+            "weights = self.dropout(F.softmax(scores, dim=-1))": "weights = F.dropout(F.softmax(scores, dim=-1), p=0.1, training=True)"
+        },
         cure=DROPOUT,
     ),
     Fault(
@@ -116,7 +128,9 @@ OTHER_FAULTS = (
         "noise added in evaluation",
         "llama",
         "determinism",
-        {"x = self.embed_tokens(input_ids)": "x = self.embed_tokens(input_ids)\n        x = x + 0.01 * torch.randn_like(x)"},
+        {
+            "x = self.embed_tokens(input_ids)": "x = self.embed_tokens(input_ids)\n        x = x + 0.01 * torch.randn_like(x)"
+        },
         cure="random numbers in forward",
     ),
     Fault(
@@ -178,7 +192,9 @@ OTHER_FAULTS = (
         "labels shifted twice",
         "multihead",
         "learning",
-        {"logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten()"},
+        {
+            "logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten()"
+        },
         cure=SHIFT,
     ),
     Fault(
@@ -192,7 +208,9 @@ OTHER_FAULTS = (
         "loss ignores the labels",
         "multihead",
         "learning",
-        {"logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-1].flatten(0, 1), logits[:, :-1].argmax(dim=-1).flatten()"},
+        {
+            "logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-1].flatten(0, 1), logits[:, :-1].argmax(dim=-1).flatten()"
+        },
     ),
     Fault(
         "logits shifted inside forward",
@@ -227,12 +245,16 @@ OTHER_FAULTS = (
         "branch on a value of the data",
         "gpt",
         "export dry run",
-        {"        x = self.norm(x)\n": "        if x.mean() > 0:\n            x = x + 0.001\n        x = self.norm(x)\n"},
+        {
+            "        x = self.norm(x)\n": "        if x.mean() > 0:\n            x = x + 0.001\n        x = self.norm(x)\n"
+        },
     ),
     Fault(
         "loop over values of the data",
         "convolution",
         "export dry run",
-        {"return self.head(self.norm(x))": "for token in input_ids[0].tolist():\n            x = x + 1e-6 * token\n        return self.head(self.norm(x))"},
+        {
+            "return self.head(self.norm(x))": "for token in input_ids[0].tolist():\n            x = x + 1e-6 * token\n        return self.head(self.norm(x))"
+        },
     ),
 )

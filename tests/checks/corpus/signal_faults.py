@@ -36,7 +36,11 @@ SIGNAL_FAULTS = (
         cure=IN_PLACE,
     ),
     Fault(
-        "stream detached between the blocks", "gpt", "gradient flow", {"x = block(x)": "x = block(x.detach())"}, cure=CUT
+        "stream detached between the blocks",
+        "gpt",
+        "gradient flow",
+        {"x = block(x)": "x = block(x.detach())"},
+        cure=CUT,
     ),
     Fault(
         "embedding under no_grad",
@@ -107,7 +111,9 @@ SIGNAL_FAULTS = (
         "blocks in a plain list",
         "convolution",
         "gradient flow",
-        {"nn.ModuleList([Block(hidden_size) for _ in range(num_layers)])": "[Block(hidden_size) for _ in range(num_layers)]"},
+        {
+            "nn.ModuleList([Block(hidden_size) for _ in range(num_layers)])": "[Block(hidden_size) for _ in range(num_layers)]"
+        },
         cure=LEARNED,
     ),
     Fault(
@@ -141,7 +147,11 @@ SIGNAL_FAULTS = (
         "deep stack of sigmoids without residual connections",
         "convolution",
         "gradient flow",
-        {"return x + self.output(F.gelu(hidden))": "return self.output(F.sigmoid(hidden))", "hidden = self.norm(x).transpose(1, 2)": "hidden = x.transpose(1, 2)", "        self.norm = nn.LayerNorm(width)\n": ""},
+        {
+            "return x + self.output(F.gelu(hidden))": "return self.output(F.sigmoid(hidden))",
+            "hidden = self.norm(x).transpose(1, 2)": "hidden = x.transpose(1, 2)",
+            "        self.norm = nn.LayerNorm(width)\n": "",
+        },
         config={"num_layers": 12},
     ),
     Fault(
@@ -149,13 +159,6 @@ SIGNAL_FAULTS = (
         "gpt",
         "gradient flow",
         {"return x + self.dropout(self.down(hidden))": "return 4 * x + self.dropout(self.down(hidden))"},
-        config=DEEP,
-    ),
-    Fault(
-        "stream multiplied by a tenth per block",
-        "gpt",
-        "gradient flow",
-        {"x = x + self.dropout(self.attention(self.norm_1(x)))": "x = 0.1 * x + self.dropout(self.attention(self.norm_1(x)))"},
         config=DEEP,
     ),
     Fault(
@@ -178,7 +181,9 @@ SIGNAL_FAULTS = (
         "root of zero",
         "multihead",
         "gradient flow",
-        {"logits = self.head(self.norm(x))": "x = self.norm(x)\n        logits = self.head(x + torch.sqrt((x - x.detach()).abs()))"},
+        {
+            "logits = self.head(self.norm(x))": "x = self.norm(x)\n        logits = self.head(x + torch.sqrt((x - x.detach()).abs()))"
+        },
     ),
     Fault(
         "RMSNorm over the tokens",
@@ -222,7 +227,10 @@ SIGNAL_FAULTS = (
         "RMSNorm without epsilon over a zero row",
         "llama",
         "numerical stability",
-        {"epsilon=1e-6": "epsilon=0.0", "                nn.init.normal_(parameter, std=0.02)": "                nn.init.normal_(parameter, std=0.02)\n        nn.init.zeros_(self.embed_tokens.weight[:8])"},
+        {
+            "epsilon=1e-6": "epsilon=0.0",
+            "                nn.init.normal_(parameter, std=0.02)": "                nn.init.normal_(parameter, std=0.02)\n        nn.init.zeros_(self.embed_tokens.weight[:8])",
+        },
         cure=GUARD,
     ),
     Fault(
@@ -235,7 +243,9 @@ SIGNAL_FAULTS = (
         "division by zero",
         "gpt",
         "numerical stability",
-        {"hidden = F.gelu(self.up(self.norm_2(x)))": "hidden = F.gelu(self.up(self.norm_2(x)))\n        hidden = hidden / (hidden - hidden)"},
+        {
+            "hidden = F.gelu(self.up(self.norm_2(x)))": "hidden = F.gelu(self.up(self.norm_2(x)))\n        hidden = hidden / (hidden - hidden)"
+        },
         cure=GUARD,
     ),
     Fault(
@@ -288,21 +298,29 @@ SIGNAL_FAULTS = (
         "one layer starts far too large",
         "multihead",
         "initialisation",
-        {"self.apply(self.start)": "self.apply(self.start)\n        nn.init.normal_(self.layers[1].feed_forward[0].weight, std=30.0)"},
+        {
+            "self.apply(self.start)": "self.apply(self.start)\n        nn.init.normal_(self.layers[1].feed_forward[0].weight, std=30.0)"
+        },
         cure="initial scale too large",
     ),
     Fault(
         "no final norm before a loud stream",
         "gpt",
         "initialisation",
-        {"        x = self.norm(x)\n": "", "std=0.02)\n        nn.init.normal_(self.position": "std=0.02)\n        nn.init.normal_(self.position", "x = block(x)": "x = 10 * block(x)"},
+        {
+            "        x = self.norm(x)\n": "",
+            "std=0.02)\n        nn.init.normal_(self.position": "std=0.02)\n        nn.init.normal_(self.position",
+            "x = block(x)": "x = 10 * block(x)",
+        },
         cure="",
     ),
     Fault(
         "head not tied although the config says so",
         "gpt",
         "initialisation",
-        {"        self.head.weight = self.token_embedding.weight\n": "        nn.init.normal_(self.head.weight, std=0.02)\n"},
+        {
+            "        self.head.weight = self.token_embedding.weight\n": "        nn.init.normal_(self.head.weight, std=0.02)\n"
+        },
         cure="head not tied",
         config={"tie_word_embeddings": True},
     ),

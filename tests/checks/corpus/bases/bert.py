@@ -1,5 +1,7 @@
 """A small encoder for masked tokens: post-norm, padding mask, a loss that is not shifted."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """A small classifier of texts: encoder layers and the mean over the tokens that are no padding."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,7 +14,9 @@ class Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = nn.Embedding(max_seq_len, d_model)
-        layer = nn.TransformerEncoderLayer(d_model, num_heads, 2 * d_model, dropout=0.1, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            d_model, num_heads, 2 * d_model, dropout=0.1, batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(d_model)
         self.classifier = nn.Linear(d_model, num_labels)

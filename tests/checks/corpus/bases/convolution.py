@@ -1,5 +1,7 @@
 """A small language model of causal convolutions."""
 
+from __future__ import annotations
+
 import torch.nn.functional as F
 from torch import nn
 

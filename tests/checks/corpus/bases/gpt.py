@@ -1,5 +1,7 @@
 """A small GPT: attention written out, pre-norm, learned positions, tied head."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """A small Llama: rotary positions, RMSNorm, gated feed-forward, fused attention, a head of its own."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,5 +1,7 @@
 """A small recurrent language model."""
 
+from __future__ import annotations
+
 from torch import nn
 
 

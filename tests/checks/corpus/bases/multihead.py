@@ -1,5 +1,7 @@
 """A small language model of nn.MultiheadAttention, pre-norm, with a sinusoidal table of positions and its own loss."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """A small encoder-decoder: nn.TransformerEncoderLayer and nn.TransformerDecoderLayer, labels that are not shifted."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,15 +29,16 @@ class Model(nn.Module):
     def embed(self, ids):
         return self.shared(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
 
-    def forward(self, input_ids, decoder_input_ids, labels=None):
+    def forward(self, input_ids, decoder_input_ids, attention_mask=None, labels=None):
+        hidden = None if attention_mask is None else attention_mask == 0
         memory = self.embed(input_ids)
         for layer in self.encoder:
-            memory = layer(memory)
+            memory = layer(memory, src_key_padding_mask=hidden)
         length = decoder_input_ids.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).triu(1)
         x = self.embed(decoder_input_ids)
         for layer in self.decoder:
-            x = layer(x, memory, tgt_mask=mask)
+            x = layer(x, memory, tgt_mask=mask, memory_key_padding_mask=hidden)
         logits = self.lm_head(self.norm(x))
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten()) if labels is not None else None
         return {"loss": loss, "logits": logits}
