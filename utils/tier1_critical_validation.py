@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from utils.checks import (
+    accumulation,
     causality,
     determinism,
     gradients,
     initialisation,
+    learning,
     memory,
     padding,
     positions,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from utils.adapters.model_adapter import AdaptedModel
+    from utils.checks.limits import Limits
+    from utils.checks.sampling import Sampler
     from utils.loading.model_loader import LoadedModel
 
     Model = AdaptedModel | LoadedModel | nn.Module
@@ -51,6 +55,16 @@ __all__ = [
     "validate",
 ]
 
+
+def _export_dry_run(adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None) -> CheckResult:
+    """Try the exporters; imported when it runs, since they stand above the checks and take seconds to import."""
+    from utils.export import dry_run
+
+    return dry_run.check(adapted, sampler, limits)
+
+
+_export_dry_run.check_name = "export dry run"  # type: ignore[attr-defined]
+
 TIER1: tuple[Check, ...] = (
     shapes.check,
     gradients.check,
@@ -62,8 +76,11 @@ TIER1: tuple[Check, ...] = (
     determinism.check,
     positions.check,
     round_trip.check,
+    learning.check,
+    accumulation.check,
     memory.check,
     speed.check,
+    _export_dry_run,
 )
 """The checks of tier 1 in the order in which they run."""
 
@@ -104,7 +121,7 @@ def validate(
     Example:
         >>> report = validate(model, {"vocab_size": 256, "max_seq_len": 64})
         >>> report.passed, report.verdict
-        (True, 'All 12 checks passed.')
+        (True, 'All 15 checks passed.')
     """
     if tier != 1:
         raise ConfigError(f"tier={tier!r} is not part of this release; it offers tier=1, the critical checks.")

@@ -82,7 +82,7 @@ class ONNXExporter(Exporter):
     def write(self, subject: ExportSubject, path: Path) -> Artifact:
         """Trace, convert, describe and check. See `Exporter.write`."""
         traced = traced_shape_for(subject.signature)
-        program = _convert(subject, traced)
+        program = convert(subject, traced)
         facts = {
             **described(subject, traced, "onnx", "onnxscript"),
             "opset": str(program.model.opset_imports.get("", "unknown")),
@@ -94,8 +94,12 @@ class ONNXExporter(Exporter):
         return Artifact(self.format, path, (path, *beside), traced, facts)
 
 
-def _convert(subject: ExportSubject, traced: Shape) -> Any:
-    """Run torch's exporter; returns its `ONNXProgram`."""
+def convert(subject: ExportSubject, traced: Shape) -> Any:
+    """Run torch's exporter; returns its `ONNXProgram`, which lies in memory only.
+
+    Raises:
+        ExportError: the exporter cannot take the model.
+    """
     example, signature = subject.example(traced), subject.signature
     with tracing(subject, "ONNX"):
         return torch.onnx.export(

@@ -128,6 +128,21 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
     return ExportSubject(plain, signature, tokenizer, facts, labels=_labels(given, signature))
 
 
+def untrained_subject(adapted: AdaptedModel, config: object = None) -> ExportSubject:
+    """A subject for trying exporters on a model that is not trained yet: no tokenizer, and no hash of its weights.
+
+    Args:
+        adapted: any adapted model.
+        config: limits that the model does not tell itself.
+
+    Raises:
+        ConfigError: the vocabulary rows are unknown.
+        ExportError: the model's copy in float32 on the CPU answers otherwise than the model.
+    """
+    plain, _ = _in_float32_on_cpu(adapted)
+    return ExportSubject(plain, _signature(plain, ModelConfig.of(config))[0])
+
+
 def _labels(given: object, signature: Signature) -> tuple[str, ...]:
     """Names of the classes that a training result brings."""
     known = given.get("class_names") if isinstance(given, Mapping) else None
