@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     if not torch.isfinite(first.logits).all():
         return CheckResult(NAME, "skip", "The logits are not finite, so they cannot be compared.")
     gap = relative_gap(first.logits, again.logits)
-    measured = {"eval_difference": gap, "tolerance": SAME}
+    measured: dict[str, Any] = {"eval_difference": gap, "tolerance": SAME}
     faults = _not_repeatable(adapted, inputs, first, again) if gap > SAME else []
     declared = _declared(adapted.model)
     if not declared:

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.adapters.attention_calls import attention_calls, example_inputs
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
-from utils.checks.masking import padding_id, takes_padding, takes_padding_before
+from utils.checks.masking import (
+    mixes_beside_attention,
+    names_mask,
+    ordinary_ids,
+    padding_id,
+    takes_padding,
+    takes_padding_before,
+)
 from utils.checks.passage import relative_gap
 from utils.checks.report import CheckResult
 from utils.checks.runner import model_check
@@ -58,14 +66,10 @@ class Padded:
         if whole <= length or sampler.vocabulary < 3:
             return None
         pad = padding_id(adapted) or 0
-        other = (pad + 1) % sampler.vocabulary
-
-        def real(length: int, seed: int) -> torch.Tensor:
-            """Ids that are neither of the two."""
-            return (pad + 2 + sampler.ids(1, length, seed=seed) % (sampler.vocabulary - 2)) % sampler.vocabulary
-
-        decoder = real(length, 2) if adapted.contract.decoder_name is not None else None
-        return cls(adapted, real(length, 0), real(whole, 1), decoder, pad, other)
+        other, *real = (one for one in ordinary_ids(adapted, sampler.vocabulary, sampler.device).tolist() if one != pad)
+        ids = torch.tensor(real or [other], device=sampler.device).repeat(2 * whole)[None]
+        decoder = ids[:, 1 : length + 1] if adapted.contract.decoder_name is not None else None
+        return cls(adapted, ids[:, :length], ids[:, 2 : whole + 2], decoder, pad, other)
 
     def alone(self) -> torch.Tensor:
         """Scores of the text by itself: (T, V), or (classes,)."""
@@ -134,7 +138,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     gaps = [relative_gap(alone, scores) for scores in padded.right()]
     measured = {"takes_mask": masked, "tolerance": limit, "right": gaps[0], "right_other_id": gaps[1]}
     if gaps[0] > limit:
-        return judged(NAME, _right_faults(padded, alone, limit, masked), _harmless(adapted), measured)
+        return judged(NAME, _right_faults(padded, alone, limit, masked), _harmless(adapted, gaps[0]), measured)
     note = [] if gaps[1] <= limit else [f"The model finds padding by its id {padded.pad}: pad with no other."]
     words, faults, left = _left(padded, alone, limit)
     how = "behind the attention mask" if masked else "although the model takes no mask"
@@ -147,7 +151,13 @@ def _tolerance(adapted: AdaptedModel) -> float:
     return NARROW_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else TOLERANCE
 
 
-def _harmless(adapted: AdaptedModel) -> str:
+def _harmless(adapted: AdaptedModel, gap: float) -> str:
+    """Why padding that changes logits is no fault."""
+    if names_mask(adapted):
+        return (
+            f"Padding behind a text moves its logits by {gap:.1e} although the attention mask hides it: the convolutions or "
+            f"recurrences of {adapted.name} read their neighbours, by design."
+        )
     return (
         f"{adapted.name} takes no mask and reads padding. That does no harm where texts are packed into full blocks, as train() "
         "does for this task; a batch of unequal lengths must be sorted by length."
@@ -158,7 +168,7 @@ def _right_faults(padded: Padded, alone: torch.Tensor, limit: float, masked: boo
     """Why padding behind a text changes its scores; nothing where no step of training or generation pads."""
     adapted = padded.adapted
     contract = adapted.contract
-    if not masked or (adapted.completion.status == "completed" and _ignored(padded, limit)):
+    if not masked or (not names_mask(adapted) and _ignored(padded, limit)):
         if contract.task in ("lm", "masked"):
             return []
         return [
@@ -186,6 +196,8 @@ def _right_faults(padded: Padded, alone: torch.Tensor, limit: float, masked: boo
         cause = f"{contract.mask_name} is read the wrong way round: its zeros are shown and its ones hidden."
         fix = f"Invert it where it is used: ~{contract.mask_name}.bool(), as nn.MultiheadAttention wants True where to hide."
         return [Fault("fail", finding, cause, fix)]
+    if mixes_beside_attention(adapted.model):
+        return []
     cause = (
         f"The mask reaches a part of {adapted.name} only: another layer, a mean or a maximum over the text, a convolution or a "
         "normalisation over time still reads padding."
@@ -194,8 +206,17 @@ def _right_faults(padded: Padded, alone: torch.Tensor, limit: float, masked: boo
     return [Fault("fail", finding, cause, fix)]
 
 
+def _meant_for_attention(adapted: AdaptedModel) -> bool:
+    """Whether attention is all that mixes tokens, so that a mask could hide padding before a text wholly."""
+    if not names_mask(adapted) or mixes_beside_attention(adapted.model):
+        return False
+    with attention_calls(adapted) as calls, torch.no_grad():
+        adapted(example_inputs(adapted, min(LENGTH, adapted.contract.max_length or LENGTH)))
+    return any(min(call.lengths()) > 1 for call in calls)
+
+
 def _ignored(padded: Padded, limit: float) -> bool:
-    """Whether the mask changes nothing. A completed export takes a mask by name, which its author never wrote."""
+    """Whether the mask changes nothing."""
     return relative_gap(padded.right()[0], padded.right("none")[0]) <= limit
 
 
@@ -217,6 +238,8 @@ def _left(padded: Padded, alone: torch.Tensor, limit: float) -> tuple[str, list[
         return "", [Fault("warn", finding, cause, "Mask with a large negative number in place of -inf.")], figures
     read = relative_gap(*scores)
     figures["left_padding_is_read"] = read > limit
+    if read > limit and not _meant_for_attention(padded.adapted):
+        return "Padding before it is read: continue rows of equal length together.", [], figures
     if read > limit:
         finding = f"Padding before a text is read although {contract.mask_name} hides it ({read:.1e}, relative)."
         cause = f"forward of {padded.adapted.name} takes {contract.mask_name} and does not use it, or not everywhere."

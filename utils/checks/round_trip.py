@@ -46,7 +46,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     faults, saved_bytes = _saved_and_loaded(adapted, inputs, before)
     faults += [*_copies(adapted, tied), *_shared_storage(adapted.model)]
     hidden = [one for one in hidden_tensors(adapted.model) if not (one.kind == "buffer" and one.computed)]
-    used = [one for one in _used(adapted, inputs, hidden)]
+    used = _used(adapted, inputs, hidden)
     faults += [*_lost(adapted, used), *_left_behind(adapted, inputs, used)]
     measured: dict[str, Any] = {
         "bytes": saved_bytes,
@@ -163,7 +163,7 @@ def _copies(adapted: AdaptedModel, tied: list[list[str]]) -> list[Fault]:
 def _skeleton(model: nn.Module, of: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A copy of the modules that holds `of(tensor)` in place of every parameter and buffer."""
     memo = {id(tensor): of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+    return copy.deepcopy(model, memo)
 
 
 def _shared_storage(model: nn.Module) -> list[Fault]:
