@@ -28,7 +28,7 @@ from utils.checks import (
     speed,
     stability,
 )
-from utils.checks.report import TABLE, Report
+from utils.checks.report import TABLE, CheckResult, Report
 from utils.checks.runner import Check
 from utils.checks.session import Session
 from utils.checks.single import as_dict, finished
@@ -95,6 +95,7 @@ def validate(
     seconds_per_check: float | None = 300.0,
     memory_limit_gb: float | None = None,
     isolated: bool = False,
+    patches: bool = True,
 ) -> Report:
     """Check a model and say what is wrong, why, and what to change.
 
@@ -109,6 +110,9 @@ def validate(
             fifths of what is free.
         isolated: run the checks in a process of their own, which also survives a model that crashes, hangs in one call,
             or takes all memory at once; costs the start of a process.
+        patches: look for a change of the model's source that turns a check green, re-tested on a copy, for at most a
+            minute; `report.apply(check)` gives the report of the patched copy. Nothing is looked for where the source is
+            not known.
 
     Returns:
         The report; `report.passed` is False when a check failed or could not finish, when none ran, and when the run was
@@ -128,7 +132,7 @@ def validate(
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
     with showing(progress, f"Tier {tier}", unit="checks") as show:
-        return session.run(checks, show)
+        return session.run(checks, show, patches)
 
 
 def _checks_of(tier: int) -> tuple[Check, ...]:

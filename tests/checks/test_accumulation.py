@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import models as m
 from torch import nn
 
+from checks import models as m
 from utils.adapters.model_adapter import adapt
 from utils.checks import accumulation
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import models as m
 
+from checks import models as m
 from utils.adapters.model_adapter import adapt
 from utils.checks import learning
 

@@ -14,6 +14,7 @@ import tokenize
 from dataclasses import dataclass, replace
 
 from utils.adapters.names import NameVisitor
+from utils.loading.source_edits import Places, edited
 
 _BUILTINS = frozenset(dir(builtins))
 RETURNED = "__returned__"
@@ -182,13 +183,8 @@ class _ReturnToName(ast.NodeTransformer):
 
 def replaced(text: str, spots: list[tuple[ast.expr, str]]) -> str:
     """`text` with each expression of its syntax tree replaced; expressions must not lie inside one another."""
-    lines = text.splitlines()
-    for node, new in sorted(spots, key=lambda spot: (spot[0].lineno, spot[0].col_offset), reverse=True):
-        last = node.end_lineno or node.lineno
-        before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
-        after = lines[last - 1].encode()[node.end_col_offset :].decode()
-        lines[node.lineno - 1 : last] = f"{before}{new}{after}".split("\n")
-    return "\n".join(lines)
+    places = Places(text)
+    return edited(text, [places.replacing(node, new) for node, new in spots])
 
 
 def lines_in_strings(text: str) -> set[int]:

@@ -6,24 +6,33 @@ Which checks run is left to the tiers, what a check does to the checks.
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.checks.limits import Limits, bounded
+from utils.checks.mending import Mender, by_name
+from utils.checks.patching import Patch
+from utils.checks.rebuilding import UserSource, patched_model
 from utils.checks.report import CheckResult, Report
 from utils.checks.runner import Check
 from utils.checks.sampling import Sampler
-from utils.errors import ConfigError
-from utils.progress import ProgressCallback
+from utils.errors import CheckError, ConfigError
+from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     from torch import nn
 
     from utils.loading.model_loader import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 GB = 1e9
+PATCH_SECONDS = 60.0
+"""How long patches are looked for, for all checks of a report together: as long as tier 1 of a model of 124M takes."""
 FREE_SHARE = 0.8
 """Share of the free memory that a check may take where nobody says how much: the notebook itself needs the rest."""
 
@@ -73,8 +82,14 @@ class Session:
             adapted, sampler = prepared(model, config)
         return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
 
-    def run(self, checks: Sequence[Check], progress: ProgressCallback) -> Report:
-        """The report of these checks; one that is interrupted keeps what is done and says so."""
+    def run(self, checks: Sequence[Check], progress: ProgressCallback, patches: bool = True) -> Report:
+        """The report of these checks; one that is interrupted keeps what is done and says so.
+
+        Args:
+            checks: in their order.
+            progress: told before each check, and before each search for a patch.
+            patches: look for a patch of the model's source for each check that is not green.
+        """
         results: list[CheckResult] = []
         stopped = ""
         try:
@@ -84,7 +99,9 @@ class Session:
                     results.append(run(check))
         except KeyboardInterrupt:
             stopped = f"Interrupted after {len(results)} of {len(checks)} checks."
-        report = Report(self.title, results, stopped)
+        if patches and not stopped:
+            self._mend(checks, results, progress)
+        report = Report(self.title, results, stopped, Examined(self, tuple(checks)))
         progress(len(results), len(checks), report.verdict)
         return report
 
@@ -98,6 +115,54 @@ class Session:
 
         with IsolatedChecks(self.model, self.sampler) as process:
             yield lambda check: process.run(check, self.limits)
+
+    def _mend(self, checks: Sequence[Check], results: list[CheckResult], progress: ProgressCallback) -> None:
+        """Look for patches; one search that is interrupted ends all of them, and what was found stays."""
+        held = (result for result in results if not (self.isolated and result.unfinished))  # it would end this process
+        named = {result.name: result for result in held}
+        mender = Mender(self.model, by_name(checks), named, self.limits, time.monotonic() + PATCH_SECONDS)
+        red = mender.red
+        try:
+            for place, name in enumerate(red):
+                progress(len(checks), len(checks), f"{name}: looking for a patch")
+                share = (mender.ends - time.monotonic()) / (len(red) - place)
+                named[name].patch = mender.patch_for(name, time.monotonic() + share)
+        except KeyboardInterrupt:
+            logger.info("The search for patches was interrupted.")
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a report was made of, able to make the same report of a patched copy.
+
+    Attributes:
+        session: the model and how its checks ran.
+        checks: which ran, in their order.
+    """
+
+    session: Session
+    checks: tuple[Check, ...]
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The model that was examined."""
+        return self.session.model
+
+    def patched(self, patch: Patch) -> Report:
+        """The report of the same checks on a copy with the patch applied, which holds weights of its own.
+
+        Raises:
+            CheckError: the patch is of another source, or the patched source does not run.
+        """
+        source = UserSource.of(self.model)
+        if source is None or source.text != patch.before:
+            raise CheckError(
+                f"The patch ({patch.cure}) changes {patch.file_name}, and the source of {self.model.name} is another text. Use "
+                "the patch of a check of this very report."
+            )
+        copy = patched_model(self.model, source, patch.after, patch.fresh_weights, share=False)
+        session = replace(self.session, title=f"{self.session.title}, patched", model=copy, sampler=Sampler.of(copy))
+        return session.run(self.checks, ignore_progress)
 
 
 def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:

@@ -23,6 +23,7 @@ from types import ModuleType
 from utils.errors import ModelLoadError
 from utils.loading import generated
 from utils.loading.cache import cache_root, private_folder, remove_folder, write_folder
+from utils.loading.source_edits import Places, edited
 
 _LOG = logging.getLogger(__name__)
 
@@ -197,22 +198,11 @@ def relative_imports(text: str, tree: ast.Module, modules: set[str], depth: int)
         depth: folders between the package and this file.
     """
     roots = {name.split(".")[0] for name in modules}
-    lines = text.encode("utf-8").splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    data = bytearray(text.encode("utf-8"))
-    edits: list[tuple[int, int, bytes]] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom) or node.end_lineno is None or node.end_col_offset is None:
-            continue
-        begin = starts[node.lineno - 1] + node.col_offset
-        end = starts[node.end_lineno - 1] + node.end_col_offset
-        written = bytes(data[begin:end]).decode("utf-8")
-        edits.append((begin, end, _relative(node, written, roots, "." * (depth + 1)).encode("utf-8")))
-    for begin, end, new in sorted(edits, reverse=True):
-        data[begin:end] = new
-    return data.decode("utf-8")
+    places = Places(text)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    written = [places.text(places.begin(node), places.end(node)) for node in imports]
+    news = [_relative(node, old, roots, "." * (depth + 1)) for node, old in zip(imports, written, strict=True)]
+    return edited(text, [places.replacing(node, new) for node, new in zip(imports, news, strict=True)])
 
 
 def _relative(node: ast.Import | ast.ImportFrom, written: str, roots: set[str], dots: str) -> str:
