@@ -52,12 +52,14 @@ class LogitsOnly(nn.Module):
         decoder_input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits of ids (B, T) or pixels (B, C, H, W); the mask (B, T) is 1 for a real token."""
+        """Logits, float32, of ids (B, T) or pixels (B, C, H, W); the mask (B, T) is 1 for a real token."""
         if pixel_values is not None:
-            return self.adapted(pixel_values).logits
-        if decoder_input_ids is not None:
-            return self.adapted(input_ids, attention_mask, decoder_input_ids=decoder_input_ids).logits
-        return self.adapted(input_ids, attention_mask).logits
+            out = self.adapted(pixel_values)
+        elif decoder_input_ids is not None:
+            out = self.adapted(input_ids, attention_mask, decoder_input_ids=decoder_input_ids)
+        else:
+            out = self.adapted(input_ids, attention_mask)
+        return out.logits.float()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ class ExportSubject:
     def logits(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """The model's own answer, float32. Call it inside `undisturbed(subject.adapted)`."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        return LogitsOnly(self.adapted)(**tensors).detach().float().numpy()
+        return LogitsOnly(self.adapted)(**tensors).detach().numpy()
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Ids to which the model may do something of its own: the tokenizer's special ones, and rows that count as padding."""
+        special = getattr(self.tokenizer, "all_special_ids", ())
+        rows = [m.padding_idx for m in self.adapted.modules() if isinstance(m, nn.Embedding)]
+        return tuple(dict.fromkeys(int(index) for index in (*rows, *special) if index is not None))
 
     def example(self, shape: Shape) -> dict[str, torch.Tensor]:
         """Inputs of one call for exporters to trace."""
