@@ -153,6 +153,7 @@ def test_takes_what_the_other_verbs_give(wrap: str, tmp_path: Path) -> None:
         ({"formats": None}, ConfigError, "'None' is unknown"),
         ({"formats": [["onnx"]]}, ConfigError, r"\[.+onnx.+\]. is unknown; did you mean 'onnx'"),
         ({"tokenizer": ["<entry>"] * 70}, TokenizerError, "70 entries, the model 61 embedding rows: ids 61 to 69"),
+        ({"tokenizer": "gpt2"}, TokenizerError, "tokenizer='gpt2' is no tokenizer. Load it first"),
         ({"given": 3}, ExportError, "got int"),
         ({"validation_text": "some text"}, ConfigError, "needs a tokenizer"),
     ],

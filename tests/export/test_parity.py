@@ -17,7 +17,7 @@ from export import zoo
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.exporter import traced_shape_for
-from utils.export.parity import GRID, WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
+from utils.export.parity import GRID, LONGEST, WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
 from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
 from utils.export.runner import Runner
 from utils.export.samples import samples_of
@@ -109,6 +109,17 @@ def test_lengths_are_those_that_the_model_takes(step: int) -> None:
 def test_without_a_limit_the_proof_goes_as_far_as_it_says() -> None:
     assert max(lengths_for(signature(None))) == WITHOUT_LIMIT
     assert traced_shape_for(signature(None)) == Shape(2, 11)
+
+
+def test_lengths_whose_attention_would_fill_memory_are_left_out_and_said() -> None:
+    class Far(zoo.Bigram):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            assert input_ids.shape[1] <= LONGEST
+            return self.table(input_ids)
+
+    report = proven(subject_of(Far(8), config={"vocab_size": 8, "max_seq_len": 131_072}), lambda logits, feeds: logits)
+    assert report.passed and max(row.length for row in report.rows) == LONGEST
+    assert "lengths from 4097 to 131072 were not compared" in " ".join(report.remarks)
 
 
 def test_no_comparison_needs_more_memory_than_a_gigabyte() -> None:

@@ -98,7 +98,7 @@ class OneScore(nn.Module):
 
 
 def test_a_single_score_has_no_bits_to_be_judged_by(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="gives a single score, .* every file would pass"):
+    with pytest.raises(ExportError, match=r"gives a single score, .* every file would pass"):
         Int8Exporter.export(OneScore(), None, tmp_path / "m.onnx", zoo.CONFIG)
 
 

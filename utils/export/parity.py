@@ -34,6 +34,9 @@ GREEDY_TOKENS = 20
 PROMPT_TOKENS = 8
 WITHOUT_LIMIT = 256
 """Longest length that is compared where the model has no limit, in tokens."""
+LONGEST = 4096
+"""Longest length that is compared at all, in tokens: attention that is written out fills a gigabyte there for four heads, and
+four at twice the length; measured, 4,096 tokens take seconds and 16,384 more than two minutes, for one layer of width 16."""
 LARGEST_LOGITS = 1 << 30
 """Bytes of the logits of one comparison at most: longer inputs than that are compared in smaller batches, or cut."""
 
@@ -101,7 +104,7 @@ def lengths_for(signature: Signature) -> tuple[int, ...]:
     """Lengths to compare: 1, 7, an odd one in between, and the limit, as far as the model takes them."""
     limit = signature.max_length if signature.max_length is not None else WITHOUT_LIMIT
     width = 4 * (signature.output_size or 1) if signature.scores_tokens else 4
-    limit = min(limit, max(16, LARGEST_LOGITS // width))
+    limit = min(limit, LONGEST, max(16, LARGEST_LOGITS // width))
     middle = min(limit // 2 | 1, 129)  # beyond 129 tokens a longer odd length shows nothing that the limit does not
     odd = next((length for length in (middle, 9, 5, 3) if length not in (1, 7) and length < limit), 1)
     return tuple(sorted({signature.allowed_length(length) for length in (1, 7, odd, limit) if length <= limit}))
@@ -137,7 +140,7 @@ def _left_out(signature: Signature) -> list[str]:
     found = []
     if signature.max_length is not None and longest < signature.allowed_length(signature.max_length):
         found.append(
-            f"lengths from {longest + 1} to {signature.max_length} were not compared: their logits fill memory"
+            f"lengths from {longest + 1} to {signature.max_length} were not compared: they fill memory, or take minutes"
         )
     if signature.max_length is None:
         found.append(f"the model has no length limit; lengths up to {longest} were compared")

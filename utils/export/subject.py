@@ -214,6 +214,11 @@ def _entries(tokenizer: Any) -> int | None:
 
 
 def _check_tokenizer(tokenizer: object, vocab_size: int) -> None:
+    if isinstance(tokenizer, (str, PurePath, int)):  # a name has a length too, and would pass for its entries
+        raise TokenizerError(
+            f"tokenizer={tokenizer!r} is no tokenizer. Load it first, for example with "
+            "transformers.AutoTokenizer.from_pretrained(…)."
+        )
     entries = None if tokenizer is None else _entries(tokenizer)
     if entries is not None and entries > vocab_size:
         raise TokenizerError(
