@@ -283,7 +283,7 @@ class Signature:
 
 def _ids(generator: np.random.Generator, size: tuple[int, int], rows: int, special: Sequence[int]) -> np.ndarray:
     """Ids (B, T) below `rows`: special ones in up to half of the places of a batch, and nowhere in a single sequence."""
-    drawn = np.arange(rows, dtype=np.int64)
+    drawn: np.ndarray = np.arange(rows, dtype=np.int64)
     if size[0] == 1 and len(special) < rows:
         drawn = np.delete(drawn, special)
     ids: np.ndarray = drawn[generator.integers(0, len(drawn), size)]
