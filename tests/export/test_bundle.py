@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -150,7 +150,10 @@ def test_takes_what_the_other_verbs_give(wrap: str, tmp_path: Path) -> None:
         ({"formats": ("onx",)}, ConfigError, "'onx' is unknown; did you mean 'onnx'. Known: onnx"),
         ({"formats": ("table", "zzz")}, ConfigError, r"'zzz' is unknown\. Known"),
         ({"formats": ()}, ConfigError, "formats is empty"),
+        ({"formats": None}, ConfigError, "'None' is unknown"),
+        ({"formats": [["onnx"]]}, ConfigError, r"\[.+onnx.+\]. is unknown; did you mean 'onnx'"),
         ({"tokenizer": ["<entry>"] * 70}, TokenizerError, "70 entries, the model 61 embedding rows: ids 61 to 69"),
+        ({"tokenizer": "gpt2"}, TokenizerError, "tokenizer='gpt2' is no tokenizer. Load it first"),
         ({"given": 3}, ExportError, "got int"),
         ({"validation_text": "some text"}, ConfigError, "needs a tokenizer"),
     ],
@@ -162,10 +165,84 @@ def test_bad_input_leaves_nothing(options: dict[str, object], error: type, words
     assert not (tmp_path / "new").exists()
 
 
-def test_out_must_be_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file", "is a file; name a folder"),
+        ("file/below", "file is a file; name a folder"),
+        ("nowhere", "is a file; name a folder"),
+        ("a\0b", "can be no folder: .*null"),
+        ("x" * 300, "can be no folder: .*too long"),
+        ("listed", "was written by something else"),
+    ],
+)
+def test_out_must_be_a_folder(out: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="is a file; name a folder"):
-        utils.export(zoo.Bigram(), ("table",), tmp_path / "file", config=zoo.CONFIG)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "listed" / "manifest.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        utils.export(zoo.Bigram(), ("table",), tmp_path / out, config=zoo.CONFIG)
+
+
+def test_out_must_be_a_path() -> None:
+    with pytest.raises(ConfigError, match="out=None can be no folder"):
+        utils.export(zoo.Bigram(), ("table",), None, config=zoo.CONFIG)
+
+
+@pytest.mark.parametrize("files", [None, {"a": 1}, [1, None, {"name": 3}]])
+def test_a_torn_list_of_an_earlier_export_keeps_nobody_from_exporting(files: object, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "transformer-builder-export", "files": files}))
+    assert utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG).parity.passed
+
+
+class CrashingExporter(TableExporter):
+    """Meets what nobody foresaw."""
+
+    format, file_name = "crashing", "crashing.npy"
+    error: Exception = RuntimeError("the disk is on fire")
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        super().write(subject, path)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("on fire"), OSError(28, "No space left"), ConfigError("no such thing")])
+def test_an_unforeseen_error_costs_one_format_only(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(face.FORMATS, "crashing", ("own_formats", "CrashingExporter"))
+    monkeypatch.setattr(sys.modules["own_formats"], "CrashingExporter", CrashingExporter, raising=False)
+    monkeypatch.setattr(CrashingExporter, "error", error)
+    bundle = utils.export(zoo.Bigram(), ("crashing", "table"), tmp_path, config=zoo.CONFIG)
+    assert str(error) in bundle.refused["crashing"] and not (tmp_path / "crashing.npy").exists()
+    with pytest.raises(ExportError, match="The crashing file of 'Bigram' cannot be made"):
+        utils.export(zoo.Bigram(), ("crashing",), tmp_path, config=zoo.CONFIG)
+
+
+def test_a_manifest_that_cannot_be_written_costs_the_earlier_export_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(path: Path, content: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.export.bundle.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"other")])
+def test_what_was_changed_since_is_not_packed(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path / "run", config=zoo.CONFIG)
+    damage(tmp_path / "run" / "model.npy")
+    with pytest.raises(ConfigError, match=r"model\.npy was changed or lost since it was exported and proven"):
+        bundle.zip()
+    with pytest.raises(ConfigError, match="is a folder; name the file"):
+        bundle.zip(tmp_path)
+    assert not (tmp_path / "run.zip").exists()
 
 
 def test_an_unequal_file_is_refused_and_the_earlier_export_stays(
@@ -300,19 +377,26 @@ def test_a_foreign_manifest_is_not_overwritten(content: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "where", ["utils.export.bundle.publish", "utils.export.bundle._manifest", "utils.export.bundle.write_json"]
+    ("where", "left"),
+    [
+        ("_manifest", [*CARD, "manifest.json", "model.npy"]),  # nothing was touched yet
+        ("publish", [*CARD, "model.npy"]),
+        ("sync_folder", [*CARD, "model.npy"]),
+    ],
 )
-def test_a_killed_export_is_never_listed_as_good(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_export_is_never_listed_as_good(
+    where: str, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
 
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, killed)
+        patch.setattr(f"utils.export.bundle.{where}", killed)
         with pytest.raises(KeyboardInterrupt):
             utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [*CARD, "model.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == left
     assert utils.export(zoo.Bigram(), ("table",), tmp_path, config=zoo.CONFIG).parity.passed
 
 

@@ -292,6 +292,8 @@ def test_a_file_with_a_key_stays_here(folder: Path, hub: ModelHub, secret: str) 
     with pytest.raises(ConfigError, match="seems to hold") as caught:
         push_to_hub(folder, "me/model", token=TOKEN)
     assert secret not in str(caught.value) and hub.requests == []
+    with pytest.raises(ConfigError, match="seems to hold"):  # a dry run tells what would happen
+        push_to_hub(folder, "me/model", token=TOKEN, dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b/c", "../x"])

@@ -141,8 +141,9 @@ def next_one_is_clean(out: Path) -> None:
         pytest.param("_staged", 1, "earlier", marks=pytest.mark.slow),  # nothing is written yet
         pytest.param("make_room", 1, "earlier", marks=pytest.mark.slow),  # all is proven, and nothing moved
         ("publish done", 1, "void"),  # one file is new and one is old
-        ("write_json", 1, "void"),  # both are new, and nothing says so
-        pytest.param("write_json done", 1, "new", marks=pytest.mark.slow),
+        ("sync_folder", 1, "void"),  # both are new, and nothing says so
+        pytest.param("write_json done", 1, "earlier", marks=pytest.mark.slow),
+        pytest.param("sync_folder done", 2, "new", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_a_step(step: str, count: int, left: str, out: Path, earlier: dict[str, bytes]) -> None:

@@ -17,7 +17,7 @@ from export import zoo
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.exporter import traced_shape_for
-from utils.export.parity import GRID, WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
+from utils.export.parity import GRID, LONGEST, WITHOUT_LIMIT, Tolerance, lengths_for, prove, shapes_for
 from utils.export.parity_report import CostResult, GreedyResult, ParityReport, ParityRow, TextResult
 from utils.export.runner import Runner
 from utils.export.samples import samples_of
@@ -109,6 +109,17 @@ def test_lengths_are_those_that_the_model_takes(step: int) -> None:
 def test_without_a_limit_the_proof_goes_as_far_as_it_says() -> None:
     assert max(lengths_for(signature(None))) == WITHOUT_LIMIT
     assert traced_shape_for(signature(None)) == Shape(2, 11)
+
+
+def test_lengths_whose_attention_would_fill_memory_are_left_out_and_said() -> None:
+    class Far(zoo.Bigram):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            assert input_ids.shape[1] <= LONGEST
+            return self.table(input_ids)
+
+    report = proven(subject_of(Far(8), config={"vocab_size": 8, "max_seq_len": 131_072}), lambda logits, feeds: logits)
+    assert report.passed and max(row.length for row in report.rows) == LONGEST
+    assert "lengths from 4097 to 131072 were not compared" in " ".join(report.remarks)
 
 
 def test_no_comparison_needs_more_memory_than_a_gigabyte() -> None:
@@ -205,8 +216,7 @@ def test_figures_against_plain_numpy(bigram: ExportSubject) -> None:
         r for r in proven(bigram, lambda logits, feeds: logits + noise[: len(logits), : logits.shape[1]]).rows[::-1]
     )
     assert (row.batch, row.length) == (3, 32)
-    ids = np.random.default_rng((2, 3, 32, 0)).integers(0, zoo.V, size=(3, 32))
-    ids[-1, -1] = zoo.V - 1
+    ids = bigram.signature.feeds(Shape(3, 32))[IDS]
     table = bigram.adapted.model.table.weight.detach().numpy()
     assert math.isclose(row.max_abs_diff, np.abs(noise).max(), rel_tol=1e-4)
     assert math.isclose(row.mean_abs_diff, np.abs(noise).mean(), rel_tol=1e-4)
@@ -217,6 +227,55 @@ def test_tolerance_grows_with_the_logits_and_never_shrinks() -> None:
     assert TOLERANCE.allowed(np.full((2, 3), 0.01)) == 1e-4
     assert math.isclose(TOLERANCE.allowed(np.array([30.0, 40.0, -30.0, -40.0])), 1e-4 * math.sqrt(1250))
     assert TOLERANCE.allowed(np.array([np.inf])) == 1e-4
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, float(np.finfo(np.float32).min), -math.inf])
+@pytest.mark.parametrize(("delta", "passed"), [(0.0, True), (1e-2, False)])
+def test_rows_that_the_model_masks_excuse_no_difference_of_others(mask: float, delta: float, passed: bool) -> None:
+    class Masking(zoo.Bigram):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.table(input_ids).masked_fill(torch.arange(zoo.V) > 50, mask)
+
+    report = proven(subject_of(Masking(), config=zoo.CONFIG), lambda logits, feeds: logits + delta)
+    assert report.passed == passed
+    assert all(row.tolerance < 1e-3 and math.isclose(row.max_abs_diff, delta, abs_tol=1e-5) for row in report.rows)
+
+
+def test_a_mask_may_be_off_by_its_own_rounding_and_not_be_lost(bigram: ExportSubject) -> None:
+    def masked(value: float) -> Callable[[np.ndarray, Feeds], np.ndarray]:
+        def fault(logits: np.ndarray, feeds: Feeds) -> np.ndarray:
+            logits[..., 7] = value
+            return logits
+
+        return fault
+
+    class Masking(zoo.Bigram):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.table(input_ids).masked_fill(torch.arange(zoo.V) == 7, self.value)
+
+    for value, given, passed in [
+        (-1e9, -1e9 - 64, True),
+        (-1e9, -3.0, False),
+        (-math.inf, -3.0, False),
+        (-3.0, -math.inf, False),
+    ]:
+        Masking.value = value
+        report = proven(subject_of(Masking(), config=zoo.CONFIG), masked(given))
+        assert report.passed == passed, (value, given)
+
+
+def test_a_model_that_answers_differently_each_time_is_told_so() -> None:
+    class Counting(zoo.Bigram):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.table(input_ids) + self.calls
+
+    report = proven(subject_of(Counting(), config=zoo.CONFIG), lambda logits, feeds: logits)
+    assert not report.passed and "when it is asked again: forward keeps a state, or draws at random" in report.verdict
 
 
 def test_greedy_parts_and_ties(bigram: ExportSubject) -> None:

@@ -241,6 +241,38 @@ def test_a_mask_that_was_not_traced_is_refused(
     assert all(row.passed for row in report.rows if row.padding == "none")
 
 
+class Branching(nn.Module):
+    """Does something else where a token of that id is there; a trace keeps one of both ways."""
+
+    def __init__(self, token: int, without: float, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5000, 16, padding_idx=padding_idx)
+        self.head, self.token, self.without = nn.Linear(16, 5000), token, without
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        if (input_ids == self.token).any():
+            x = x * (input_ids != self.token).unsqueeze(-1)
+        else:
+            x = x + self.without
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("token", "options"),
+    [(0, {}), (3, {}), (4999, {}), (77, {"padding_idx": 77}), (1234, {})],
+    ids=["lowest", "fourth", "highest", "padding row", "special token"],
+)
+def test_a_branch_on_special_ids_that_was_baked_is_refused(
+    token: int, options: dict[str, int], tmp_path: Path, child: ChildRuntime
+) -> None:
+    subject = subject_of(Branching(token, 1.0, **options), config={"vocab_size": 5000, "max_seq_len": 32})
+    subject = replace(subject, tokenizer=SimpleNamespace(all_special_ids=[1234]))
+    report = refusal(TorchScriptExporter(), subject, tmp_path, child)
+    assert any(row.passed for row in report.rows)  # the way that was traced
+
+
 class Tied(nn.Module):
     """The usual two names of one table."""
 

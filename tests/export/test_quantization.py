@@ -86,6 +86,22 @@ def test_the_float_file_is_not_left_beside_it(tmp_path: Path) -> None:
     assert artifact.parity.passed
 
 
+class OneScore(nn.Module):
+    """A regression: one number for a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(zoo.V, zoo.D), nn.Linear(zoo.D, 1)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(input_ids).mean(1))
+
+
+def test_a_single_score_has_no_bits_to_be_judged_by(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"gives a single score, .* every file would pass"):
+        Int8Exporter.export(OneScore(), None, tmp_path / "m.onnx", zoo.CONFIG)
+
+
 def test_int8_collapse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ParityError, match=r"costs too much, however much stays in float.*with 4 layers in float"

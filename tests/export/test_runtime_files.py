@@ -254,6 +254,18 @@ def edit(name: str, change: Callable[[Any], None]) -> Callable[[Path], None]:
     return edited
 
 
+def package(folder: Path) -> None:
+    """What Python takes for the installed package of that name, where it lies beside a script."""
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
 def pin_another(folder: Path) -> None:
     text = (folder / "requirements.txt").read_text("utf-8")
     (folder / "requirements.txt").write_text(re.sub(r"numpy==.*", "numpy==1.0.0", text), "utf-8")
@@ -264,6 +276,13 @@ FAULTS = {
     "a missing file": (False, lambda f: (f / "USAGE.md").unlink(), r"FAIL  file USAGE\.md +is missing"),
     "a stale tokenizer": (False, stale_tokenizer, r"FAIL  file tokenizer\.json"),
     "a stranger's script": (False, lambda f: (f / "numpy.py").write_text("x"), r"FAIL  file numpy\.py .*not listed"),
+    "a stranger's package": (False, lambda f: package(f / "tokenizers"), r"FAIL  file tokenizers .*not listed"),
+    "a stranger's library": (False, lambda f: (f / "numpy.so").write_text("x"), r"FAIL  file numpy\.so .*not listed"),
+    "two files in each other's place": (
+        False,
+        lambda f: swap(f / "tokenizer.json", f / "signature.json"),
+        r"FAIL  file tokenizer\.json",
+    ),
     "no manifest": (False, lambda f: (f / "manifest.json").unlink(), r"FAIL  manifest\.json"),
     "another version": (True, pin_another, r"FAIL  package numpy .*expected 1\.0\.0"),
     # hashed again, so that the answers alone must tell:
@@ -282,6 +301,11 @@ FAULTS = {
         True,
         edit("golden.json", lambda g: g["logits"][2]["values"].__setitem__(5, float("nan"))),
         r"FAIL  model\.onnx: logits, batch 1 × length 7 .*nan",
+    ),
+    "no logits": (
+        True,
+        edit("golden.json", lambda g: g.update(logits=[])),
+        r"FAIL  model\.onnx: logits .*nothing is compared",
     ),
     "another shape": (
         True,
@@ -302,6 +326,35 @@ def test_a_damaged_folder_is_told(bundles, tmp_path, name):
     done = python(folder, "selftest.py", "--no-server")
     assert done.returncode == 1
     assert re.search(told, done.stdout), done.stdout + done.stderr
+
+
+def test_the_self_test_asks_for_more_than_the_server_gives_by_default(bundles, tmp_path):
+    """As with a vocabulary of half a million: one answer to /logits holds more numbers than the limit."""
+    folder = shutil.copytree(bundles["lm"], tmp_path / "lm")
+    limits = (folder / "limits.py").read_text("utf-8")
+    (folder / "limits.py").write_text(
+        limits.replace(
+            "numbers: int = dataclasses.field(default=1_000_000", "numbers: int = dataclasses.field(default=100"
+        ),
+        "utf-8",
+    )
+    assert limits != (folder / "limits.py").read_text("utf-8")
+    write_manifest(folder)
+    done = python(folder, "selftest.py")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--port", "99999"), "expected a number from 0 .* to 65535; got '99999'"),
+        (("--port", "-1"), "got '-1'"),
+        (("--file", "golden.json"), "error: ONNX Runtime cannot open .*golden.json"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(bundles, arguments, said):
+    done = python(bundles["lm"], "server.py", *arguments)
+    assert done.returncode == 2 and re.search(said, done.stderr) and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_less_exact_file_is_held_to_its_own_tolerance(bundles, tmp_path):

@@ -147,6 +147,8 @@ class Fixed:
         ("abc", None, ConfigError, "needs a tokenizer"),
         ("a", Bytes(), ConfigError, "gives 1 tokens; at least 2"),
         ("", Bytes(), ConfigError, "gives 0 tokens"),
+        (b"abc", Bytes(), ConfigError, "is a text; got bytes"),
+        (["abc"], Bytes(), ConfigError, "is a text; got list"),
         ("abc", Fixed(*[1] * 100, 61), TokenIdError, "gives id 61 .*rows for 0 to 60"),
         ("abc", Fixed(1, 2, -1), TokenIdError, "gives id -1"),
     ],
@@ -155,6 +157,11 @@ def test_texts_that_cannot_be_measured(text: str, tokenizer: object, error: type
     subject = subject_of(zoo.Bigram(), tokenizer=tokenizer, config=zoo.CONFIG)
     with pytest.raises(error, match=words):
         samples_of(subject, text)
+
+
+def test_half_a_character_is_read_as_another() -> None:
+    subject = subject_of(zoo.Bigram(), tokenizer=Bytes(), config=zoo.CONFIG)
+    assert samples_of(subject, "half \ud83d of it").text == samples_of(subject, "half ? of it").text
 
 
 def test_texts_for_models_of_images_are_refused() -> None:

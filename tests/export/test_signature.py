@@ -88,6 +88,18 @@ def test_feeds_have_the_sizes_and_the_highest_id(name: str, shape: Shape, logits
     assert all(np.array_equal(feeds[key], checked[key]) for key in feeds)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 9, 61, 50_000])
+def test_special_ids_are_in_batches_and_in_no_single_sequence(rows: int) -> None:
+    known = Signature("seq2seq", (IDS, DECODER_IDS), rows, rows, 32, start_id=0)
+    special = {index for index in (*range(min(4, rows // 8)), rows - 1, 17) if index < rows}
+    for name, array in known.feeds(Shape(3, 9, 8), marks=(17, 10**6, -1)).items():
+        assert special <= set(array.flat), name
+        assert array[-1, -1] == rows - 1
+    for array in known.feeds(Shape(1, 9, 8), marks=(17,)).values():
+        assert rows == 1 or not special & set(array.flat)
+        assert array.min() >= 0 and array.max() < rows
+
+
 def test_padding_of_feeds() -> None:
     np.testing.assert_array_equal(LM.feeds(Shape(2, 6), "left")[MASK], [[0, 0, 1, 1, 1, 1], [1] * 6])
     np.testing.assert_array_equal(LM.feeds(Shape(2, 6), "right")[MASK], [[1, 1, 1, 1, 0, 0], [1] * 6])

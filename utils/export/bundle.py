@@ -13,19 +13,19 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import utils
-from utils._files import sha256_of, whole_file, write_json
+from utils._files import sha256_of, sync_folder, whole_file, write_json
 from utils._tables import html_table, text_table
 from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
 from utils.export.export_folder import KIND, check_folder, free_name, make_room, publishing
-from utils.export.exporter import PRODUCER, Exporter, exporter_for, publish, staging_folder
+from utils.export.exporter import PRODUCER, Exporter, exporter_for, failures_told, publish, staging_folder
 from utils.export.formats import MANIFEST
 from utils.export.golden import MAIN_FILE as ONNX_FILE
 from utils.export.model_card import CARD_FILE, CARD_FILES, CardInputs, write_model_card
@@ -78,8 +78,19 @@ class Bundle:
 
         Args:
             path: of the file; None takes the folder's name with the ending .zip, beside the folder.
+
+        Raises:
+            ConfigError: the path is a folder, or a file of this export was changed or lost since it was proven.
         """
         target = Path(path) if path is not None else self.out.resolve().with_name(f"{self.out.resolve().name}.zip")
+        if target.is_dir():
+            raise ConfigError(
+                f"zip() writes one file, and {target} is a folder; name the file, such as {target / 'run.zip'}."
+            )
+        for entry in self.manifest["files"]:
+            file = self.out / entry["name"]
+            if not file.is_file() or sha256_of(file) != entry["sha256"]:
+                raise ConfigError(f"{file} was changed or lost since it was exported and proven. Export anew.")
         with whole_file(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in self.files:
                 archive.write(file, file.relative_to(self.out))
@@ -146,8 +157,7 @@ def export(
         >>> bundle.parity.passed, bundle["onnx"].run(input_ids=[[1, 2, 3]]).shape
     """
     exporters = _exporters(formats)
-    folder = Path(out)
-    check_folder(folder)
+    folder = check_folder(out)
     subject = subject_of(result_or_adapted, tokenizer=tokenizer, config=config)
     if validation_text is None and subject.tokenizer is not None and isinstance(result_or_adapted, TrainingResult):
         validation_text = validation_text_of(result_or_adapted)
@@ -170,15 +180,26 @@ def export(
         )
         entries |= _card(inputs, staged, staging / "card", refused)
         beside = [entry for name in ("runtime", "card") for entry in _inside(staging / name)]
-        with publishing(folder):
-            make_room(folder, [entry.name for entry in [*(e for a in staged for e in _inside(a.path.parent)), *beside]])
-            artifacts = tuple(publish(artifact, folder) for artifact in staged)
-            for entry in beside:
-                os.replace(entry, folder / entry.name)
-            manifest = _manifest(subject, artifacts, entries, parity, refused)
-            write_json(folder / MANIFEST, manifest)
+        manifest = _manifest(subject, staged, entries, parity, refused)
+        listing = write_json(
+            staging / MANIFEST, manifest
+        )  # while the earlier export is whole: a full disk costs it nothing
+        artifacts = _published(folder, staged, beside, listing)
     files = tuple(folder / name for name in entries)
     return Bundle(folder, artifacts, parity, (*files, folder / MANIFEST), manifest, refused)
+
+
+def _published(folder: Path, staged: Sequence[Artifact], beside: Sequence[Path], listing: Path) -> tuple[Artifact, ...]:
+    """Move artifacts, what lies beside them, and at last the manifest from staging into the folder."""
+    with publishing(folder):
+        make_room(folder, [entry.name for entry in [*(e for a in staged for e in _inside(a.path.parent)), *beside]])
+        artifacts = tuple(publish(artifact, folder) for artifact in staged)
+        for entry in beside:
+            os.replace(entry, folder / entry.name)
+        sync_folder(folder)
+        os.replace(listing, folder / MANIFEST)
+        sync_folder(folder)
+    return artifacts
 
 
 Entries = dict[str, dict[str, Any]]
@@ -273,14 +294,18 @@ def create_export_bundle(
         The folder.
 
     Raises:
-        ConfigError: the model is for another task. Others as `export`.
+        ConfigError: the model is for another task, or the name of the run is no name of a folder. Others as `export`.
     """
-    settings = training_config.to_dict() if isinstance(training_config, TrainingConfig) else dict(training_config or {})
+    settings = training_config.to_dict() if isinstance(training_config, TrainingConfig) else training_config or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"training_config is a TrainingConfig or a mapping; got {type(settings).__name__}.")
     adapted = adapted_of(model, config)
     wanted = getattr(task_spec, "task", None)
     if wanted is not None and wanted != adapted.contract.task:
         raise ConfigError(f"task_spec is for {wanted!r}, and {adapted.name} is a {adapted.contract.task!r} model.")
-    name = settings.get("run_name") or f"export-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    name = str(settings.get("run_name") or f"export-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    if PurePath(name).name != name:
+        raise ConfigError(f"run_name={name!r} names no folder inside {export_base_dir}; use one name, without slashes.")
     chosen = formats if formats is not None else settings.get("export_formats") or ("onnx",)
     given = model if hasattr(model, "run_folder") else adapted
     return export(
@@ -308,13 +333,15 @@ def _staged(
     for exporter in exporters:
         folder = staging / exporter.format
         try:
-            artifact = exporter.stage(subject, folder, child, progress=progress)
+            with failures_told(exporter.format, subject):
+                artifact = exporter.stage(subject, folder, child, progress=progress)
+                entries |= _listed(artifact.format, folder, artifact.files)
             staged.append(artifact)
-            entries |= _listed(artifact.format, folder, artifact.files)
         except ExportError as error:
             errors[exporter.format] = error
             shutil.rmtree(folder, ignore_errors=True)
             logger.warning("%s is not shipped: %s", exporter.format, _reason(error))
+            logger.debug("%s is not shipped", exporter.format, exc_info=True)
     if not staged and len(errors) == 1:
         raise next(iter(errors.values()))
     if not staged:
@@ -330,7 +357,8 @@ def _reason(error: ExportError) -> str:
 
 def _exporters(formats: Sequence[str]) -> list[Exporter]:
     """One exporter for each format; every name and package is checked before any work begins."""
-    names = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
+    names = [formats] if isinstance(formats, str) else list(formats) if isinstance(formats, Iterable) else [formats]
+    names = list(dict.fromkeys(name if isinstance(name, str) else repr(name) for name in names))
     if not names:
         raise ConfigError('formats is empty; name at least one, for example formats=("onnx",).')
     return [exporter_for(name) for name in names]

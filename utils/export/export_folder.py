@@ -25,25 +25,40 @@ KIND = "transformer-builder-export"
 _LOCK = ".publishing.lock"
 
 
-def check_folder(folder: Path) -> None:
-    """Whether an export may write there at all.
+def check_folder(out: str | Path) -> Path:
+    """The folder, where an export may write there at all.
 
     Raises:
-        ConfigError: it is a file, or holds a manifest of something else.
+        ConfigError: it is a file or can be no folder, or holds a manifest of something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out={str(folder)!r} is a file; name a folder.")
-    if (folder / MANIFEST).exists() and own_manifest(folder) is None:
+    try:
+        folder = Path(out)
+        nearest = next(path for path in (folder, *folder.parents, Path()) if _is_there(path))
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"out={out!r} can be no folder: {error}.") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"out={str(folder)!r}: {nearest} is a file; name a folder.")
+    if os.path.lexists(folder / MANIFEST) and own_manifest(folder) is None:
         raise ConfigError(
             f"{folder / MANIFEST} was written by something else and would be overwritten; choose another out=."
         )
+    return folder
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, a link to nowhere included; names that no file can have are errors."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def own_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest that an earlier export left here; None where there is none of ours."""
     try:
         content = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.get("kind") == KIND else None
 
@@ -110,8 +125,9 @@ def make_room(folder: Path, names: Sequence[str]) -> None:
 
 def _listed_in(folder: Path) -> dict[Path, str]:
     """Files of the earlier export and their hashes; a manifest speaks for nothing outside of its folder."""
-    entries = (own_manifest(folder) or {}).get("files", [])
-    hashes = {PurePosixPath(str(entry.get("name"))): str(entry.get("sha256")) for entry in entries}
+    entries = (own_manifest(folder) or {}).get("files")
+    listed = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    hashes = {PurePosixPath(str(entry.get("name"))): str(entry.get("sha256")) for entry in listed}
     inside = {name: digest for name, digest in hashes.items() if name.parts and ".." not in name.parts}
     return {folder / name: digest for name, digest in inside.items() if not name.is_absolute()}
 

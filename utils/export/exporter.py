@@ -22,13 +22,13 @@ from typing import ClassVar
 
 import utils
 from utils._files import lock_file
-from utils.errors import ConfigError, ParityError
+from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
 from utils.export.export_folder import set_aside
 from utils.export.formats import FORMATS
 from utils.export.parity import ParityReport, Tolerance, lengths_for, prove
-from utils.export.runner import Runner
+from utils.export.runner import Runner, first_lines
 from utils.export.signature import Shape, Signature
 from utils.export.subject import ExportSubject
 from utils.progress import ProgressCallback, ignore_progress
@@ -99,9 +99,29 @@ class Exporter(ABC):
 
     def deliver(self, subject: ExportSubject, destination: Path, *, validate: bool = True) -> Artifact:
         """Write, prove and move to `destination`; where that fails, nothing new is there."""
-        with staging_folder(destination.parent) as folder, ChildRuntime() as child:
+        with staging_folder(destination.parent) as folder, ChildRuntime() as child, failures_told(self.format, subject):
             staged = self.stage(subject, folder / self.format, child, destination.name, validate=validate)
             return publish(staged, destination.parent)
+
+
+@contextlib.contextmanager
+def failures_told(format_name: str, subject: ExportSubject) -> Iterator[None]:
+    """Turns whatever making or proving one format raises into the reason why it is not there; other formats go on.
+
+    Raises:
+        ExportError: of any other error than that, with its kind and words.
+    """
+    try:
+        yield
+    except ExportError:
+        raise
+    except TransformerBuilderError as error:
+        raise ExportError(f"The {format_name} file of {subject.name!r} cannot be made: {error}") from error
+    except Exception as error:  # a model's code, a full disk, a library: each keeps this format from being proven
+        raise ExportError(
+            f"The {format_name} file of {subject.name!r} cannot be made or proven: {type(error).__name__}: "
+            f"{first_lines(str(error))}"
+        ) from error
 
 
 def destination_of(output_path: str | Path, file_name: str) -> Path:

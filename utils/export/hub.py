@@ -155,7 +155,7 @@ def push_to_hub(
         progress: called with (bytes done, bytes in total, note).
 
     Raises:
-        ConfigError: the folder is no export, or has been changed since; or the name is no name of a repository.
+        ConfigError: the folder is no export, has been changed since, or holds a key; or the name is no name of a repository.
         HubError: the Hub refuses or cannot be reached; the message says why and what to do.
 
     Example:
@@ -167,6 +167,7 @@ def push_to_hub(
     message = commit_message or f"Export of {len(uploads)} files by transformer-builder-colab"
     plan = Push(repo_id, private, revision, uploads, message)
     if dry_run:
+        _refuse_secrets(uploads, token)
         return plan
     secret = token or _token()
     _refuse_secrets(uploads, secret)
@@ -256,13 +257,13 @@ def _checked(root: Path, name: str, digest: str | None) -> Path:
     return path
 
 
-def _refuse_secrets(uploads: tuple[Upload, ...], token: str) -> None:
+def _refuse_secrets(uploads: tuple[Upload, ...], token: str | None) -> None:
     """Nothing leaves that holds a key: neither the one in use nor one that looks like no other text."""
     for upload in uploads:
         if upload.path.suffix.lower() not in _TEXTS or upload.bytes > _LARGEST_TEXT:
             continue
         text = upload.text
-        kind = "the Hugging Face token in use" if token in text else unmistakable_secret_in(text)
+        kind = "the Hugging Face token in use" if token and token in text else unmistakable_secret_in(text)
         if kind is not None:
             raise ConfigError(f"{upload.path} seems to hold {kind}; nothing was sent. Take it out, and make a new one.")
 

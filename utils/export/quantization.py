@@ -107,6 +107,11 @@ class Int8Exporter(Exporter):
         progress: ProgressCallback = ignore_progress,
     ) -> Artifact:
         """Round, weigh, and keep more in float until it costs little enough. See `Exporter.stage`."""
+        if subject.signature.output_size == 1:
+            raise ExportError(
+                f"{subject.name!r} gives a single score, and int8 is judged by what it costs in probabilities, of which one "
+                "score alone has none: every file would pass. Export it in float."
+            )
         folder.mkdir(exist_ok=True)
         path = folder / (file_name or self.file_name)
         source = self._float_file(subject, folder, child, progress)

@@ -111,11 +111,15 @@ def _check(
 ) -> None:
     if signature.takes_tokens and getattr(tokenizer, "backend_tokenizer", None) is None:
         what = (
-            "no tokenizer was given" if tokenizer is None else f"{type(tokenizer).__name__} is written in Python only"
+            "no tokenizer was given"
+            if tokenizer is None
+            else f"{type(tokenizer).__name__} is written in Python only"
+            if hasattr(tokenizer, "save_pretrained")
+            else f"{type(tokenizer).__name__} is none of transformers"
         )
         raise TokenizerError(
             f"A folder that runs alone needs a tokenizer of the tokenizers library, and {what}. Pass the model's "
-            "PreTrainedTokenizerFast."
+            "PreTrainedTokenizerFast; one of the tokenizers library becomes one by PreTrainedTokenizerFast(tokenizer_object=…)."
         )
     if MAIN_FILE not in tolerances:
         raise ConfigError(f"tolerances must name {MAIN_FILE}; got {', '.join(tolerances) or 'nothing'}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from utils.export.child import ChildRuntime
 from utils.export.exporter import Exporter, described
 from utils.export.parity import Tolerance
 from utils.export.runner import Runner
-from utils.export.subject import ExportSubject
+from utils.export.subject import ExportSubject, copied
 
 
 class SafetensorsExporter(Exporter):
@@ -60,7 +59,7 @@ class _ReadBack(Runner):
         from safetensors.torch import load_model
 
         self.signature, self.facts = subject.signature, subject.facts
-        model = copy.deepcopy(subject.adapted)
+        model = copied(subject.adapted)
         with torch.no_grad():
             for tensor in model.model.state_dict().values():
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 0)

@@ -81,22 +81,24 @@ def samples_of(subject: ExportSubject, validation_text: str | None = None) -> Sa
 
 def _of_text(subject: ExportSubject, validation_text: str) -> Samples:
     signature = subject.signature
+    if not isinstance(validation_text, str):
+        raise ConfigError(
+            f"validation_text is a text; got {type(validation_text).__name__}. Read a file with Path(…).read_text()."
+        )
     if not signature.takes_tokens:
         raise ConfigError(f"validation_text is for models that read text; {subject.name} takes images.")
     if subject.tokenizer is None:
         raise ConfigError("validation_text needs a tokenizer: export(model, tokenizer=…, validation_text=…).")
-    excerpt = validation_text[:TEXT_CHARACTERS]
+    excerpt = (
+        validation_text[:TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+    )  # no tokenizer takes half a character
     ids = token_ids(subject.tokenizer, excerpt)
     least = max(2, signature.allowed_length(1))
     if len(ids) < least:
         raise ConfigError(f"validation_text gives {len(ids)} tokens; at least {least} are needed.")
     _check_rows(ids, subject)
     blocks = [_block(signature, ids[start : start + size]) for start, size in _cuts(signature, len(ids))]
-    text = (
-        Text(tuple(ids), len(excerpt.encode("utf-8", "replace")))
-        if signature.task == "lm" and blocks[0][IDS].size > 1
-        else None
-    )
+    text = Text(tuple(ids), len(excerpt.encode())) if signature.task == "lm" and blocks[0][IDS].size > 1 else None
     return Samples(tuple(blocks), "the validation text", text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ IDS, MASK, DECODER_IDS, PIXELS = "input_ids", "attention_mask", "decoder_input_i
 """Names of the inputs that files have; a file has those that its model takes, in this order."""
 
 _SEED = 2
+
+_LOWEST = 4
+"""So many ids from 0 on usually mean something else than words: padding, beginning, end, unknown."""
 
 
 class Shape(NamedTuple):
@@ -140,12 +143,17 @@ class Signature:
         return (shape.batch, shape.decoder_length if self.has_decoder else shape.length, self.output_size)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
-    def feeds(self, shape: Shape, padding: str = "none") -> dict[str, np.ndarray]:
-        """Random inputs of these sizes, always the same: the highest id is among them.
+    def feeds(self, shape: Shape, padding: str = "none", marks: Sequence[int] = ()) -> dict[str, np.ndarray]:
+        """Random inputs of these sizes, always the same.
+
+        Ids to which a model may do something of their own (the lowest, the highest, and `marks`) are in every batch of
+        several sequences and in no single one: a file that saw an example with them or without and kept only what was
+        done there differs in the other case.
 
         Args:
             shape: sizes of the call.
             padding: "left" or "right" masks some tokens of every other sequence; "none" masks nothing.
+            marks: further such ids, for example those of a tokenizer's special tokens.
         """
         seed = (_SEED, *(size or 0 for size in shape))
         generator = np.random.default_rng(seed)
@@ -153,15 +161,19 @@ class Signature:
             size = (shape.batch, *(self.image_shape or ()))
             return {PIXELS: generator.standard_normal(size, dtype=np.float32)}
         assert self.vocab_size is not None and shape.length is not None
-        made = {IDS: generator.integers(0, self.vocab_size, (shape.batch, shape.length), dtype=np.int64)}
-        made[IDS][-1, -1] = self.vocab_size - 1
+        special = self._special(marks)
+        made = {IDS: _ids(generator, (shape.batch, shape.length), self.vocab_size, special)}
         if self.takes_mask:
             made[MASK] = padding_mask((shape.batch, shape.length), padding)
         if self.has_decoder:
-            made[DECODER_IDS] = generator.integers(
-                0, self.vocab_size, (shape.batch, shape.decoder_length or 1), dtype=np.int64
-            )
+            made[DECODER_IDS] = _ids(generator, (shape.batch, shape.decoder_length or 1), self.vocab_size, special)
         return made
+
+    def _special(self, marks: Sequence[int]) -> list[int]:
+        """Ids that may mean something of their own, the highest first."""
+        rows = self.vocab_size or 1
+        lowest = range(min(_LOWEST, rows // 8))
+        return list(dict.fromkeys(index for index in (rows - 1, *lowest, *marks) if 0 <= index < rows))
 
     def checked(self, given: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
         """Inputs as arrays, refused where the model itself would refuse them: runtimes read id −1 as the last row.
@@ -267,6 +279,18 @@ class Signature:
         if length < self.min_length or length % self.multiple_of:
             words = f"multiples of {self.multiple_of}" if self.multiple_of > 1 else f"at least {self.min_length}"
             raise TokenIdError(f"The sequence is {length} tokens long; {where} takes {words}.")
+
+
+def _ids(generator: np.random.Generator, size: tuple[int, int], rows: int, special: Sequence[int]) -> np.ndarray:
+    """Ids (B, T) below `rows`: special ones in up to half of the places of a batch, and nowhere in a single sequence."""
+    drawn: np.ndarray = np.arange(rows, dtype=np.int64)
+    if size[0] == 1 and len(special) < rows:
+        drawn = np.delete(drawn, special)
+    ids: np.ndarray = drawn[generator.integers(0, len(drawn), size)]
+    if size[0] > 1:
+        places = np.append(ids.size - 1, generator.permutation(ids.size - 1))[: ids.size // 2]
+        ids.flat[places[: len(special)]] = special[: len(places)]
+    return ids
 
 
 def padding_mask(shape: tuple[int, int], side: str) -> np.ndarray:

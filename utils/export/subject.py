@@ -52,12 +52,14 @@ class LogitsOnly(nn.Module):
         decoder_input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits of ids (B, T) or pixels (B, C, H, W); the mask (B, T) is 1 for a real token."""
+        """Logits, float32, of ids (B, T) or pixels (B, C, H, W); the mask (B, T) is 1 for a real token."""
         if pixel_values is not None:
-            return self.adapted(pixel_values).logits
-        if decoder_input_ids is not None:
-            return self.adapted(input_ids, attention_mask, decoder_input_ids=decoder_input_ids).logits
-        return self.adapted(input_ids, attention_mask).logits
+            out = self.adapted(pixel_values)
+        elif decoder_input_ids is not None:
+            out = self.adapted(input_ids, attention_mask, decoder_input_ids=decoder_input_ids)
+        else:
+            out = self.adapted(input_ids, attention_mask)
+        return out.logits.float()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ class ExportSubject:
     def logits(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """The model's own answer, float32. Call it inside `undisturbed(subject.adapted)`."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        return LogitsOnly(self.adapted)(**tensors).detach().float().numpy()
+        return LogitsOnly(self.adapted)(**tensors).detach().numpy()
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Ids to which the model may do something of its own: the tokenizer's special ones, and rows that count as padding."""
+        special = getattr(self.tokenizer, "all_special_ids", ())
+        rows = [m.padding_idx for m in self.adapted.modules() if isinstance(m, nn.Embedding)]
+        return tuple(dict.fromkeys(int(index) for index in (*rows, *special) if index is not None))
 
     def example(self, shape: Shape) -> dict[str, torch.Tensor]:
         """Inputs of one call for exporters to trace."""
@@ -118,6 +127,8 @@ def subject_of(given: object, *, tokenizer: object = None, config: object = None
     tokenizer = tokenizer if tokenizer is not None else trained_with
     plain, precision = _in_float32_on_cpu(adapted)
     signature, why = _signature(plain, ModelConfig.of(config))
+    if plain is not adapted:
+        _check_copy(adapted, plain, signature, precision)
     if signature.takes_tokens:
         _check_tokenizer(tokenizer, signature.vocab_size or 0)
         _check_same_ids(tokenizer, trained_with, adapted.name)
@@ -218,6 +229,11 @@ def _entries(tokenizer: Any) -> int | None:
 
 
 def _check_tokenizer(tokenizer: object, vocab_size: int) -> None:
+    if isinstance(tokenizer, (str, PurePath, int)):  # a name has a length too, and would pass for its entries
+        raise TokenizerError(
+            f"tokenizer={tokenizer!r} is no tokenizer. Load it first, for example with "
+            "transformers.AutoTokenizer.from_pretrained(…)."
+        )
     entries = None if tokenizer is None else _entries(tokenizer)
     if entries is not None and entries > vocab_size:
         raise TokenizerError(
@@ -243,15 +259,32 @@ def _in_float32_on_cpu(adapted: AdaptedModel) -> tuple[AdaptedModel, str]:
     """The model itself where it is in float32 on the CPU, else a copy that is; with the reason in words.
 
     Raises:
-        ExportError: the copy answers otherwise than the model.
+        ExportError: the model cannot be copied.
     """
     kinds = {(p.device.type, p.dtype) for p in adapted.parameters() if p.is_floating_point()}
     if kinds <= {("cpu", torch.float32)}:
         return adapted, "float32"
     told = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in kinds))
-    plain = copy.deepcopy(adapted, _moved_tensors(adapted))
-    _check_copy(adapted, plain, told)
-    return plain, f"float32 (copied from {told})"
+    return copied(adapted, _moved_tensors(adapted)), f"float32 (copied from {told})"
+
+
+def copied(adapted: AdaptedModel, moved: dict[int, Any] | None = None) -> AdaptedModel:
+    """A copy of a model.
+
+    Args:
+        adapted: the model.
+        moved: what stands for tensors of it in the copy, by the tensors' ids.
+
+    Raises:
+        ExportError: something in the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(adapted, moved)
+    except Exception as error:  # what deepcopy meets in a model's attributes: locks, open files, tensors with a history
+        raise ExportError(
+            f"{adapted.name!r} cannot be copied ({type(error).__name__}: {error}). Keep what cannot be copied out of the module's "
+            "attributes, and the model itself in float32 on the CPU."
+        ) from error
 
 
 def _moved_tensors(adapted: AdaptedModel) -> dict[int, Any]:
@@ -272,20 +305,31 @@ def _moved_tensors(adapted: AdaptedModel) -> dict[int, Any]:
     return moved
 
 
-def _check_copy(adapted: AdaptedModel, plain: AdaptedModel, told: str) -> None:
-    """Every file is held against the copy, so the copy is held against the model, once."""
-    contract = adapted.contract
-    if not contract.takes_tokens or contract.vocab_size is None or contract.decoder_name is not None:
-        return
-    length = max(contract.min_length, min(8, contract.max_length or 8)) // contract.multiple_of * contract.multiple_of
-    ids = torch.arange(2 * max(length, contract.multiple_of)).reshape(2, -1) % contract.vocab_size
+def _check_copy(adapted: AdaptedModel, plain: AdaptedModel, signature: Signature, told: str) -> None:
+    """Every file is held against the copy, so the copy is held against the model, once.
+
+    Raises:
+        ExportError: the copy answers otherwise, or the model itself does not run.
+    """
+    length = signature.allowed_length(8) if signature.takes_tokens else None
+    feeds = signature.feeds(Shape(2, length, length if signature.has_decoder else None))
+    given = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    kinds = [p.dtype for p in adapted.parameters() if p.is_floating_point()]
+    there = {n: t.to(adapted.device, kinds[0] if t.is_floating_point() else t.dtype) for n, t in given.items()}
     with undisturbed(adapted), undisturbed(plain):
-        expected = adapted(ids.to(adapted.device)).logits.cpu().float()
-        difference = (plain(ids).logits - expected).norm() / expected.norm().clamp(min=1e-6)
+        try:
+            expected, found = LogitsOnly(adapted)(**there).cpu(), LogitsOnly(plain)(**given)
+        except Exception as error:  # whatever a foreign model raises
+            raise ExportError(
+                f"The model is {told}, and one of both cannot be run: {type(error).__name__}: {error}. Move it there yourself, with "
+                "model.float().cpu(), and export that."
+            ) from error
+    known = expected.isfinite()
+    difference = (found - expected)[known].norm() / expected[known].norm().clamp(min=1e-6)
     if not difference <= _COPY_DIFFERENCE:
         raise ExportError(
-            f"The model is in {told}; its copy in float32 on the CPU gives other logits ({difference:.1%} apart). Move it there "
-            "yourself, with model.float().cpu(), and export that."
+            f"The model is {told}; the copy gives other logits ({difference:.1%} apart). Move it there yourself, with "
+            "model.float().cpu(), and export that."
         )
 
 

@@ -173,7 +173,9 @@ def _places(raw: Mapping[str, Any], nodes: tuple[CanvasNode, ...]) -> Iterator[t
 
 
 def _positive_int(value: Any, key: str, name: str) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    whole = (
+        isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    )  # infinity and NaN are not
     if not whole or not 0 < value <= LARGEST_SIZE:
         shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
         most = f" of at most {LARGEST_SIZE:,}" if whole and value > 0 else ""
