@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_a_sound_model_is_0_and_its_page_is_written(model: Path, capsys: pytest.
     assert "gradient flow" in page.read_text("utf-8")
 
 
+def test_the_report_is_written_as_json_and_checks_run_in_a_process_of_their_own(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = model.parent / "report.json"
+    arguments = ["validate", str(model), "--json", str(written), "--isolated", "--seconds-per-check", "90"]
+    assert command_line.main(arguments) == 0
+    assert f"JSON: {written}" in capsys.readouterr().out
+    content = json.loads(written.read_text("utf-8"))
+    assert content["passed"] is True and {check["status"] for check in content["checks"]} <= {"pass", "warn", "skip"}
+
+
+def test_a_check_that_takes_too_long_is_1(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slow = "import time; time.sleep(2 * self.training * (input_ids.shape[0] == 4)); return self.head("
+    model.write_text(SOUND.replace("return self.head(", slow), "utf-8")
+    assert command_line.main(["validate", str(model), "--seconds-per-check", "1"]) == 1
+    assert "did not end within 1 s" in capsys.readouterr().out
+
+
 def test_a_model_that_does_not_pass_is_1(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.write_text(UNSOUND, "utf-8")
     assert command_line.main(["validate", str(model)]) == 1
@@ -83,9 +102,11 @@ def test_a_workspace_that_is_a_file_is_one_line_and_2(model: Path, capsys: pytes
         ([], "arguments are required: command"),
         (["dmeo"], "invalid choice: 'dmeo'"),
         (["validate"], "arguments are required: source"),
-        (["demo", "--seconds", "abc"], "expected a positive number of seconds, such as 60; got 'abc'"),
-        (["demo", "--seconds", "-1"], "expected a positive number of seconds, such as 60; got '-1'"),
-        (["demo", "--seconds", "nan"], "expected a positive number of seconds, such as 60; got 'nan'"),
+        (["validate", "m", "--seconds-per-check", "0"], "expected a positive number, such as 60; got '0'"),
+        (["validate", "m", "--memory-limit-gb", "much"], "expected a positive number, such as 60; got 'much'"),
+        (["demo", "--seconds", "abc"], "expected a positive number, such as 60; got 'abc'"),
+        (["demo", "--seconds", "-1"], "expected a positive number, such as 60; got '-1'"),
+        (["demo", "--seconds", "nan"], "expected a positive number, such as 60; got 'nan'"),
         (["demo", "--seconds", "inf"], "got 'inf'"),
     ],
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import export_commands, push_command, train_command
+from utils.ui import export_commands, push_command, train_command, validate_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", metavar="FILE", help="also write all of it as a page")
     inspect.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
     inspect.set_defaults(run=_inspect)
-    validate = commands.add_parser("validate", help="load a model, complete it and run the tier 1 checks")
+    validate = commands.add_parser("validate", help="load a model, complete it, check it, and say what to mend")
     _add_source(validate)
-    validate.add_argument("--html", metavar="FILE", help="also write the report as a page")
-    validate.set_defaults(run=_validate)
+    validate_command.add_arguments(validate, _positive)
+    validate.set_defaults(run=validate_command.run_validation)
     train = commands.add_parser(
         "train", help="load a model, complete it and train it", usage=train_command.USAGE, allow_abbrev=False
     )
@@ -97,7 +97,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, such as 60; got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive number, such as 60; got {text!r}")
     return value
 
 
@@ -118,22 +118,6 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(f"\nJSON: {inspection.save_json(options.json)}")
     return 0
-
-
-def _validate(options: argparse.Namespace) -> int:
-    import utils
-    from utils.progress import Progress
-
-    loaded = utils.load_model(options.source, trust=options.trust)
-    print(loaded.review.summary(), end="\n\n")
-    adapted = utils.adapt(loaded, strict=options.strict)
-    print(adapted.summary(), adapted.completion.diff, sep="\n\n")
-    with Progress("Tier 1", unit="checks") as progress:
-        report = utils.validate(adapted, progress=progress)
-    print(report.summary())
-    if options.html:
-        print(f"Report: {report.save_html(options.html)}")
-    return 0 if report.passed else 1
 
 
 def _rerun(options: argparse.Namespace) -> int:
