@@ -205,14 +205,6 @@ OTHER_FAULTS = (
         cure=SHIFT,
     ),
     Fault(
-        "loss ignores the labels",
-        "multihead",
-        "learning",
-        {
-            "logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-1].flatten(0, 1), logits[:, :-1].argmax(dim=-1).flatten()"
-        },
-    ),
-    Fault(
         "logits shifted inside forward",
         "llama",
         "learning",
@@ -226,7 +218,7 @@ OTHER_FAULTS = (
         {"return self.head(x)": "return 1e-3 * torch.tanh(self.head(x))"},
     ),
     Fault(
-        "loss averaged over the batch axis by batch norm",
+        "batch norm in an encoder of text",
         "bert",
         "gradient accumulation",
         {
@@ -236,10 +228,10 @@ OTHER_FAULTS = (
         cure="batch norm in a language model",
     ),
     Fault(
-        "loss grows with the number of rows",
-        "multihead",
+        "stream centred over the rows of the batch",
+        "convolution",
         "gradient accumulation",
-        {"loss = F.cross_entropy(": "loss = input_ids.shape[0] * F.cross_entropy("},
+        {"x = self.embedding(input_ids)": "x = self.embedding(input_ids)\n        x = x - x.mean(dim=0, keepdim=True)"},
     ),
     Fault(
         "branch on a value of the data",
