@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.checks.corpus.entry import Fault
 
 DROPOUT = "dropout left on"
+HARD_DEVICE = "hard-coded device"
 HARD_SHAPE = "hard-coded length or batch"
 SHIFT = "labels shifted wrongly"
 
@@ -163,6 +164,20 @@ OTHER_FAULTS = (
             "        x = x + sum(self.seen)",
         },
         cure="state kept between calls",
+    ),
+    Fault(
+        "positions made on the CPU",
+        "gpt",
+        "save and load",
+        {"torch.arange(length, device=input_ids.device)": 'torch.arange(length, device="cpu")'},
+        cure=HARD_DEVICE,
+    ),
+    Fault(
+        "mask made without a device",
+        "multihead",
+        "save and load",
+        {"dtype=torch.bool, device=input_ids.device": "dtype=torch.bool"},
+        cure=HARD_DEVICE,
     ),
     Fault(
         "constant table not registered as buffer",
