@@ -7,7 +7,7 @@ import torch
 
 from checks import models as m
 from utils.adapters.model_adapter import adapt
-from utils.checks import causality, gradients, initialisation, rows
+from utils.checks import causality, gradients, rows
 from utils.tier1_critical_validation import TIER1
 
 ALL = {check.check_name: check for check in TIER1}
