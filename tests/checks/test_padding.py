@@ -204,7 +204,11 @@ def test_the_contract_turns_an_inverted_mask_by_itself():
 
 @pytest.mark.parametrize(
     ("build", "words"),
-    [(lambda: m.Healthy(limit=1), "two lengths"), (lambda: m.Healthy(vocabulary=2), "three token ids"), (m.NaNModule, "not finite")],
+    [
+        (lambda: m.Healthy(limit=1), "two lengths"),
+        (lambda: m.Healthy(vocabulary=2), "three token ids"),
+        (m.NaNModule, "not finite"),
+    ],
 )
 def test_what_cannot_be_compared_is_skipped(build, words):
     result = _run(build)
