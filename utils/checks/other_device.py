@@ -6,6 +6,7 @@ Judges nothing; what follows is for `round_trip` to say.
 from __future__ import annotations
 
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def device_clash(adapted: AdaptedModel, inputs: torch.Tensor) -> str | None:
     positional, keywords = adapted.contract.arguments(inputs, model=adapted.model, dtype=dtype_of(adapted.model))
     for device in OTHER_DEVICES:
         try:
-            _run_moved(adapted, positional, keywords, device)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch, about the device that is not there
+                _run_moved(adapted, positional, keywords, device)
         except Exception as error:  # noqa: BLE001 - a stranger's model without values may raise anything
             if any(words in str(error) for words in CLASH):
                 return _place(error)
