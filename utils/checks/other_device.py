@@ -5,8 +5,11 @@ Judges nothing; what follows is for `round_trip` to say.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +43,26 @@ def device_clash(adapted: AdaptedModel, inputs: torch.Tensor) -> str | None:
     positional, keywords = adapted.contract.arguments(inputs, model=adapted.model, dtype=dtype_of(adapted.model))
     for device in OTHER_DEVICES:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of PyTorch, about the device that is not there
+            with _unheard():
                 _run_moved(adapted, positional, keywords, device)
         except Exception as error:  # noqa: BLE001 - a stranger's model without values may raise anything
             if any(words in str(error) for words in CLASH):
                 return _place(error)
     return None
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without what PyTorch says about a device that is not there, and about kernels that have no fake."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _run_moved(adapted: AdaptedModel, positional: Any, keywords: Any, device: str) -> None:
