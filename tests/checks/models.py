@@ -23,7 +23,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[1] if self.attention.batch_first else x.shape[0]
-        mask = torch.triu(torch.ones(size, size, dtype=torch.bool), 1) if self.causal else None
+        mask = torch.triu(torch.ones(size, size, dtype=torch.bool, device=x.device), 1) if self.causal else None
         h = self.norm_1(x)
         x = x + self.attention(h, h, h, attn_mask=mask, need_weights=False)[0]
         return x + self.mlp(self.norm_2(x))
@@ -45,7 +45,9 @@ class Healthy(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     def body(self, input_ids: torch.Tensor) -> torch.Tensor:
-        x = self.token_embedding(input_ids) + self.position_embedding(torch.arange(input_ids.shape[1]))
+        x = self.token_embedding(input_ids) + self.position_embedding(
+            torch.arange(input_ids.shape[1], device=input_ids.device)
+        )
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -70,7 +72,9 @@ class NormalisedOverTheBatch(Healthy):
         self.norm = nn.BatchNorm1d(WIDTH)
 
     def body(self, input_ids):
-        x = self.token_embedding(input_ids) + self.position_embedding(torch.arange(input_ids.shape[1]))
+        x = self.token_embedding(input_ids) + self.position_embedding(
+            torch.arange(input_ids.shape[1], device=input_ids.device)
+        )
         for block in self.blocks:
             x = block(x)
         return self.norm(x.transpose(1, 2)).transpose(1, 2)
@@ -277,7 +281,7 @@ class BufferLimit(Healthy):
         self.register_buffer("table", torch.randn(12, WIDTH))
 
     def body(self, input_ids):
-        x = self.token_embedding(input_ids) + self.table[torch.arange(input_ids.shape[1])]
+        x = self.token_embedding(input_ids) + self.table[torch.arange(input_ids.shape[1], device=input_ids.device)]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -7,11 +7,10 @@ import torch
 
 from checks import models as m
 from utils.adapters.model_adapter import adapt
-from utils.checks import causality, gradients, initialisation, memory, rows, shapes, speed, stability
+from utils.checks import causality, gradients, rows
+from utils.tier1_critical_validation import TIER1
 
-ALL = {
-    c.check.check_name: c.check for c in (shapes, gradients, stability, initialisation, causality, rows, memory, speed)
-}
+ALL = {check.check_name: check for check in TIER1}
 
 
 def _label(value):
@@ -38,12 +37,7 @@ def _run(check, build):
         (m.NaNWeight, "initialisation", "fail", ["hold NaN", "blocks.0.mlp.0.weight"]),
         (m.NaNGradient, "gradient flow", "fail", ["NaN or infinite gradients"]),
         (m.Huge, "numerical stability", "warn", ["largest logit", "head"]),
-        (
-            m.RandomInEval,
-            "numerical stability",
-            "fail",
-            ["same input gives different logits", "head", "self.training"],
-        ),
+        (m.RandomInEval, "determinism", "fail", ["same input gives different logits", "head", "self.training"]),
         (m.HardType, "numerical stability", "warn", ["autocast bfloat16 does not run", "HardType"]),
         (m.HiddenNaN, "numerical stability", "warn", ["odd returns NaN", "logits are finite"]),
         (m.Cancelling, "numerical stability", "warn", ["autocast bfloat16 differs by"]),
@@ -113,7 +107,7 @@ def test_a_planted_fault_is_found_and_named(build, check, status, words):
 )
 def test_healthy_models_raise_no_alarm(build, check):
     result = _run(ALL[check], build)
-    assert result.status == "pass", result.summary()
+    assert result.status in ("pass", "skip"), result.summary()
     assert not result.cause
 
 

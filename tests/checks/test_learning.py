@@ -96,7 +96,7 @@ def test_hugging_face_defaults_learn(name, build):
 )
 def test_what_cannot_learn_or_shifts_wrongly_is_named(build, words):
     result = _checked(build)
-    assert result.status == "fail", result.summary()
+    assert result.status == ("warn" if build is NeverShifted else "fail"), result.summary()
     assert [word for word in words if word not in result.summary()] == [], result.summary()
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.adapters.losses import IGNORED_LABEL, counted
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.faults import Fault, judged
 from utils.checks.inspection import listed, where
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
@@ -29,7 +30,7 @@ SPLITS = (2, 4)
 """Numbers of micro-batches that the window is cut into; the window at once is the reference."""
 TOLERANCE = 1e-5
 """Of the norm of all gradients. Issue 7 asks for it. Sums of float32 in another order differ by about 1e-7 per operation: our
-own measurement on the Hugging Face models of the test zoo and the planted models is at most 3e-6."""
+own measurement: 1e-7 on small models, 4e-7 on a GPT-2 of 124 million parameters."""
 COARSE = 2e-2
 """The same for weights in 16 bits, whose rounding is 2**-8 in bfloat16."""
 Batch = dict[str, torch.Tensor]
@@ -37,28 +38,21 @@ Batch = dict[str, torch.Tensor]
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Gradients of 4 rows at once against those of 2 and of 4 micro-batches.
+    """Gradients of 4 rows at once against those of 2 and of 4 micro-batches, in eval mode, so that no random number differs.
 
-    In eval mode, so that no random number differs, but for BatchNorm, which is asked what it does in training. Auxiliary
-    losses (the balance of experts) belong to a micro-batch by design and are left out.
+    Auxiliary losses (the balance of experts) belong to a micro-batch by design and are left out. So do the statistics of
+    BatchNorm in training: its layers are named, for a model of text as a warning.
     """
     refusal = _refusal(adapted)
     if refusal:
         return CheckResult(NAME, "skip", refusal)
     _prepare(adapted)
-    adapted.contract = dataclasses.replace(adapted.contract, auxiliary=())
     batch = _ragged(adapted, sampler)
-    over_batch = _batch_norms(adapted, training=True)
-    gaps = _gaps(adapted, batch)
+    gaps = {parts: _difference(adapted, batch, parts) for parts in SPLITS}
     if any(math.isnan(gap) for gap, _ in gaps.values()):
         return CheckResult(NAME, "skip", "The gradients are zero or not finite, so they cannot be compared.")
-    if _largest(gaps) > _tolerance(adapted) and over_batch:
-        _batch_norms(adapted, training=False)
-        without = _gaps(adapted, batch)
-        if _largest(without) <= _tolerance(adapted):
-            return _of_batch_norm(adapted, gaps, over_batch)
-        gaps = without
-    return _judged(adapted, batch, gaps)
+    faults = [*_disagreement(adapted, batch, gaps), *_statistics_of_the_batch(adapted)]
+    return judged(NAME, faults, _told(adapted, gaps), _measured(adapted, gaps))
 
 
 def _refusal(adapted: AdaptedModel) -> str:
@@ -124,12 +118,12 @@ def _difference(adapted: AdaptedModel, batch: Batch, parts: int) -> tuple[float,
     """
     adapted.zero_grad(set_to_none=True)
     shift = adapted.contract.shift if batch["labels"].dim() > 1 else 0
-    window = counted(batch["labels"], shift)
+    window = int(counted(batch["labels"], shift))
     with torch.enable_grad():
         _loss(adapted, batch).backward()
         whole = _norms(adapted)
         for part in _micro_batches(batch, parts):
-            share = counted(part["labels"], shift) / window
+            share = int(counted(part["labels"], shift)) / window
             (-share * _loss(adapted, part)).backward()
     total, rest = _length(whole), _norms(adapted)
     if total == 0 or not math.isfinite(total):
@@ -148,11 +142,6 @@ def _length(norms: dict[str, float]) -> float:
     return math.sqrt(sum(norm**2 for norm in norms.values()))
 
 
-def _gaps(adapted: AdaptedModel, batch: Batch) -> dict[int, tuple[float, str]]:
-    """`_difference` for each number of micro-batches."""
-    return {parts: _difference(adapted, batch, parts) for parts in SPLITS}
-
-
 def _largest(gaps: dict[int, tuple[float, str]]) -> float:
     return max(gap for gap, _ in gaps.values())
 
@@ -164,20 +153,13 @@ def _tolerance(adapted: AdaptedModel) -> float:
 
 
 def _prepare(adapted: AdaptedModel) -> None:
-    """Eval mode; recurrent layers without dropout in train mode, since cuDNN gives no gradients in eval mode."""
+    """Eval mode without auxiliary losses; recurrent layers without dropout in train mode, for cuDNN gives no gradients in eval."""
     adapted.eval()
+    adapted.contract = dataclasses.replace(adapted.contract, auxiliary=())
     for module in adapted.modules():
         if isinstance(module, nn.RNNBase):
             module.dropout = 0.0
             module.train()
-
-
-def _batch_norms(adapted: AdaptedModel, training: bool) -> list[str]:
-    """Put BatchNorm layers into a mode, and return their names."""
-    found = [(name, module) for name, module in adapted.model.named_modules() if isinstance(module, _BatchNorm)]
-    for _, module in found:
-        module.train(training)
-    return [name for name, _ in found]
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
@@ -188,51 +170,85 @@ def _measured(adapted: AdaptedModel, gaps: dict[int, tuple[float, str]]) -> dict
     return {"relative_difference": _largest(gaps), "tolerance": _tolerance(adapted), TABLE: rows}
 
 
-def _of_batch_norm(adapted: AdaptedModel, gaps: dict[int, tuple[float, str]], names: list[str]) -> CheckResult:
-    """BatchNorm is at home among images, where a micro-batch is known to be a batch of its own; for text it is a fault."""
+def _told(adapted: AdaptedModel, gaps: dict[int, tuple[float, str]]) -> str:
+    """The certificate."""
     text = (
-        f"Accumulation agrees but for BatchNorm ({listed(names)}), which takes its statistics from each micro-batch "
-        f"(relative difference {_largest(gaps):.1e} with it)."
+        f"{' and '.join(map(str, SPLITS))} micro-batches of unequal rows give the gradient of the window at once (relative "
+        f"difference {_largest(gaps):.0e}, tolerance {_tolerance(adapted):.0e})"
     )
-    if not adapted.contract.takes_tokens:
-        return CheckResult(NAME, "pass", text, measured=_measured(adapted, gaps))
-    return CheckResult(
-        NAME,
-        "warn",
-        text,
-        cause=f"{where(adapted, names[0])} normalises over the rows of a batch, so rows and their padding see each other.",
-        fix=f"Replace {names[0]} by nn.LayerNorm over the width, or train without accumulation.",
-        measured=_measured(adapted, gaps),
+    norms = _batch_norms(adapted)
+    return (
+        f"{text}, but for BatchNorm, which takes statistics of each micro-batch: {listed(norms)}."
+        if norms
+        else f"{text}."
     )
 
 
-def _judged(adapted: AdaptedModel, batch: Batch, gaps: dict[int, tuple[float, str]]) -> CheckResult:
+def _batch_norms(adapted: AdaptedModel) -> list[str]:
+    return [name for name, module in adapted.model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+def _statistics_of_the_batch(adapted: AdaptedModel) -> list[Fault]:
+    """BatchNorm is at home among images, where each micro-batch is known to be a batch of its own; for text it is a fault."""
+    norms = _batch_norms(adapted)
+    if not norms or not adapted.contract.takes_tokens:
+        return []
+    return [
+        Fault(
+            "warn",
+            f"In training, BatchNorm ({listed(norms)}) takes its statistics from each micro-batch, so accumulation gives another gradient.",
+            f"{where(adapted, norms[0])} normalises over the rows of a batch: rows and their padding see each other.",
+            f"Replace {norms[0]} by nn.LayerNorm over the width, or train without accumulation.",
+        )
+    ]
+
+
+def _disagreement(adapted: AdaptedModel, batch: Batch, gaps: dict[int, tuple[float, str]]) -> list[Fault]:
+    """The fault where gradients differ by more than rounding."""
     parts = max(gaps, key=lambda k: gaps[k][0])
     gap, parameter = gaps[parts]
-    limit = _tolerance(adapted)
-    if gap <= limit:
-        splits = " and ".join(map(str, SPLITS))
-        text = f"{splits} micro-batches of unequal rows give the gradient of the window at once (relative difference {gap:.0e}, tolerance {limit:.0e})."
-        return CheckResult(NAME, "pass", text, measured=_measured(adapted, gaps))
-    cause, fix = _explained(adapted, batch)
+    if gap <= _tolerance(adapted):
+        return []
     finding = (
         f"{parts} micro-batches give another gradient than the window at once (relative difference {gap:.1e}, tolerance "
-        f"{limit:.0e}), most in {parameter}."
+        f"{_tolerance(adapted):.0e}), most in {parameter}."
     )
-    return CheckResult(NAME, "fail", finding, cause, fix, _measured(adapted, gaps))
-
-
-def _explained(adapted: AdaptedModel, batch: Batch) -> tuple[str, str]:
-    """Whether already the window against itself differs, or its rows see each other."""
     again, _ = _difference(adapted, batch, 1)
     if not again <= _tolerance(adapted):
-        return (
-            f"The same window gives another gradient the second time (relative difference {again:.1e}): {adapted.name} keeps "
-            "something from one call to the next, or draws random numbers in eval mode.",
-            "Compute forward from its arguments alone; register what must stay as a buffer, and do not change it in forward.",
+        return [
+            Fault(
+                "fail",
+                finding,
+                f"The same window gives another gradient the second time (relative difference {again:.1e}): {adapted.name} keeps "
+                "something from one call to the next, or draws random numbers in eval mode.",
+                "Compute forward from its arguments alone; register what must stay as a buffer, and do not change it in forward.",
+            )
+        ]
+    if _agrees_in_float64(adapted, batch, parts):
+        return [
+            Fault(
+                "warn",
+                finding,
+                f"Rounding: in float64 they agree. Somewhere {adapted.name} amplifies the last digits, such as by adding a large "
+                "number and taking it off again.",
+                "See numerical stability; keep values near 1, and normalise before the head.",
+            )
+        ]
+    return [
+        Fault(
+            "fail",
+            finding,
+            f"In forward of {adapted.name} the rows of a batch meet: a mean, softmax or normalisation over axis 0, a view that "
+            "mixes batch and time, or experts with a shared capacity. See the check of row independence.",
+            "Keep every operation within its row: reduce over the last axis, and transpose before a view that splits heads.",
         )
-    return (
-        f"In forward of {adapted.name} the rows of a batch meet: a mean, softmax or normalisation over axis 0, a view that "
-        "mixes batch and time, or experts with a shared capacity. See the check of row independence.",
-        "Keep every operation within its row: reduce over the last axis, and transpose before a view that splits heads.",
-    )
+    ]
+
+
+def _agrees_in_float64(adapted: AdaptedModel, batch: Batch, parts: int) -> bool:
+    """Whether the difference is one of rounding. Changes the type of the weights."""
+    adapted.double()
+    try:
+        return _difference(adapted, batch, parts)[0] <= 1e-4 * TOLERANCE
+    except CheckError:  # float32 is written into forward, so nothing is known
+        return False

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils._random import fixed_random
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
 from utils.checks.graph_leaves import unregistered_leaves
 from utils.checks.inspection import calls, listed, output_head, owners, role, wake, where
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
-from utils.checks.sampling import Sampler, loss_of
+from utils.checks.sampling import Sampler, loss_of, run_model
 
 NAME = "gradient flow"
 BATCH, LENGTH = 4, 32
@@ -74,7 +75,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     matrices = [n for n, p in adapted.model.named_parameters() if p.dim() >= 2 and survey.sizes.get(n, 0.0) > 0]
     stacks = _uneven_stacks(adapted.model, survey.sizes)
     faint = _faint(survey.sizes, matrices)
-    faults = [*_breaks(adapted, survey), *_left_out(adapted, survey), *_imbalances(adapted, stacks, faint)]
+    faults = [*_breaks(adapted, sampler, survey), *_left_out(adapted, survey), *_imbalances(adapted, stacks, faint)]
     details = _details(adapted.model, survey, stacks, faint, woken)
     note = f"{listed(woken)} starts at zero, and was given small noise to see below it." if woken else ""
     frozen = f" {len(survey.frozen)} frozen: {listed(survey.frozen)}." if survey.frozen else ""
@@ -190,7 +191,7 @@ def _faint(sizes: dict[str, float], matrices: list[str]) -> list[str]:
     return [name for name in matrices if sizes[name] < MEDIAN_RATIO * median]
 
 
-def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
+def _breaks(adapted: AdaptedModel, sampler: Sampler, survey: Survey) -> list[Fault]:
     """Faults that need no comparison."""
     name, faults = adapted.name, []
     if survey.broken:
@@ -223,16 +224,7 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
             )
         )
     elif survey.missing:
-        first = survey.missing[0].rpartition(".")[0]
-        faults.append(
-            Fault(
-                "fail",
-                f"{len(survey.missing)} parameters get no gradient although their module runs: {listed(survey.missing)}.",
-                f"The path from {where(adapted, first)} to the loss is cut, by detach(), no_grad, .data, argmax, rounding, or "
-                "because the result is not used.",
-                f"In forward of {name}, follow the output of {first or 'the model'} to the logits and remove what cuts it.",
-            )
-        )
+        faults.append(_missing(adapted, sampler, survey.missing))
     if survey.zero:
         faults.append(
             Fault(
@@ -254,6 +246,38 @@ def _breaks(adapted: AdaptedModel, survey: Survey) -> list[Fault]:
             )
         )
     return faults
+
+
+def _missing(adapted: AdaptedModel, sampler: Sampler, names: list[str]) -> Fault:
+    """Parameters without gradient: cut off where they move the logits, of no use where they do not."""
+    first = names[0].rpartition(".")[0]
+    if _moves_logits(adapted, sampler, names):
+        return Fault(
+            "fail",
+            f"{len(names)} parameters get no gradient although their module runs and the logits depend on them: {listed(names)}.",
+            f"The path from {where(adapted, first)} to the loss is cut, by detach(), no_grad, .data, argmax or rounding.",
+            f"In forward of {adapted.name}, follow the output of {first or 'the model'} to the logits and remove what cuts it.",
+        )
+    return Fault(
+        "warn",
+        f"{len(names)} parameters get no gradient although their module runs, and the logits do not depend on them: {listed(names)}.",
+        f"What {where(adapted, first)} computes with them is not used, or needs inputs that were not given.",
+        f"Use the result in forward of {adapted.name}, or remove these parameters from __init__.",
+    )
+
+
+def _moves_logits(adapted: AdaptedModel, sampler: Sampler, names: list[str]) -> bool:
+    """Whether noise on these parameters moves a logit. They are given back at the end of the check."""
+    adapted.eval()
+    inputs = sampler.inputs(BATCH, sampler.length(LENGTH))
+    with torch.no_grad(), fixed_random(0):
+        before = run_model(adapted, inputs).logits.clone()
+        for name in names:
+            parameter = adapted.model.get_parameter(name)
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(parameter)
+            parameter.add_(noise * max(float(parameter.float().square().mean().sqrt()), 0.1))
+    with torch.no_grad(), fixed_random(0):
+        return not torch.equal(before.nan_to_num(), run_model(adapted, inputs).logits.nan_to_num())
 
 
 def _left_out(adapted: AdaptedModel, survey: Survey) -> list[Fault]:

@@ -45,7 +45,7 @@ FEWEST_KEYS = 8
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Measure the loss on uniform random ids (no model can beat ln V there) and the scale of every matrix."""
     adapted.eval()
-    rows = [_scale(name, p) for name, p in adapted.model.named_parameters() if p.dim() >= 2 and p.numel() > 1]
+    rows = [_scale(name, p) for name, p in adapted.model.named_parameters() if _is_matrix(p)]
     classes = adapted.contract.output_size or sampler.vocabulary
     expected, first_loss = math.log(classes), _first_loss(adapted, sampler)
     details: dict[str, Any] = {TABLE: rows, "first_loss": first_loss, "ln_vocabulary": expected}
@@ -90,6 +90,11 @@ def _scale(name: str, parameter: nn.Parameter) -> dict[str, Any]:
         "std · sqrt(inputs)": deviation * math.sqrt(inputs),
         "largest": float(values.abs().max()),
     }
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """At least two axes with more than one entry; a scale per head, kept as (heads, 1, 1), is a vector."""
+    return sum(size > 1 for size in parameter.shape) >= 2
 
 
 def _span(rows: list[dict[str, Any]]) -> str:

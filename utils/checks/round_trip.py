@@ -19,6 +19,7 @@ from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.faults import Fault, judged
 from utils.checks.hidden_tensors import Hidden, hidden_tensors
 from utils.checks.inspection import listed
+from utils.checks.other_device import device_clash
 from utils.checks.report import CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, run_model
@@ -47,7 +48,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     faults += [*_copies(adapted, tied), *_shared_storage(adapted.model)]
     hidden = [one for one in hidden_tensors(adapted.model) if not (one.kind == "buffer" and one.computed)]
     used = _used(adapted, inputs, hidden)
-    faults += [*_lost(adapted, used), *_left_behind(adapted, inputs, used)]
+    faults += [*_lost(adapted, used), *(_left_behind(adapted, inputs, used) or _stays_on_one_device(adapted, inputs))]
     measured: dict[str, Any] = {
         "bytes": saved_bytes,
         "tied": tied,
@@ -256,6 +257,21 @@ def _left_behind(adapted: AdaptedModel, inputs: torch.Tensor, used: list[Hidden]
             f"{listed([one.name for one in constants])} stays behind when the model moves: .to(device) and .half() do not see it.",
             f"{first.name} is a plain attribute of {adapted.name}, no buffer.",
             f'Write self.register_buffer("{first.owner.rpartition(".")[2]}", …, persistent=False).',
+        )
+    ]
+
+
+def _stays_on_one_device(adapted: AdaptedModel, inputs: torch.Tensor) -> list[Fault]:
+    """A model that was loaded on a machine with another device, and names the old one."""
+    place = device_clash(adapted, inputs)
+    if place is None:
+        return []
+    return [
+        Fault(
+            "warn",
+            f"The model runs on {inputs.device.type} only: moved to another device, tensors of two devices meet at {place}.",
+            f"A tensor there is made without device=, or with a device that is written down, in forward of {adapted.name}.",
+            "Make it where its input lies: torch.arange(…, device=input_ids.device), torch.zeros(…, device=x.device).",
         )
     ]
 

@@ -10,6 +10,7 @@ import warnings
 
 import torch
 
+from tests.checks.corpus.entry import Fault
 from tests.checks.corpus.table import (
     CHECKS,
     FAULTS,
@@ -21,6 +22,10 @@ from tests.checks.corpus.table import (
 )
 from utils._tables import text_table
 from utils.adapters.model_adapter import adapt
+from utils.checks.runner import Check
+
+SLOW = "export dry run"
+"""The one check that takes many seconds per model."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,20 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.checks.corpus", description=__doc__)
     parser.add_argument("--only", metavar="PART", help="faults whose name or responsible check holds this text")
     parser.add_argument("--fast", action="store_true", help="only the responsible check of each fault")
+    parser.add_argument("--all", action="store_true", help=f"also the {SLOW} of models that are not about it (minutes)")
     parser.add_argument(
         "--zoo", action="store_true", help="the Hugging Face models of tests/zoo instead: every alarm is listed"
     )
     parser.add_argument("--verbose", action="store_true", help="what was said about each miss and false alarm")
     options = parser.parse_args(arguments)
     _quiet()
+    quick = {name: check for name, check in CHECKS.items() if options.all or name != SLOW}
     if options.zoo:
-        return zoo(options.only or "")
+        return zoo(options.only or "", quick)
     chosen = [fault for fault in FAULTS if not options.only or options.only in f"{fault.name} {fault.check}"]
-    faulty = [
-        examine_fault(fault, [CHECKS[fault.check]] if options.fast and fault.check in CHECKS else CHECKS.values())
-        for fault in chosen
-    ]
-    healthy = [examine(name, fault.build_twin(), CHECKS.values()) for name, fault in twins(chosen).items()]
+    faulty = [examine_fault(fault, _checks_for(fault, {} if options.fast else quick)) for fault in chosen]
+    healthy = [examine(name, fault.build_twin(), quick.values()) for name, fault in twins(chosen).items()]
     say(confusion(faulty))
     say(alarms(healthy))
     if options.verbose:
@@ -53,14 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if share >= FLAGGED_SHARE and not false_alarms else 1
 
 
-def zoo(part: str) -> int:
+def _checks_for(fault: Fault, checks: dict[str, Check]) -> list[Check]:
+    """These checks and the responsible one, in the order of tier 1."""
+    return [check for name, check in CHECKS.items() if name in checks or name == fault.check]
+
+
+def zoo(part: str, checks: dict[str, Check]) -> int:
     """Tier 1 over the Hugging Face models of the zoo; the exit code is 1 where a check fails."""
     from tests.zoo.hugging_face import ENTRIES
 
     rows = []
     for entry in ENTRIES:
         if part in entry.name:
-            rows.append(examine(entry.name, adapt(entry.build(), entry.config, **entry.arguments), CHECKS.values()))
+            rows.append(examine(entry.name, adapt(entry.build(), entry.config, **entry.arguments), checks.values()))
             say("\n".join([f"## {entry.name}", *_complaints(rows[-1])]))
     failing = [row for row in rows if "fail" in row.flagged.values()]
     warned = [row for row in rows if not row.sound and row not in failing]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.checks.corpus.entry import Fault
 
 DROPOUT = "dropout left on"
+HARD_DEVICE = "hard-coded device"
 HARD_SHAPE = "hard-coded length or batch"
 SHIFT = "labels shifted wrongly"
 
@@ -165,6 +166,20 @@ OTHER_FAULTS = (
         cure="state kept between calls",
     ),
     Fault(
+        "positions made on the CPU",
+        "gpt",
+        "save and load",
+        {"torch.arange(length, device=input_ids.device)": 'torch.arange(length, device="cpu")'},
+        cure=HARD_DEVICE,
+    ),
+    Fault(
+        "mask made without a device",
+        "multihead",
+        "save and load",
+        {"dtype=torch.bool, device=input_ids.device": "dtype=torch.bool"},
+        cure=HARD_DEVICE,
+    ),
+    Fault(
         "constant table not registered as buffer",
         "multihead",
         "save and load",
@@ -205,14 +220,6 @@ OTHER_FAULTS = (
         cure=SHIFT,
     ),
     Fault(
-        "loss ignores the labels",
-        "multihead",
-        "learning",
-        {
-            "logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()": "logits[:, :-1].flatten(0, 1), logits[:, :-1].argmax(dim=-1).flatten()"
-        },
-    ),
-    Fault(
         "logits shifted inside forward",
         "llama",
         "learning",
@@ -226,7 +233,7 @@ OTHER_FAULTS = (
         {"return self.head(x)": "return 1e-3 * torch.tanh(self.head(x))"},
     ),
     Fault(
-        "loss averaged over the batch axis by batch norm",
+        "batch norm in an encoder of text",
         "bert",
         "gradient accumulation",
         {
@@ -236,10 +243,10 @@ OTHER_FAULTS = (
         cure="batch norm in a language model",
     ),
     Fault(
-        "loss grows with the number of rows",
-        "multihead",
+        "stream centred over the rows of the batch",
+        "convolution",
         "gradient accumulation",
-        {"loss = F.cross_entropy(": "loss = input_ids.shape[0] * F.cross_entropy("},
+        {"x = self.embedding(input_ids)": "x = self.embedding(input_ids)\n        x = x - x.mean(dim=0, keepdim=True)"},
     ),
     Fault(
         "branch on a value of the data",

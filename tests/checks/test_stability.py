@@ -1,0 +1,65 @@
+"""Hidden rows and narrow precision; the other planted faults of numbers lie in `test_faults`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from checks import models as m
+from checks.test_padding import CausalNaN, Classifier, Masked
+from utils.adapters.model_adapter import adapt
+from utils.checks import stability
+
+
+class NaNAtHiddenPositionsOnly(CausalNaN):
+    """One layer: the row that sees nothing is NaN, and no other position reads it."""
+
+    def __init__(self):
+        super().__init__(layers=1)
+
+
+class BeyondFloat16(m.Healthy):
+    """Values around 1e5 on the way: float32 and bfloat16 hold them, float16 does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(m.WIDTH, m.WIDTH, bias=False), nn.Linear(m.WIDTH, m.WIDTH, bias=False)
+        with torch.no_grad():
+            self.up.weight.copy_(torch.eye(m.WIDTH) * 1e5)
+            self.down.weight.copy_(torch.eye(m.WIDTH) * 1e-5)
+
+    def body(self, input_ids):
+        return self.down(self.up(super().body(input_ids)))
+
+
+def _run(build):
+    torch.manual_seed(0)
+    return stability.check(adapt(build()))
+
+
+@pytest.mark.parametrize(
+    ("build", "status", "words"),
+    [
+        (CausalNaN, "fail", ["first 4 tokens hidden, the logits are NaN", "softmax over a row of -inf", "finfo"]),
+        (NaNAtHiddenPositionsOnly, "warn", ["hidden positions of the logits are NaN"]),
+        (BeyondFloat16, "warn", ["autocast float16 gives NaN or infinities", "range of the narrow type"]),
+    ],
+)
+def test_a_planted_fault_is_found(build, status, words):
+    result = _run(build)
+    assert result.status == status, result.summary()
+    assert [word for word in words if word not in result.summary()] == [], result.summary()
+
+
+@pytest.mark.parametrize("build", [m.Healthy, Masked, Classifier, lambda: m.Healthy(limit=1)])
+def test_healthy_models_raise_no_alarm(build):
+    result = _run(build)
+    assert result.status == "pass", result.summary()
+    assert [row["precision"] for row in result.details.to_dict("records")] == ["bfloat16", "float16"]
+
+
+def test_a_large_model_sees_few_tokens_under_autocast(monkeypatch):
+    adapted = adapt(m.Healthy())
+    monkeypatch.setattr(stability, "PRECISION_WORK", 3.5 * adapted.num_parameters())
+    assert stability._few(adapted, stability.Sampler.of(adapted)).shape == (1, 3)
