@@ -63,7 +63,7 @@ def _is_tensor(value: ast.expr) -> bool:
     return bool(owned) and not modules and not foreign
 
 
-@cure("modules kept where their weights are seen", "gradient flow", *_KEPT)
+@cure("modules kept where their weights are seen", *_KEPT)
 def containers(code: Code) -> Iterator[Change]:
     """A list, tuple or dict of modules → `nn.ModuleList` or `nn.ModuleDict`; of parameters → `nn.ParameterList`."""
     own = {cls.name for cls in code.classes}
@@ -89,12 +89,9 @@ def containers(code: Code) -> Iterator[Change]:
             if not parameters and not modules:
                 continue
             kind = ("Parameter" if parameters else "Module") + ("Dict" if isinstance(inner, (ast.Dict, ast.DictComp)) else "List")
-            new = f"nn.{kind}({code.source(inner) if _plain(code, inner) else f'[{code.source(inner)}]'})"
-            yield Change.of(f"{target.attr} is an nn.{kind}", [code.replace(value, new)])
-
-
-def _plain(code: Code, node: ast.expr) -> bool:
-    return not isinstance(node, ast.GeneratorExp) or code.source(node).startswith("(")
+            wrapped = code.replace(value, f"nn.{kind}({code.source(inner)})")
+            edit = code.replace(value.func, f"nn.{kind}") if isinstance(value, ast.Call) else wrapped
+            yield Change.of(f"{target.attr} is an nn.{kind}", [edit])
 
 
 def _inner_container(value: ast.expr) -> ast.expr | None:
@@ -105,7 +102,7 @@ def _inner_container(value: ast.expr) -> ast.expr | None:
     return value if isinstance(value, kinds) else None
 
 
-@cure("module made once", "determinism", *_KEPT)
+@cure("module made once", "determinism", *_KEPT[:1], "gradient flow", "learning", "row independence", "numerical stability")
 def made_in_forward(code: Code) -> Iterator[Change]:
     """`nn.Linear(…)(x)` in `forward` → made in `__init__`, called in `forward`; likewise parameters."""
     for cls in code.classes:
