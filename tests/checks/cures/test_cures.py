@@ -57,6 +57,7 @@ IN_FORWARD = [
     (axes.heads, "q = x.view(b, t, h, d)", "q = x.view(b, t, h, d).transpose(1, 2)"),
     (axes.heads, "return (w @ v).reshape(b, t, c)", "return (w @ v).transpose(1, 2).reshape(b, t, c)"),
     (axes.heads, "return y.reshape(b, t, -1)", "return y.transpose(1, 2).reshape(b, t, -1)"),
+    (axes.heads, "return y.permute(2, 0, 1, 3).flatten(2)", "return y.permute(0, 2, 1, 3).flatten(2)"),
     (axes.heads, "return y.transpose(0, 2)", "return y.transpose(1, 2)"),
     (axes.batch_and_time, "return x - x.mean(0)", "return x - x.mean(-1)"),
     (axes.batch_and_time, "return x.cumsum(dim=0)", "return x.cumsum(dim=1)"),

@@ -106,6 +106,10 @@ def heads(code: Code) -> Iterator[Change]:
                 continue
             new = f"{code.operand(owner)}.transpose(1, 2).reshape({', '.join(map(code.source, call.args))})"
             yield Change.of("heads transposed back before they are joined", [code.replace(call, new)])
+    for call in code.calls("permute"):
+        if receiver(call) is not None and len(call.args) == 4 and [number(a) for a in call.args] != [0, 2, 1, 3]:
+            order = [code.replace(argument, str(axis)) for argument, axis in zip(call.args, (0, 2, 1, 3))]
+            yield Change.of("heads and length exchanged, nothing else", order)
     for call in code.calls("transpose", "swapaxes"):
         axes = [number(one) for one in call.args[-2:]]
         if receiver(call) is not None and sorted(a for a in axes if a is not None) not in ([1, 2], [-2, -1]):

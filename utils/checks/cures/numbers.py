@@ -194,7 +194,7 @@ def norm_place(code: Code) -> Iterator[Change]:
         for outer in code.find(ast.Call, [forward]):
             inner = outer.args[0] if outer.args else None
             attribute = outer.func.attr if isinstance(outer.func, ast.Attribute) and of_self(outer.func) else ""
-            if attribute in norms and isinstance(inner, ast.Call) and of_self(inner.func) and len(inner.args) == 1:
+            if attribute in norms and isinstance(inner, ast.Call) and of_self(inner.func) and len(inner.args) == 1 and not inner.keywords:
                 x = code.source(inner.args[0])
                 new = f"{code.source(inner.func)}({code.source(outer.func)}({x}))"
                 yield Change.of(f"{attribute} before {code.source(inner.func)}", [code.replace(outer, new)])
