@@ -128,7 +128,9 @@ def test_line_ends_and_tabs_stay(tmp_path):
 
 
 def test_weights_of_the_patched_copy_are_those_of_the_model(tmp_path):
-    source = HEALTHY.replace('self.register_buffer("factor", torch.linspace(0.5, 1.5, width))', "self.x = 1").replace(" * self.factor", "")
+    source = HEALTHY.replace('self.register_buffer("factor", torch.linspace(0.5, 1.5, width))', "self.x = 1").replace(
+        " * self.factor", ""
+    )
     loaded = _load(tmp_path, source.replace("dim=-1", "dim=1"))
     with torch.no_grad():
         loaded.model.head.weight.fill_(0.25)
@@ -156,7 +158,11 @@ class InPlace(m.Healthy):
 
 @pytest.mark.parametrize(
     ("build", "check", "words"),
-    [(InPlace, "gradient flow", "in place"), (m.RandomInEval, "determinism", "dropout"), (m.Detached, "gradient flow", "detach")],
+    [
+        (InPlace, "gradient flow", "in place"),
+        (m.RandomInEval, "determinism", "dropout"),
+        (m.Detached, "gradient flow", "detach"),
+    ],
 )
 def test_a_module_of_a_file_is_mended_without_building_it_again(build, check, words, monkeypatch):
     model = build()
@@ -233,7 +239,13 @@ def _is_patched(adapted):
 
 @pytest.mark.parametrize(
     ("other", "then", "offered"),
-    [("pass", "pass", True), ("pass", "warn", False), ("pass", "fail", False), ("fail", "fail", True), ("skip", "fail", True)],
+    [
+        ("pass", "pass", True),
+        ("pass", "warn", False),
+        ("pass", "fail", False),
+        ("fail", "fail", True),
+        ("skip", "fail", True),
+    ],
 )
 def test_a_patch_turns_no_green_check_red(other, then, offered):
     mends = _judge("determinism", lambda adapted: "pass" if _is_patched(adapted) else "fail")
@@ -248,7 +260,10 @@ def test_only_what_turns_a_check_green_is_offered():
 
 
 def test_one_patch_serves_every_check_that_it_mends(monkeypatch):
-    checks = [_judge(name, lambda adapted: "pass" if _is_patched(adapted) else "fail") for name in ("determinism", "unheard of")]
+    checks = [
+        _judge(name, lambda adapted: "pass" if _is_patched(adapted) else "fail")
+        for name in ("determinism", "unheard of")
+    ]
     mender = _mender(checks, {"determinism": "fail", "unheard of": "fail"})
     assert mender.patch_for("determinism").after == mender.patch_for("unheard of").after
 

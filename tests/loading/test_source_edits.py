@@ -8,7 +8,12 @@ import pytest
 
 from utils.loading.source_edits import Edit, Places, edited, overlapping
 
-TEXTS = ("x = f(1)  # ä\ny = g(2)\n", "x = f(1)\r\ny = g(2)\r\n", "é = 'ß'; x = f(1)\n\tpass" [:21], "x = '''a\n\n'''; y = f(1)")
+TEXTS = (
+    "x = f(1)  # ä\ny = g(2)\n",
+    "x = f(1)\r\ny = g(2)\r\n",
+    "é = 'ß'; x = f(1)\n\tpass"[:21],
+    "x = '''a\n\n'''; y = f(1)",
+)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -90,7 +90,7 @@ class Mender:
         source = self._source
         if source is None:
             return None
-        ends = min(self.ends, self.ends if until is None else until)
+        ends = self.ends if until is None else min(self.ends, until)
         for known in self._found:
             if (result := self._result(known.after, known.fresh_weights, name, ends)) is not None and _green(result):
                 return self._patch(known.cure, known.after, result, known.fresh_weights)
@@ -100,16 +100,15 @@ class Mender:
                 continue
             seen = self._seen_anew(trial, name, ends)
             if not seen:
-                return self._kept(trial)
+                self._found.append(self._patch_of(trial))
+                return self._found[-1]
             if seen == "skip" and fallback is None:
                 fallback = trial
-        return None if fallback is None else self._kept(fallback)
+        return None if fallback is None else self._patch_of(fallback)
 
-    def _kept(self, trial: Trial) -> Patch:
+    def _patch_of(self, trial: Trial) -> Patch:
         assert trial.result is not None
-        patch = self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
-        self._found.append(patch)
-        return patch
+        return self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
 
     def _patch(self, words: str, text: str, result: CheckResult, fresh: bool) -> Patch:
         assert self._source is not None

@@ -144,9 +144,7 @@ class Examined:
                 "the patch of a check of this very report."
             )
         copy = patched_model(self.model, source, patch.after, patch.fresh_weights, share=False)
-        session = replace(
-            self.session, title=f"{self.session.title}, patched", model=copy, sampler=Sampler.of(copy)
-        )
+        session = replace(self.session, title=f"{self.session.title}, patched", model=copy, sampler=Sampler.of(copy))
         return session.run(self.checks, ignore_progress)
 
 

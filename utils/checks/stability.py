@@ -189,7 +189,9 @@ def _mixed_precision(adapted: AdaptedModel, ids: torch.Tensor) -> tuple[dict[str
                 logits = run_model(adapted, ids).logits.float()
         except CheckError as error:
             if not _machine_lacks(error):
-                faults.append(_precision_fault(name, f"does not run: {error}", "Operands of two types meet in forward."))
+                faults.append(
+                    _precision_fault(name, f"does not run: {error}", "Operands of two types meet in forward.")
+                )
             continue
         gaps[name] = float((logits - reference).norm() / reference.norm().clamp(min=1e-30))
         if not math.isfinite(gaps[name]):

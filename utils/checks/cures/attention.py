@@ -61,7 +61,9 @@ def scale(code: Code) -> Iterator[Change]:
     for call in code.calls("scaled_dot_product_attention"):
         given = keyword(call, "scale")
         if given is not None:
-            yield Change.of("the scale of scaled_dot_product_attention left to torch", [code.drop_argument(call, given)])
+            yield Change.of(
+                "the scale of scaled_dot_product_attention left to torch", [code.drop_argument(call, given)]
+            )
 
 
 def _score_products(code: Code) -> Iterator[tuple[ast.expr, str]]:
@@ -214,7 +216,9 @@ def _is_grid(code: Code, compare: ast.Compare) -> bool:
 def inversion(code: Code) -> Iterator[Change]:
     """Exchange what is hidden with what is seen: in `masked_fill`, `where`, `key_padding_mask`, and sums of a mask."""
     for call in code.calls("masked_fill", "masked_fill_"):
-        mask = call.args[0] if receiver(call) is not None and call.args else (call.args[1] if len(call.args) > 1 else None)
+        mask = (
+            call.args[0] if receiver(call) is not None and call.args else (call.args[1] if len(call.args) > 1 else None)
+        )
         if mask is not None:
             yield from (Change.of("the mask inverted", [edit]) for edit in inverted(code, mask))
     for call in code.find(ast.Call):
@@ -225,7 +229,8 @@ def inversion(code: Code) -> Iterator[Change]:
         if len(call.args) == 3:
             _, one, two = call.args
             yield Change.of(
-                "the two sides of where exchanged", [code.replace(one, code.source(two)), code.replace(two, code.source(one))]
+                "the two sides of where exchanged",
+                [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
             )
     everywhere = [*code.forwards, *code.constructors]
     for call in code.calls("triu", "tril", functions=everywhere):
@@ -246,7 +251,9 @@ def inversion(code: Code) -> Iterator[Change]:
 def inverted(code: Code, mask: ast.expr) -> Iterator[Edit]:
     """A mask turned round, in the ways in which its kind of text allows."""
     if isinstance(mask, ast.Compare) and len(mask.ops) == 1:
-        operator = {ast.Eq: "!=", ast.NotEq: "==", ast.Lt: ">=", ast.GtE: "<", ast.Gt: "<=", ast.LtE: ">"}.get(type(mask.ops[0]))
+        operator = {ast.Eq: "!=", ast.NotEq: "==", ast.Lt: ">=", ast.GtE: "<", ast.Gt: "<=", ast.LtE: ">"}.get(
+            type(mask.ops[0])
+        )
         if operator is not None:
             yield code.replace(mask, f"{code.source(mask.left)} {operator} {code.source(mask.comparators[0])}")
     elif isinstance(mask, ast.UnaryOp) and isinstance(mask.op, (ast.Invert, ast.Not)):
@@ -267,14 +274,19 @@ def _signs(code: Code) -> Iterator[Change]:
                 if size > 0:
                     yield Change.of("the mask subtracts", [code.replace(factor, f"{-size!r}")])
                 hides = isinstance(other, ast.BinOp) and isinstance(other.op, ast.Sub) and number(other.left) == 1
-                text = code.source(other.right) if hides and isinstance(other, ast.BinOp) else f"(1.0 - {code.source(other)})"
+                text = (
+                    code.source(other.right)
+                    if hides and isinstance(other, ast.BinOp)
+                    else f"(1.0 - {code.source(other)})"
+                )
                 yield Change.of("the mask inverted", [code.replace(other, text)])
                 if size > 0:
                     both = [code.replace(other, text), code.replace(factor, f"{-size!r}")]
                     yield Change.of("the mask inverted, and subtracted", both)
 
 
-@cure("masked scores far below all others", *_MASKED)
+@cure("masked scores far below all others", "padding invariance", "causality", "learning", "row independence",
+      "numerical stability", "gradient flow", "initialisation", "gradient accumulation")  # fmt: skip
 def fill_value(code: Code) -> Iterator[Change]:
     """`masked_fill(mask, 0)` hides nothing; a row of -inf alone gives NaN."""
     for call in code.calls("masked_fill", "masked_fill_"):
@@ -318,7 +330,9 @@ def padding_mask(code: Code) -> Iterator[Change]:
 
 def _like_its_neighbours(code: Code, function: Function) -> Iterator[Change]:
     """The mask of padding that one of torch's modules is given, given to the others of the function as well."""
-    calls = [(call, _PADDING_MASKS[kind]) for call in code.find(ast.Call, [function]) if (kind := module_kind(code, call))]
+    calls = [
+        (call, _PADDING_MASKS[kind]) for call in code.find(ast.Call, [function]) if (kind := module_kind(code, call))
+    ]
     given = [one.value for call, name in calls if (one := keyword(call, name)) is not None]
     bare = [(call, name) for call, name in calls if keyword(call, name) is None]
     if given and bare:
@@ -340,11 +354,18 @@ def _handed_on(code: Code) -> list[Edit]:
         mask = None if forward is None else _mask_name(forward)
         if forward is None or mask is None:
             continue
-        kinds = {attribute: {name for name in names_in(value) if name in takers} for attribute, value in code.made(cls).items()}
+        kinds = {
+            attribute: {name for name in names_in(value) if name in takers}
+            for attribute, value in code.made(cls).items()
+        }
         loops = {loop.target.id: kinds.get(loop.iter.attr, set()) for loop in code.find(ast.For, [forward])
                  if isinstance(loop.target, ast.Name) and isinstance(loop.iter, ast.Attribute)}  # fmt: skip
         for call in code.find(ast.Call, [forward]):
-            found = kinds.get(call.func.attr, set()) if isinstance(call.func, ast.Attribute) and of_self(call.func) else set()
+            found = (
+                kinds.get(call.func.attr, set())
+                if isinstance(call.func, ast.Attribute) and of_self(call.func)
+                else set()
+            )
             found = found or (loops.get(call.func.id, set()) if isinstance(call.func, ast.Name) else set())
             if found and mask not in names_in(call):
                 edits.append(code.add_argument(call, f"{takers[min(found)]}={mask}"))

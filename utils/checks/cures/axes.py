@@ -13,8 +13,8 @@ _REDUCTIONS = ("mean", "var", "std", "sum", "norm", "amax", "amin", "var_mean", 
 _AXIS = ("dim", "axis")
 
 
-@cure("softmax over the keys", "causality", "row independence", "padding invariance", "numerical stability",
-      "attention patterns", "gradient flow", "initialisation", "learning", "gradient accumulation")  # fmt: skip
+@cure("softmax over the keys", "causality", "numerical stability", "row independence", "padding invariance",
+      "gradient flow", "attention patterns", "initialisation", "learning", "gradient accumulation")  # fmt: skip
 def softmax_axis(code: Code) -> Iterator[Change]:
     """`softmax(scores, dim=1)` → `dim=-1`, as a function, a method or an `nn.Softmax`."""
     for call in code.calls("softmax", "log_softmax"):
@@ -151,7 +151,15 @@ def _behind(code: Code, node: ast.expr, text: str) -> Edit:
       "padding invariance", "gradient accumulation", "learning")  # fmt: skip
 def batch_and_time(code: Code) -> Iterator[Change]:
     """batch_first, axis 0 of means, sums and norms, and `view(T, B, …)` in place of a transpose."""
-    kinds = ("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer", "LSTM", "GRU", "RNN")
+    kinds = (
+        "MultiheadAttention",
+        "TransformerEncoderLayer",
+        "TransformerDecoderLayer",
+        "Transformer",
+        "LSTM",
+        "GRU",
+        "RNN",
+    )
     for call in code.calls(*kinds, functions=code.constructors):
         given = keyword(call, "batch_first")
         if given is None or (isinstance(given.value, ast.Constant) and not given.value.value):
@@ -166,10 +174,13 @@ def batch_and_time(code: Code) -> Iterator[Change]:
         if owner is not None and len(call.args) in (3, 4):
             one, two = call.args[:2]
             yield Change.of(
-                "batch and time in their order", [code.replace(one, code.source(two)), code.replace(two, code.source(one))]
+                "batch and time in their order",
+                [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
             )
             if len(call.args) == 3:
-                yield Change.of("batch and time transposed", [code.replace(call, f"{code.operand(owner)}.transpose(0, 1)")])
+                yield Change.of(
+                    "batch and time transposed", [code.replace(call, f"{code.operand(owner)}.transpose(0, 1)")]
+                )
     for call in code.calls("softmax", "mean"):
         axis = _axis_of(call)
         if axis is not None and number(axis) == 1 and not keyword(call, "keepdim"):

@@ -91,7 +91,9 @@ class Code:
         """The `forward` of a class."""
         return next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "forward"), None)
 
-    def find(self, kind: type[Node], functions: Iterable[ast.AST] | None = None) -> Iterator[Node]:
+    def find(
+        self, kind: type[Node] | tuple[type[Node], ...], functions: Iterable[ast.AST] | None = None
+    ) -> Iterator[Node]:
         """Nodes of a kind in functions (in `forwards` where none are given), in the order of the text."""
         seen: set[ast.AST] = set()
         for function in self.forwards if functions is None else functions:
@@ -228,7 +230,9 @@ class Code:
 
     @staticmethod
     def _blocks(node: ast.AST) -> list[list[ast.stmt]]:
-        return [block for name in ("body", "orelse", "finalbody") if isinstance(block := getattr(node, name, None), list)]
+        return [
+            block for name in ("body", "orelse", "finalbody") if isinstance(block := getattr(node, name, None), list)
+        ]
 
 
 def _methods(cls: ast.ClassDef) -> list[Function]:

@@ -110,7 +110,12 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: 
 def _augmented(code: Code, function: ast.FunctionDef) -> Iterator[Edit]:
     for node in code.find(ast.AugAssign, [function]):
         sign = _OPERATORS.get(type(node.op))
-        if sign is None or number(node.value) is not None and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
+        if (
+            sign is None
+            or number(node.value) is not None
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, int)
+        ):
             continue  # a counter
         target = code.source(node.target)
         plain = isinstance(node.value, (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant))
@@ -122,7 +127,13 @@ def _underscored(code: Code, function: ast.FunctionDef) -> Iterator[Edit]:
     for call in code.find(ast.Call, [function]):
         name, owner = called(call), receiver(call)
         plain = name.rstrip("_")
-        if not name.endswith("_") or name.endswith("__") or not plain or plain == "requires_grad" or not isinstance(call.func, ast.Attribute):
+        if (
+            not name.endswith("_")
+            or name.endswith("__")
+            or not plain
+            or plain == "requires_grad"
+            or not isinstance(call.func, ast.Attribute)
+        ):
             continue
         text = code.source(call)
         head = code.source(call.func)
@@ -188,7 +199,9 @@ def activation(code: Code) -> Iterator[Change]:
     for call in code.calls("sigmoid", "tanh", "hardtanh"):
         owner = subject(call)
         if owner is not None:
-            yield Change.of("GELU instead of a saturating activation", [code.replace(call, f"{_gelu(code)}({code.source(owner)})")])
+            yield Change.of(
+                "GELU instead of a saturating activation", [code.replace(call, f"{_gelu(code)}({code.source(owner)})")]
+            )
     for call in code.calls("Sigmoid", "Tanh", "Hardtanh", functions=code.constructors):
         yield Change.of("GELU instead of a saturating activation", [code.replace(call.func, "nn.GELU")])
 

@@ -24,16 +24,36 @@ def guards(code: Code) -> Iterator[Change]:
     for call in code.calls("sqrt", "rsqrt"):
         owner = subject(call)
         if owner is not None and receiver_root(call) != "math":
-            yield Change.of(f"a small number inside {called(call)}", [code.replace(owner, f"({code.source(owner)} + 1e-6)" if receiver(call) is owner else f"{code.source(owner)} + 1e-6")])
+            yield Change.of(
+                f"a small number inside {called(call)}",
+                [
+                    code.replace(
+                        owner,
+                        f"({code.source(owner)} + 1e-6)" if receiver(call) is owner else f"{code.source(owner)} + 1e-6",
+                    )
+                ],
+            )
     for call in code.calls("log", "log2", "log10"):
         owner = subject(call)
         if owner is not None and receiver_root(call) != "math":
-            yield Change.of("the logarithm's argument kept above 0", [code.replace(owner, f"{code.operand(owner)}.clamp(min=1e-6)")])
+            yield Change.of(
+                "the logarithm's argument kept above 0", [code.replace(owner, f"{code.operand(owner)}.clamp(min=1e-6)")]
+            )
     for operation in code.find(ast.BinOp):
         if isinstance(operation.op, ast.Div) and not _is_constant(operation.right):
-            yield Change.of("a small number below the division", [code.replace(operation.right, f"({code.source(operation.right)} + 1e-6)")])
-        if isinstance(operation.op, ast.Pow) and abs(number(operation.right) or 0) == 0.5 and not _is_constant(operation.left):
-            yield Change.of("a small number inside the root", [code.replace(operation.left, f"({code.source(operation.left)} + 1e-6)")])
+            yield Change.of(
+                "a small number below the division",
+                [code.replace(operation.right, f"({code.source(operation.right)} + 1e-6)")],
+            )
+        if (
+            isinstance(operation.op, ast.Pow)
+            and abs(number(operation.right) or 0) == 0.5
+            and not _is_constant(operation.left)
+        ):
+            yield Change.of(
+                "a small number inside the root",
+                [code.replace(operation.left, f"({code.source(operation.left)} + 1e-6)")],
+            )
     for call in code.find(ast.Call, [*code.constructors, *code.forwards]):
         given = keyword(call, "eps")
         if given is not None and (number(given.value) or 0) < 1e-8 and number(given.value) is not None:
@@ -48,7 +68,9 @@ def receiver_root(call: ast.Call) -> str:
 def _is_constant(node: ast.expr) -> bool:
     """Whether an expression is no value of the data: numbers, attributes, sizes, and roots of them."""
     if isinstance(node, ast.Call):
-        return (called(node) in ("sqrt", "float", "int", "len", "size") and all(_is_constant(a) for a in node.args)) or called(node) == "size"
+        return (
+            called(node) in ("sqrt", "float", "int", "len", "size") and all(_is_constant(a) for a in node.args)
+        ) or called(node) == "size"
     if isinstance(node, ast.BinOp):
         return _is_constant(node.left) and _is_constant(node.right)
     if isinstance(node, ast.Subscript):
@@ -69,7 +91,9 @@ def factors(code: Code) -> Iterator[Change]:
             scales = isinstance(operation.op, (ast.Mult, ast.Div)) and not low <= abs(size) <= high
             shifts = isinstance(operation.op, (ast.Add, ast.Sub)) and abs(size) > high
             if (scales or shifts) and (factor is operation.right or not isinstance(operation.op, ast.Div)):
-                yield Change.of(f"the constant {code.source(factor)} removed", [code.replace(operation, code.operand(other))])
+                yield Change.of(
+                    f"the constant {code.source(factor)} removed", [code.replace(operation, code.operand(other))]
+                )
     for operation in code.find(ast.AugAssign):
         size = number(operation.value)
         if size is not None and isinstance(operation.op, (ast.Mult, ast.Div)) and not low <= abs(size) <= high:
@@ -99,7 +123,9 @@ def initial_weights(code: Code) -> Iterator[Change]:
         in_place = isinstance(scaled, ast.Call) and called(scaled) in ("mul_", "div_", "add_", "fill_", "copy_")
         augmented = isinstance(statement, ast.AugAssign) and not isinstance(statement.target, ast.Name)
         if in_place or augmented:
-            yield Change.of("the weights keep the scale in which they were drawn", code.remove(_block(code, statement)), fresh=True)
+            yield Change.of(
+                "the weights keep the scale in which they were drawn", code.remove(_block(code, statement)), fresh=True
+            )
     for call in code.calls("Parameter", functions=code.constructors):
         value = call.args[0] if call.args else None
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
@@ -110,7 +136,9 @@ def initial_weights(code: Code) -> Iterator[Change]:
             yield Change.of(f"std {_STD}", [code.replace(value, f"{code.source(value)} * {_STD}")], fresh=True)
         elif isinstance(value, ast.Call) and called(value) in ("zeros", "ones", "full", "empty"):
             shape = ", ".join(code.source(a) for a in (value.args[:1] if called(value) == "full" else value.args))
-            yield Change.of(f"drawn with std {_STD}", [code.replace(value, f"torch.randn({shape}) * {_STD}")], fresh=True)
+            yield Change.of(
+                f"drawn with std {_STD}", [code.replace(value, f"torch.randn({shape}) * {_STD}")], fresh=True
+            )
     for call in code.calls("Embedding", functions=code.constructors):
         given = keyword(call, "max_norm")
         if given is not None:
@@ -131,7 +159,9 @@ def _drawn(code: Code, call: ast.Call) -> Iterator[Change]:
         yield Change.of(f"{name} begins at 0", [code.replace(call, f"nn.init.zeros_({name})")], fresh=True)
         yield Change.of(f"{name} begins as torch draws it", code.remove(statement), fresh=True)
         return
-    yield Change.of(f"{name} drawn with std {_STD}", [code.replace(call, f"nn.init.normal_({name}, std={_STD})")], fresh=True)
+    yield Change.of(
+        f"{name} drawn with std {_STD}", [code.replace(call, f"nn.init.normal_({name}, std={_STD})")], fresh=True
+    )
     yield Change.of(f"{name} begins as torch draws it", code.remove(_block(code, statement)), fresh=True)
 
 
@@ -159,7 +189,11 @@ def batch_norm(code: Code) -> Iterator[Change]:
     """`nn.BatchNorm1d(C)` → `nn.LayerNorm(C)`, called without transposing."""
     for cls in code.classes:
         for name, value in code.made(cls).items():
-            if not isinstance(value, ast.Call) or not called(value).startswith(("BatchNorm", "InstanceNorm", "SyncBatchNorm")) or not value.args:
+            if (
+                not isinstance(value, ast.Call)
+                or not called(value).startswith(("BatchNorm", "InstanceNorm", "SyncBatchNorm"))
+                or not value.args
+            ):
                 continue
             made = code.replace(value, f"nn.LayerNorm({code.source(value.args[0])})")
             calls = [code.replace(outer, f"self.{name}({code.source(owner)})") for outer, inner in transposed_calls(code)
@@ -194,7 +228,13 @@ def norm_place(code: Code) -> Iterator[Change]:
         for outer in code.find(ast.Call, [forward]):
             inner = outer.args[0] if outer.args else None
             attribute = outer.func.attr if isinstance(outer.func, ast.Attribute) and of_self(outer.func) else ""
-            if attribute in norms and isinstance(inner, ast.Call) and of_self(inner.func) and len(inner.args) == 1 and not inner.keywords:
+            if (
+                attribute in norms
+                and isinstance(inner, ast.Call)
+                and of_self(inner.func)
+                and len(inner.args) == 1
+                and not inner.keywords
+            ):
                 x = code.source(inner.args[0])
                 new = f"{code.source(inner.func)}({code.source(outer.func)}({x}))"
                 yield Change.of(f"{attribute} before {code.source(inner.func)}", [code.replace(outer, new)])

@@ -55,7 +55,9 @@ def _is_tensor(value: ast.expr) -> bool:
         return False
     heads = [node.func for node in calls if isinstance(node.func, ast.Attribute)]
     owned = [node for node in heads if isinstance(node.value, ast.Name) and node.value.id == "torch"]
-    modules = [node for node in calls if root(node.func) == "nn" or called(node) in ("Parameter", "Generator", "device")]
+    modules = [
+        node for node in calls if root(node.func) == "nn" or called(node) in ("Parameter", "Generator", "device")
+    ]
     first = value
     while isinstance(first, (ast.Call, ast.Attribute, ast.Subscript)):
         first = first.func if isinstance(first, ast.Call) else first.value
@@ -88,7 +90,9 @@ def containers(code: Code) -> Iterator[Change]:
             modules = any(root(node.func) == "nn" or called(node) in own for node in kinds)
             if not parameters and not modules:
                 continue
-            kind = ("Parameter" if parameters else "Module") + ("Dict" if isinstance(inner, (ast.Dict, ast.DictComp)) else "List")
+            kind = ("Parameter" if parameters else "Module") + (
+                "Dict" if isinstance(inner, (ast.Dict, ast.DictComp)) else "List"
+            )
             wrapped = code.replace(value, f"nn.{kind}({code.source(inner)})")
             edit = code.replace(value.func, f"nn.{kind}") if isinstance(value, ast.Call) else wrapped
             yield Change.of(f"{target.attr} is an nn.{kind}", [edit])
@@ -102,7 +106,15 @@ def _inner_container(value: ast.expr) -> ast.expr | None:
     return value if isinstance(value, kinds) else None
 
 
-@cure("module made once", "determinism", *_KEPT[:1], "gradient flow", "learning", "row independence", "numerical stability")
+@cure(
+    "module made once",
+    "determinism",
+    *_KEPT[:1],
+    "gradient flow",
+    "learning",
+    "row independence",
+    "numerical stability",
+)
 def made_in_forward(code: Code) -> Iterator[Change]:
     """`nn.Linear(…)(x)` in `forward` → made in `__init__`, called in `forward`; likewise parameters."""
     for cls in code.classes:
@@ -125,12 +137,24 @@ def _in_constructor(code: Code, call: ast.Call, constructor: Function) -> Iterat
     if not local:
         yield code.source(call)
         return
-    sizes = [a for a in call.args if isinstance(a, (ast.Subscript, ast.Call)) and re.search(r"\.(shape\[|size\()", code.source(a))]
+    sizes = [
+        a
+        for a in call.args
+        if isinstance(a, (ast.Subscript, ast.Call)) and re.search(r"\.(shape\[|size\()", code.source(a))
+    ]
     known = {argument.arg for argument in constructor.args.args}
     if any(names_in(a) - {"nn", "torch", "self"} and a not in sizes for a in call.args):
         return
     cls = code.enclosing(constructor, ast.ClassDef)
-    layers = [] if cls is None else [v for v in code.made(cls).values() if isinstance(v, ast.Call) and called(v) in ("Embedding", "LayerNorm", "Linear")]
+    layers = (
+        []
+        if cls is None
+        else [
+            v
+            for v in code.made(cls).values()
+            if isinstance(v, ast.Call) and called(v) in ("Embedding", "LayerNorm", "Linear")
+        ]
+    )
     widths = [code.source(v.args[-1]) for v in layers if v.args]
     for width in dict.fromkeys([*widths, *sorted(known - {"self"})]):
         text = code.source(call)
@@ -164,12 +188,22 @@ def unused(code: Code) -> Iterator[Change]:
         if constructor is None or forward is None:
             continue
         for loop in code.find(ast.For, [forward]):
-            if isinstance(loop.iter, ast.Subscript) and isinstance(loop.iter.slice, ast.Slice) and of_self(loop.iter.value):
-                yield Change.of("the loop runs over all layers", [code.replace(loop.iter, code.source(loop.iter.value))])
+            if (
+                isinstance(loop.iter, ast.Subscript)
+                and isinstance(loop.iter.slice, ast.Slice)
+                and of_self(loop.iter.value)
+            ):
+                yield Change.of(
+                    "the loop runs over all layers", [code.replace(loop.iter, code.source(loop.iter.value))]
+                )
         outside = [node for node in cls.body if node is not constructor]
         used: set[str] = {name for node in outside for name in attributes_in(node)}
         for name, value in code.made(cls).items():
-            if name not in used and isinstance(value, ast.Call) and (root(value.func) == "nn" or called(value)[:1].isupper()):
+            if (
+                name not in used
+                and isinstance(value, ast.Call)
+                and (root(value.func) == "nn" or called(value)[:1].isupper())
+            ):
                 yield from _places(code, forward, name, called(value))
 
 
@@ -180,10 +214,18 @@ def _places(code: Code, forward: Function, name: str, kind: str) -> Iterator[Cha
     calls = [call for call in code.find(ast.Call, [forward]) if of_self(call.func) and call.args]
     yield from _gates(code, name, calls)
     stem = re.sub(r"\d+$", "", name)
-    siblings = [call for call in calls if isinstance(call.func, ast.Attribute) and re.sub(r"\d+$", "", call.func.attr) == stem and stem != name]
+    siblings = [
+        call
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and re.sub(r"\d+$", "", call.func.attr) == stem and stem != name
+    ]
     for call in siblings[::-1]:
         statement = code.statement(call)
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and isinstance(call.func, ast.Attribute):
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and isinstance(call.func, ast.Attribute)
+        ):
             line = code.source(statement).replace(f"self.{call.func.attr}", f"self.{name}")
             if "\n" not in line:
                 yield Change.of(f"{name} called after {call.func.attr}", code.after(statement, line))
@@ -203,8 +245,13 @@ def _places(code: Code, forward: Function, name: str, kind: str) -> Iterator[Cha
     if returned is not None and returned.value is not None and x is not None:
         value = code.source(returned.value)
         if isinstance(returned.value, ast.Name):
-            yield Change.of(f"{name} called before the result is returned", [code.replace(returned.value, f"{value} + self.{name}({value})")])
-            yield Change.of(f"{name} called before the result is returned", [code.replace(returned.value, f"self.{name}({value})")])
+            yield Change.of(
+                f"{name} called before the result is returned",
+                [code.replace(returned.value, f"{value} + self.{name}({value})")],
+            )
+            yield Change.of(
+                f"{name} called before the result is returned", [code.replace(returned.value, f"self.{name}({value})")]
+            )
 
 
 def _gates(code: Code, name: str, calls: list[ast.Call]) -> Iterator[Change]:

@@ -30,7 +30,14 @@ def first_input(function: Function) -> str | None:
     return names[0] if names else None
 
 
-@cure("sizes taken from the input", "shape robustness", "export dry run", "row independence", "causality", "padding invariance")
+@cure(
+    "sizes taken from the input",
+    "shape robustness",
+    "export dry run",
+    "row independence",
+    "causality",
+    "padding invariance",
+)
 def sizes(code: Code) -> Iterator[Change]:
     """Numbers and settings in `view`, `arange`, `zeros`, … → batch and length of the input; tables cut to the length."""
     for function in code.forwards:
@@ -59,7 +66,11 @@ def _fixed_slices(code: Code, function: Function, x: str) -> Iterator[Change]:
     """`self.mask[:8, :8]` → the length of the input in place of every number of one index."""
     for index in code.find(ast.Subscript, [function]):
         parts = index.slice.elts if isinstance(index.slice, ast.Tuple) else [index.slice]
-        ends = [part.upper for part in parts if isinstance(part, ast.Slice) and part.upper is not None and _is_size(part.upper)]
+        ends = [
+            part.upper
+            for part in parts
+            if isinstance(part, ast.Slice) and part.upper is not None and _is_size(part.upper)
+        ]
         if ends:
             yield Change.of(f"the length taken from {x}", [code.replace(end, f"{x}.shape[1]") for end in ends])
 
@@ -114,7 +125,9 @@ def _calls_around(code: Code, node: ast.AST) -> Iterator[ast.Call]:
         parent = code.parent(parent)
 
 
-@cure("device of the input", "shape robustness", "numerical stability", "save and load", "export dry run", "determinism")
+@cure(
+    "device of the input", "shape robustness", "numerical stability", "save and load", "export dry run", "determinism"
+)
 def devices(code: Code) -> Iterator[Change]:
     """`device="cuda"`, `.cuda()`, `.to("cpu")` and tensors made without a device → the device of the input."""
     every: list[Edit] = []
@@ -160,7 +173,9 @@ def types(code: Code) -> Iterator[Change]:
         if given is not None and _is_type(given.value):
             yield Change.of(f"dtype={code.source(given.value)} removed", [code.drop_argument(call, given)])
         elif given is None and called(call) in _CREATING and call.args:
-            like = next((n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Attribute) and n.attr == "shape"), None)
+            like = next(
+                (n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Attribute) and n.attr == "shape"), None
+            )
             if like is not None:
                 name = code.operand(like)
                 new = [code.add_argument(call, f"dtype={name}.dtype, device={name}.device")]
@@ -168,7 +183,9 @@ def types(code: Code) -> Iterator[Change]:
     for call in code.calls("int", "short", "byte"):
         owner = receiver(call)
         if owner is not None and not call.args:
-            yield Change.of(f".{called(call)}() replaced by .long()", [code.replace(call, f"{code.operand(owner)}.long()")])
+            yield Change.of(
+                f".{called(call)}() replaced by .long()", [code.replace(call, f"{code.operand(owner)}.long()")]
+            )
 
 
 def _is_type(node: ast.expr) -> bool:
@@ -188,7 +205,11 @@ def positions(code: Code) -> Iterator[Change]:
                 end = code.source(last.left) if one_more and isinstance(last, ast.BinOp) else code.source(last)
                 yield Change.of("positions begin at 0", [code.replace(call.args[0], "0"), code.replace(last, end)])
             parent = code.parent(call)
-            if isinstance(parent, ast.BinOp) and isinstance(parent.op, (ast.Add, ast.Sub)) and number(parent.right) is not None:
+            if (
+                isinstance(parent, ast.BinOp)
+                and isinstance(parent.op, (ast.Add, ast.Sub))
+                and number(parent.right) is not None
+            ):
                 yield Change.of("positions begin at 0", [code.replace(parent, code.source(call))])
             for argument in call.args:
                 other = _other_axis(code, argument, function)
@@ -197,14 +218,23 @@ def positions(code: Code) -> Iterator[Change]:
         for call in code.calls("zeros_like", "ones_like", "zeros", "full_like", functions=[function]):
             x = first_input(function)
             if x is not None:
-                yield Change.of("one position per token", [code.replace(call, f"torch.arange({x}.shape[1], device={x}.device)")])
+                yield Change.of(
+                    "one position per token", [code.replace(call, f"torch.arange({x}.shape[1], device={x}.device)")]
+                )
         for part in code.find(ast.Slice, [function]):
             yield from _slices(code, part, function)
         for assignment in code.find(ast.Assign, [function]):
             target = assignment.targets[0]
-            if isinstance(target, ast.Tuple) and len(target.elts) >= 2 and code.source(assignment.value).endswith((".shape", ".size()")):
+            if (
+                isinstance(target, ast.Tuple)
+                and len(target.elts) >= 2
+                and code.source(assignment.value).endswith((".shape", ".size()"))
+            ):
                 one, two = target.elts[:2]
-                yield Change.of("batch and length in their order", [code.replace(one, code.source(two)), code.replace(two, code.source(one))])
+                yield Change.of(
+                    "batch and length in their order",
+                    [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
+                )
     yield from _tables(code)
 
 

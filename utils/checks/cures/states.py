@@ -38,7 +38,11 @@ def dropout(code: Code) -> Iterator[Change]:
             every += code.remove(statement)
     for choice in code.find((ast.If, ast.IfExp)):  # type: ignore[type-var]
         test = choice.test
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and code.source(test.operand) == "self.training":
+        if (
+            isinstance(test, ast.UnaryOp)
+            and isinstance(test.op, ast.Not)
+            and code.source(test.operand) == "self.training"
+        ):
             yield Change.of("the branch of training taken in training", [code.replace(test, "self.training")])
     if every:
         yield Change.of("dropout in training only", every)
@@ -64,13 +68,18 @@ def noise(code: Code) -> Iterator[Change]:
             new = f"({code.source(outer)} if self.training else {code.source(other)})"
             yield Change.of("random numbers in training only", [code.replace(outer, new)])
         if called(call) in ("randn_like", "rand_like", "randn", "rand"):
-            yield Change.of("noise in training only", [code.replace(call, f"{code.source(call)} * float(self.training)")])
+            yield Change.of(
+                "noise in training only", [code.replace(call, f"{code.source(call)} * float(self.training)")]
+            )
         index = code.enclosing(call, ast.Subscript)
         if index is not None and _holds(index.slice, call):
             yield Change.of("the order kept", [code.replace(index, code.source(index.value))])
         statement = code.statement(call)
         if isinstance(statement, ast.If) and _holds(statement.test, call):
-            yield Change.of("random numbers in training only", [code.replace(statement.test, f"self.training and {code.operand(statement.test)}")])
+            yield Change.of(
+                "random numbers in training only",
+                [code.replace(statement.test, f"self.training and {code.operand(statement.test)}")],
+            )
     for name in {n.id for f in code.forwards for n in ast.walk(f) if isinstance(n, ast.Name)}:
         bound = [a for a in code.find(ast.Assign) if isinstance(a.targets[0], ast.Name) and a.targets[0].id == name
                  and any(isinstance(n, ast.Call) and called(n) in _RANDOM for n in ast.walk(a.value))]  # fmt: skip
@@ -109,15 +118,31 @@ def state(code: Code) -> Iterator[Change]:
         body = forward.body[1:] if ast.get_docstring(forward) is not None and len(forward.body) > 1 else forward.body
         for name in changed:
             value = made.get(name)
-            if value is not None and isinstance(value, (ast.Constant, ast.List, ast.Dict, ast.Set, ast.Call, ast.Tuple)):
-                plain = not isinstance(value, ast.Call) or called(value) in ("list", "dict", "set", "deque", "zeros", "ones", "tensor")
+            if value is not None and isinstance(
+                value, (ast.Constant, ast.List, ast.Dict, ast.Set, ast.Call, ast.Tuple)
+            ):
+                plain = not isinstance(value, ast.Call) or called(value) in (
+                    "list",
+                    "dict",
+                    "set",
+                    "deque",
+                    "zeros",
+                    "ones",
+                    "tensor",
+                )
                 if plain:
-                    yield Change.of(f"{name} begins anew in each call", code.before(body[0], f"self.{name} = {code.source(value)}"))
+                    yield Change.of(
+                        f"{name} begins anew in each call", code.before(body[0], f"self.{name} = {code.source(value)}")
+                    )
             if name in _buffers(code, constructor):
                 zero = f"self.{name} = torch.zeros_like(self.{name})"
                 yield Change.of(f"{name} begins anew in each call", code.before(body[0], zero))
         for statement in code.find((ast.Assign, ast.AugAssign, ast.Expr), [forward]):  # type: ignore[type-var]
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and attributes_in(statement.value.func) & set(changed):
+            if (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Call)
+                and attributes_in(statement.value.func) & set(changed)
+            ):
                 yield Change.of("nothing is kept", code.remove(statement))
             elif isinstance(statement, (ast.Assign, ast.AugAssign)):
                 target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
@@ -127,12 +152,23 @@ def state(code: Code) -> Iterator[Change]:
 
 def _changed(code: Code, cls: ast.ClassDef, forward: ast.FunctionDef) -> Iterator[str]:
     """Names of attributes that a call assigns to, or changes by a method such as append."""
-    methods = [m for m in cls.body if isinstance(m, ast.FunctionDef) and (m is forward or m.name in attributes_in(forward))]
+    methods = [
+        m for m in cls.body if isinstance(m, ast.FunctionDef) and (m is forward or m.name in attributes_in(forward))
+    ]
     for method in methods:
         for node in ast.walk(method):
             if isinstance(node, ast.Attribute) and of_self(node) and isinstance(node.ctx, ast.Store):
                 yield node.attr
-            if isinstance(node, ast.Call) and called(node) in ("append", "extend", "update", "add", "add_", "copy_", "mul_", "insert"):
+            if isinstance(node, ast.Call) and called(node) in (
+                "append",
+                "extend",
+                "update",
+                "add",
+                "add_",
+                "copy_",
+                "mul_",
+                "insert",
+            ):
                 yield from attributes_in(node.func)
             if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
                 yield from attributes_in(node.value)

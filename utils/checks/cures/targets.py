@@ -9,7 +9,6 @@ from utils.checks.cures.code import Code, called, keyword, number, receiver, sub
 from utils.checks.cures.cure import Change, cure
 
 
-
 @cure("labels shifted once", "learning", "gradient accumulation", asked="shift")
 def loss_shift(code: Code) -> Iterator[Change]:
     """Shifts of two made by one, or a shift added to the loss of `forward`."""
@@ -94,7 +93,9 @@ def _unshifted(node: ast.expr | None) -> ast.expr | None:
 @cure("padding does not count in the loss", "gradient accumulation", "padding invariance", "learning")
 def ignored(code: Code) -> Iterator[Change]:
     """`ignore_index` left to torch: -100."""
-    for call in code.calls("cross_entropy", "nll_loss", "CrossEntropyLoss", functions=[*code.forwards, *code.constructors]):
+    for call in code.calls(
+        "cross_entropy", "nll_loss", "CrossEntropyLoss", functions=[*code.forwards, *code.constructors]
+    ):
         given = keyword(call, "ignore_index")
         if given is not None and number(given.value) != -100:
             yield Change.of("labels of -100 do not count", [code.drop_argument(call, given)])
