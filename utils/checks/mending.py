@@ -67,6 +67,7 @@ class Mender:
     limits: Limits
     ends: float
     _found: list[Patch] = field(default_factory=list)
+    _sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         self._source = UserSource.of(self.model)
@@ -148,7 +149,22 @@ class Mender:
         except (CheckError, ConfigError, TransformerBuilderError) as error:
             logger.debug("a proposal does not run: %s", error)
             return None
+        if self._is_narrower(copy, sampler):
+            return None
         return self.checks[name](copy, sampler, self._limits(ends))
+
+    def _is_narrower(self, copy: AdaptedModel, sampler: Sampler) -> bool:
+        """Whether a copy takes less than the model, or does something else: what it refuses cannot turn a check red."""
+        old, new = self.model.contract, copy.contract
+        if self._sampler is None:
+            self._sampler = Sampler.of(self.model)
+        return (
+            (new.task, new.takes_tokens, new.vocab_size) != (old.task, old.takes_tokens, old.vocab_size)
+            or new.min_length > old.min_length
+            or new.multiple_of > old.multiple_of
+            or sampler.limit < self._sampler.limit
+            or (new.mask_name is None and old.mask_name is not None)
+        )
 
     def _seen_anew(self, trial: Trial, name: str, ends: float) -> str:
         """What a check that is red now was before: "pass", "skip" where none was green, or "" where no other turned red.

@@ -232,8 +232,13 @@ def inversion(code: Code) -> Iterator[Change]:
                 "the two sides of where exchanged",
                 [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
             )
-    everywhere = [*code.forwards, *code.constructors]
-    for call in code.calls("triu", "tril", functions=everywhere):
+    yield from _triangles(code)
+    yield from _signs(code)
+
+
+def _triangles(code: Code) -> Iterator[Change]:
+    """`triu` ↔ `tril`, with the diagonal that the other one wants."""
+    for call in code.calls("triu", "tril", functions=[*code.forwards, *code.constructors]):
         name = {"triu": "tril", "tril": "triu"}[called(call)]
         head = call.func.attr if isinstance(call.func, ast.Attribute) else ""
         if head:
@@ -245,7 +250,6 @@ def inversion(code: Code) -> Iterator[Change]:
             elif value is None and name == "triu":
                 edits.append(code.add_argument(call, "diagonal=1"))
             yield Change.of(f"{name} instead of {head}", edits)
-    yield from _signs(code)
 
 
 def inverted(code: Code, mask: ast.expr) -> Iterator[Edit]:

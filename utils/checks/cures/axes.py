@@ -106,6 +106,11 @@ def heads(code: Code) -> Iterator[Change]:
                 continue
             new = f"{code.operand(owner)}.transpose(1, 2).reshape({', '.join(map(code.source, call.args))})"
             yield Change.of("heads transposed back before they are joined", [code.replace(call, new)])
+    yield from _orders(code)
+
+
+def _orders(code: Code) -> Iterator[Change]:
+    """Axes exchanged as attention wants them: heads with the length."""
     for call in code.calls("permute"):
         if receiver(call) is not None and len(call.args) == 4 and [number(a) for a in call.args] != [0, 2, 1, 3]:
             order = [code.replace(argument, str(axis)) for argument, axis in zip(call.args, (0, 2, 1, 3))]

@@ -58,7 +58,7 @@ def _is_tensor(value: ast.expr) -> bool:
     modules = [
         node for node in calls if root(node.func) == "nn" or called(node) in ("Parameter", "Generator", "device")
     ]
-    first = value
+    first: ast.expr = value
     while isinstance(first, (ast.Call, ast.Attribute, ast.Subscript)):
         first = first.func if isinstance(first, ast.Call) else first.value
     foreign = isinstance(first, ast.Name) and first.id not in ("torch",) and not isinstance(value, ast.BinOp)
@@ -73,9 +73,9 @@ def containers(code: Code) -> Iterator[Change]:
         constructor = code.constructor_of(cls)
         if constructor is None:
             continue
-        for assignment in code.find((ast.Assign, ast.AnnAssign), [constructor]):  # type: ignore[type-var]
-            target = assignment.targets[0] if isinstance(assignment, ast.Assign) else assignment.target
-            value = assignment.value
+        plain = [(a.targets[0], a.value) for a in code.find(ast.Assign, [constructor])]
+        typed = [(a.target, a.value) for a in code.find(ast.AnnAssign, [constructor])]
+        for target, value in (*plain, *typed):
             if not isinstance(target, ast.Attribute) or not of_self(target) or value is None:
                 continue
             inner = _inner_container(value)
