@@ -67,6 +67,7 @@ class Mender:
     limits: Limits
     ends: float
     _found: list[Patch] = field(default_factory=list)
+    _sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         self._source = UserSource.of(self.model)
@@ -90,7 +91,7 @@ class Mender:
         source = self._source
         if source is None:
             return None
-        ends = min(self.ends, self.ends if until is None else until)
+        ends = self.ends if until is None else min(self.ends, until)
         for known in self._found:
             if (result := self._result(known.after, known.fresh_weights, name, ends)) is not None and _green(result):
                 return self._patch(known.cure, known.after, result, known.fresh_weights)
@@ -100,16 +101,15 @@ class Mender:
                 continue
             seen = self._seen_anew(trial, name, ends)
             if not seen:
-                return self._kept(trial)
+                self._found.append(self._patch_of(trial))
+                return self._found[-1]
             if seen == "skip" and fallback is None:
                 fallback = trial
-        return None if fallback is None else self._kept(fallback)
+        return None if fallback is None else self._patch_of(fallback)
 
-    def _kept(self, trial: Trial) -> Patch:
+    def _patch_of(self, trial: Trial) -> Patch:
         assert trial.result is not None
-        patch = self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
-        self._found.append(patch)
-        return patch
+        return self._patch(trial.change.words, trial.text, trial.result, trial.change.fresh)
 
     def _patch(self, words: str, text: str, result: CheckResult, fresh: bool) -> Patch:
         assert self._source is not None
@@ -149,7 +149,22 @@ class Mender:
         except (CheckError, ConfigError, TransformerBuilderError) as error:
             logger.debug("a proposal does not run: %s", error)
             return None
+        if self._is_narrower(copy, sampler):
+            return None
         return self.checks[name](copy, sampler, self._limits(ends))
+
+    def _is_narrower(self, copy: AdaptedModel, sampler: Sampler) -> bool:
+        """Whether a copy takes less than the model, or does something else: what it refuses cannot turn a check red."""
+        old, new = self.model.contract, copy.contract
+        if self._sampler is None:
+            self._sampler = Sampler.of(self.model)
+        return (
+            (new.task, new.takes_tokens, new.vocab_size) != (old.task, old.takes_tokens, old.vocab_size)
+            or new.min_length > old.min_length
+            or new.multiple_of > old.multiple_of
+            or sampler.limit < self._sampler.limit
+            or (new.mask_name is None and old.mask_name is not None)
+        )
 
     def _seen_anew(self, trial: Trial, name: str, ends: float) -> str:
         """What a check that is red now was before: "pass", "skip" where none was green, or "" where no other turned red.

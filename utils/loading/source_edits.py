@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")  # what ends a line for Python; a form feed does not
 
@@ -29,10 +30,10 @@ class Places:
     """Where the nodes of a syntax tree lie in their text, in bytes.
 
     Example:
-        >>> text = "x = f(1)\\n"
+        >>> text = "x = f(1)"
         >>> call = ast.parse(text).body[0].value
         >>> edited(text, [Places(text).replacing(call, "g(2)")])
-        'x = g(2)\\n'
+        'x = g(2)'
     """
 
     def __init__(self, text: str) -> None:
@@ -82,4 +83,4 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
 def overlapping(edits: Sequence[Edit]) -> bool:
     """Whether two edits change the same bytes; insertions at one place do not overlap, and keep their order."""
     ordered = sorted(edits, key=lambda edit: (edit.begin, edit.end))
-    return any(one.end > other.begin for one, other in zip(ordered, ordered[1:]))
+    return any(one.end > other.begin for one, other in pairwise(ordered))

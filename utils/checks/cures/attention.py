@@ -23,6 +23,22 @@ from utils.loading.source_edits import Edit
 _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _TURNED = ("transpose", "mT", "T", "permute", "swapaxes")
 _MASKS = ("attention_mask", "attn_mask", "mask", "padding_mask", "pad_mask", "src_mask", "key_padding_mask")
+_MODULE_MASKS = {
+    "MultiheadAttention": "attn_mask",
+    "TransformerEncoderLayer": "src_mask",
+    "TransformerEncoder": "mask",
+    "TransformerDecoderLayer": "tgt_mask",
+    "TransformerDecoder": "tgt_mask",
+}
+"""What torch's modules call the mask of scores."""
+_PADDING_MASKS = {
+    "MultiheadAttention": "key_padding_mask",
+    "TransformerEncoderLayer": "src_key_padding_mask",
+    "TransformerEncoder": "src_key_padding_mask",
+    "TransformerDecoderLayer": "memory_key_padding_mask",
+    "TransformerDecoder": "memory_key_padding_mask",
+}
+"""What they call the mask of padding."""
 _MASKED = ("causality", "padding invariance", "numerical stability", "gradient flow", "learning", "row independence",
            "shape robustness", "position sensitivity", "initialisation", "gradient accumulation", "attention patterns")  # fmt: skip
 
@@ -134,16 +150,9 @@ def _mask_statement(scores: str) -> str:
 def _masked_module(code: Code, call: ast.Call) -> Edit | None:
     """A causal mask for a call of `nn.MultiheadAttention` or a module of `nn.Transformer`."""
     kind = module_kind(code, call)
-    names = {
-        "MultiheadAttention": "attn_mask",
-        "TransformerEncoderLayer": "src_mask",
-        "TransformerEncoder": "mask",
-        "TransformerDecoderLayer": "tgt_mask",
-        "TransformerDecoder": "tgt_mask",
-    }
-    if kind not in names or not call.args:
+    if not kind or not call.args:
         return None
-    given = keyword(call, names[kind])
+    given = keyword(call, _MODULE_MASKS[kind])
     if given is not None and not (isinstance(given.value, ast.Constant) and given.value.value is None):
         return None
     local = [node for node in ast.walk(call.args[0]) if isinstance(node, ast.Name) and node.id != "self"]
@@ -151,16 +160,24 @@ def _masked_module(code: Code, call: ast.Call) -> Edit | None:
         return None
     x = local[-1].id
     mask = f"{x}.new_ones({x}.shape[1], {x}.shape[1]).triu(1).bool()"
-    return code.argument(call, names[kind], mask)
+    return code.argument(call, _MODULE_MASKS[kind], mask)
 
 
 def module_kind(code: Code, call: ast.Call) -> str:
-    """The class in `nn` of the module that a call runs, as far as `__init__` tells; empty where it does not."""
-    if not of_self(call.func):
+    """The class in `nn` of the module that a call runs, as far as `__init__` tells; empty where it does not.
+
+    Looks through loops: `for layer in self.layers: x = layer(x)`.
+    """
+    cls, run = code.enclosing(call, ast.ClassDef), call.func
+    if isinstance(run, ast.Name):
+        loop = code.enclosing(call, ast.For)
+        run = loop.iter if loop is not None and run.id in names_in(loop.target) else run
+        run = next((node for node in ast.walk(run) if isinstance(node, ast.Attribute) and of_self(node)), run)
+    if cls is None or not isinstance(run, ast.Attribute) or not of_self(run):
         return ""
-    cls = code.enclosing(call, ast.ClassDef)
-    made = code.made(cls).get(call.func.attr) if cls is not None and isinstance(call.func, ast.Attribute) else None
-    return called(made) if isinstance(made, ast.Call) else ""
+    made = code.made(cls).get(run.attr)
+    kinds = [] if made is None else [called(node) for node in ast.walk(made) if isinstance(node, ast.Call)]
+    return next((kind for kind in kinds if kind in _MODULE_MASKS), "")
 
 
 @cure("diagonal of the causal mask", *_MASKED)
@@ -215,8 +232,13 @@ def inversion(code: Code) -> Iterator[Change]:
                 "the two sides of where exchanged",
                 [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
             )
-    everywhere = [*code.forwards, *code.constructors]
-    for call in code.calls("triu", "tril", functions=everywhere):
+    yield from _triangles(code)
+    yield from _signs(code)
+
+
+def _triangles(code: Code) -> Iterator[Change]:
+    """`triu` ↔ `tril`, with the diagonal that the other one wants."""
+    for call in code.calls("triu", "tril", functions=[*code.forwards, *code.constructors]):
         name = {"triu": "tril", "tril": "triu"}[called(call)]
         head = call.func.attr if isinstance(call.func, ast.Attribute) else ""
         if head:
@@ -228,7 +250,6 @@ def inversion(code: Code) -> Iterator[Change]:
             elif value is None and name == "triu":
                 edits.append(code.add_argument(call, "diagonal=1"))
             yield Change.of(f"{name} instead of {head}", edits)
-    yield from _signs(code)
 
 
 def inverted(code: Code, mask: ast.expr) -> Iterator[Edit]:
@@ -254,7 +275,8 @@ def _signs(code: Code) -> Iterator[Change]:
         for factor, other in ((operation.right, operation.left), (operation.left, operation.right)):
             size = number(factor)
             if size is not None and abs(size) >= 1e3:
-                yield Change.of("the mask subtracts", [code.replace(factor, f"{-size!r}")])
+                if size > 0:
+                    yield Change.of("the mask subtracts", [code.replace(factor, f"{-size!r}")])
                 hides = isinstance(other, ast.BinOp) and isinstance(other.op, ast.Sub) and number(other.left) == 1
                 text = (
                     code.source(other.right)
@@ -262,13 +284,13 @@ def _signs(code: Code) -> Iterator[Change]:
                     else f"(1.0 - {code.source(other)})"
                 )
                 yield Change.of("the mask inverted", [code.replace(other, text)])
-                yield Change.of(
-                    "the mask inverted, and subtracted",
-                    [code.replace(other, text), code.replace(factor, f"{-abs(size)!r}")],
-                )
+                if size > 0:
+                    both = [code.replace(other, text), code.replace(factor, f"{-size!r}")]
+                    yield Change.of("the mask inverted, and subtracted", both)
 
 
-@cure("masked scores far below all others", *_MASKED)
+@cure("masked scores far below all others", "padding invariance", "causality", "learning", "row independence",
+      "numerical stability", "gradient flow", "initialisation", "gradient accumulation")  # fmt: skip
 def fill_value(code: Code) -> Iterator[Change]:
     """`masked_fill(mask, 0)` hides nothing; a row of -inf alone gives NaN."""
     for call in code.calls("masked_fill", "masked_fill_"):
@@ -290,14 +312,36 @@ def fill_value(code: Code) -> Iterator[Change]:
 @cure("mask of padding used", "padding invariance", "gradient accumulation", "learning", "numerical stability")
 def padding_mask(code: Code) -> Iterator[Change]:
     """A mask that `forward` takes and drops: handed on to modules that take one, and used on scores or by torch's attention."""
-    change = _handed_on(code)
-    used = [edit for function in code.forwards for edit in _used_here(code, function)]
-    if change and used:
-        yield Change.of("the mask of padding handed on and used", [*change, *used])
-    if used:
-        yield Change.of("the mask of padding used", used)
-    if change:
-        yield Change.of("the mask of padding handed on", change)
+    handed = _handed_on(code)
+    if handed:
+        yield Change.of("the mask of padding handed on", handed)
+    for hidden in ("{0}[:, None, None, :] == 0", "{0} == 0"):
+        used = [edit for function in code.forwards for edit in _used_here(code, function, hidden)]
+        if used:
+            yield Change.of("the mask of padding used", used)
+        if handed and used:
+            yield Change.of("the mask of padding handed on and used", [*handed, *used])
+    for function in code.forwards:
+        for name in [n for n in parameters(function) if n in _MASKS or "bias" in n]:
+            for call in code.calls("softmax", functions=[function]):
+                scores = subject(call)
+                if scores is not None and not any(name in names_in(statement) for statement in function.body):
+                    edit = code.replace(scores, f"({code.source(scores)} + {name})")
+                    yield Change.of(f"{name} added to the scores", [edit])
+    for function in code.forwards:
+        yield from _like_its_neighbours(code, function)
+
+
+def _like_its_neighbours(code: Code, function: Function) -> Iterator[Change]:
+    """The mask of padding that one of torch's modules is given, given to the others of the function as well."""
+    calls = [
+        (call, _PADDING_MASKS[kind]) for call in code.find(ast.Call, [function]) if (kind := module_kind(code, call))
+    ]
+    given = [one.value for call, name in calls if (one := keyword(call, name)) is not None]
+    bare = [(call, name) for call, name in calls if keyword(call, name) is None]
+    if given and bare:
+        edits = [code.argument(call, name, code.source(given[0])) for call, name in bare]
+        yield Change.of("the mask of padding given to every module", edits)
 
 
 def _mask_name(function: Function) -> str | None:
@@ -332,8 +376,8 @@ def _handed_on(code: Code) -> list[Edit]:
     return edits
 
 
-def _used_here(code: Code, function: Function) -> list[Edit]:
-    """The mask applied to the scores of a function that takes it and does not read it."""
+def _used_here(code: Code, function: Function, hidden: str) -> list[Edit]:
+    """The mask applied to the scores of a function that takes it and does not read it; `hidden` says how it is shaped."""
     mask = _mask_name(function)
     if mask is None or any(mask in names_in(statement) for statement in function.body):
         return []
@@ -341,17 +385,13 @@ def _used_here(code: Code, function: Function) -> list[Edit]:
     for call in code.calls("softmax", functions=[function]):
         scores, statement = subject(call), code.statement(call)
         if isinstance(scores, ast.Name):
-            hidden = f"{mask}[:, None, None, :] == 0"
-            edits += code.before(
-                statement,
-                f"if {mask} is not None:",
-                f'    {scores.id} = {scores.id}.masked_fill({hidden}, float("-inf"))',
-            )
+            step = "\t" if "\t" in code.margin(statement) else "    "
+            filled = f'{scores.id}.masked_fill({hidden.format(mask)}, float("-inf"))'
+            edits += code.before(statement, f"if {mask} is not None:", f"{step}{scores.id} = {filled}")
     for call in code.find(ast.Call, [function]):
         kind = module_kind(code, call)
-        if kind in ("MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer"):
-            name = "key_padding_mask" if kind == "MultiheadAttention" else "src_key_padding_mask"
-            edits.append(code.argument(call, name, f"None if {mask} is None else {mask} == 0"))
+        if kind:
+            edits.append(code.argument(call, _PADDING_MASKS[kind], f"None if {mask} is None else {mask} == 0"))
     return edits
 
 

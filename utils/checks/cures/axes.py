@@ -13,8 +13,8 @@ _REDUCTIONS = ("mean", "var", "std", "sum", "norm", "amax", "amin", "var_mean", 
 _AXIS = ("dim", "axis")
 
 
-@cure("softmax over the keys", "causality", "row independence", "padding invariance", "numerical stability",
-      "attention patterns", "gradient flow", "initialisation", "learning", "gradient accumulation")  # fmt: skip
+@cure("softmax over the keys", "causality", "numerical stability", "row independence", "padding invariance",
+      "gradient flow", "attention patterns", "initialisation", "learning", "gradient accumulation")  # fmt: skip
 def softmax_axis(code: Code) -> Iterator[Change]:
     """`softmax(scores, dim=1)` → `dim=-1`, as a function, a method or an `nn.Softmax`."""
     for call in code.calls("softmax", "log_softmax"):
@@ -106,6 +106,15 @@ def heads(code: Code) -> Iterator[Change]:
                 continue
             new = f"{code.operand(owner)}.transpose(1, 2).reshape({', '.join(map(code.source, call.args))})"
             yield Change.of("heads transposed back before they are joined", [code.replace(call, new)])
+    yield from _orders(code)
+
+
+def _orders(code: Code) -> Iterator[Change]:
+    """Axes exchanged as attention wants them: heads with the length."""
+    for call in code.calls("permute"):
+        if receiver(call) is not None and len(call.args) == 4 and [number(a) for a in call.args] != [0, 2, 1, 3]:
+            order = [code.replace(argument, str(axis)) for argument, axis in zip(call.args, (0, 2, 1, 3))]
+            yield Change.of("heads and length exchanged, nothing else", order)
     for call in code.calls("transpose", "swapaxes"):
         axes = [number(one) for one in call.args[-2:]]
         if receiver(call) is not None and sorted(a for a in axes if a is not None) not in ([1, 2], [-2, -1]):

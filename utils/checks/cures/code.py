@@ -24,8 +24,8 @@ class Code:
         class_names: the classes that may be changed; None: all of the text. Functions that stand beside them may be, too.
 
     Example:
-        >>> code = Code("class M(nn.Module):\\n    def forward(self, x):\\n        return F.softmax(x, 1)\\n")
-        >>> [code.source(call) for call in code.calls("softmax")]
+        >>> code = Code("class M(nn.Module):  forward = lambda self, x: F.softmax(x, 1)")
+        >>> [code.source(call) for call in code.calls("softmax", functions=code.classes)]
         ['F.softmax(x, 1)']
     """
 
@@ -46,7 +46,7 @@ class Code:
         scopes = {self._parents[node] for node in wanted}
         beside = {node.name: node for scope in scopes for node in getattr(scope, "body", ())
                   if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not isinstance(scope, ast.ClassDef)}  # fmt: skip
-        found = {node.name: node for node in wanted if beside.get(node.name) is node}
+        found: dict[str, ast.ClassDef | Function] = {n.name: n for n in wanted if beside.get(n.name) is n}
         waiting = list(found.values())
         while waiting:
             named = names_in(waiting.pop())
@@ -91,7 +91,9 @@ class Code:
         """The `forward` of a class."""
         return next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "forward"), None)
 
-    def find(self, kind: type[Node], functions: Iterable[ast.AST] | None = None) -> Iterator[Node]:
+    def find(
+        self, kind: type[Node] | tuple[type[Node], ...], functions: Iterable[ast.AST] | None = None
+    ) -> Iterator[Node]:
         """Nodes of a kind in functions (in `forwards` where none are given), in the order of the text."""
         seen: set[ast.AST] = set()
         for function in self.forwards if functions is None else functions:
@@ -203,14 +205,14 @@ class Code:
 
     def argument(self, call: ast.Call, name: str, value: str) -> Edit:
         """Pass `name=value` to a call: in place of what it passes under that name, else as the last argument."""
-        for keyword in call.keywords:
-            if keyword.arg == name:
-                return self.replace(keyword, f"{name}={value}")
+        given = keyword(call, name)
+        if given is not None:
+            return self.replace(given, f"{name}={value}")
         return self.add_argument(call, f"{name}={value}")
 
     def add_argument(self, call: ast.Call, text: str) -> Edit:
         """Write a last argument into a call."""
-        given = [*call.args, *call.keywords]
+        given: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
         if not given:
             place = self.places.end(call) - 1
             return Edit(place, place, text)

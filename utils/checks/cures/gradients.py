@@ -22,6 +22,18 @@ def cut(code: Code) -> Iterator[Change]:
     for attribute in code.find(ast.Attribute):
         if attribute.attr == "data" and isinstance(attribute.ctx, ast.Load):
             yield Change.of(".data removed", [code.replace(attribute, code.source(attribute.value))])
+    yield from _blocks_without_gradient(code)
+    for call in code.calls("round", "floor", "ceil", "sign"):
+        owner = subject(call)
+        if owner is not None:
+            x = code.operand(owner)
+            new = f"({x} + ({code.source(call)} - {x}).detach())"
+            yield Change.of(f"{called(call)} passes its gradient straight through", [code.replace(call, new)])
+            yield Change.of(f"{called(call)} removed", [code.replace(call, x)])
+
+
+def _blocks_without_gradient(code: Code) -> Iterator[Change]:
+    """`with torch.no_grad():` and its kin, also as decorators."""
     for block in code.find(ast.With):
         names = [called(item.context_expr) for item in block.items if isinstance(item.context_expr, ast.Call)]
         if len(block.items) == 1 and names and names[0] in ("no_grad", "inference_mode", "set_grad_enabled"):
@@ -32,41 +44,38 @@ def cut(code: Code) -> Iterator[Change]:
             if isinstance(node, ast.Attribute) and node.attr in ("no_grad", "inference_mode"):
                 begin, end = code.places.line(decorator.lineno), code.places.line((decorator.end_lineno or 0) + 1)
                 yield Change.of(f"the decorator {node.attr} removed", [Edit(begin, end, "")])
-    for call in code.calls("round", "floor", "ceil", "sign"):
-        owner = subject(call)
-        if owner is not None:
-            x = code.operand(owner)
-            new = f"({x} + ({code.source(call)} - {x}).detach())"
-            yield Change.of(f"{called(call)} passes its gradient straight through", [code.replace(call, new)])
-            yield Change.of(f"{called(call)} removed", [code.replace(call, x)])
 
 
 @cure("weights no longer frozen", *_FLOW)
 def frozen(code: Code) -> Iterator[Change]:
     """Remove `requires_grad_(False)`, `requires_grad = False` and `requires_grad=False`; one, or all together."""
+    found = list(_freezing(code))
+    yield from (Change.of("the weights may learn", edits) for edits in found)
+    if len(found) > 1:
+        yield Change.of("the weights may learn", [edit for edits in found for edit in edits])
+
+
+def _freezing(code: Code) -> Iterator[list[Edit]]:
+    """The edits that undo each place that freezes weights."""
     everywhere = [*code.constructors, *code.forwards]
-    found: list[list[Edit]] = []
     for call in code.calls("requires_grad_", functions=everywhere):
         if _is_false(call.args[0] if call.args else None) or any(_is_false(k.value) for k in call.keywords):
             statement = code.statement(call)
             owner = receiver(call)
             if isinstance(statement, ast.Expr):
-                found.append(code.remove(_whole(code, statement)))
+                yield code.remove(_whole(code, statement))
             elif owner is not None:
-                found.append([code.replace(call, code.source(owner))])
+                yield [code.replace(call, code.source(owner))]
     for assignment in code.find(ast.Assign, everywhere):
         target = assignment.targets[0]
         if isinstance(target, ast.Attribute) and target.attr == "requires_grad" and _is_false(assignment.value):
-            found.append(code.remove(_whole(code, assignment)))
+            yield code.remove(_whole(code, assignment))
     for call in code.find(ast.Call, everywhere):
         given = keyword(call, "requires_grad")
         if given is not None and _is_false(given.value) and called(call) == "Parameter":
-            found.append([code.drop_argument(call, given)])
+            yield [code.drop_argument(call, given)]
         elif called(call) == "from_pretrained" and keyword(call, "freeze") is None:
-            found.append([code.add_argument(call, "freeze=False")])
-    yield from (Change.of("the weights may learn", edits) for edits in found)
-    if len(found) > 1:
-        yield Change.of("the weights may learn", [edit for edits in found for edit in edits])
+            yield [code.add_argument(call, "freeze=False")]
 
 
 def _whole(code: Code, statement: ast.stmt) -> ast.stmt:
@@ -110,12 +119,9 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: 
 def _augmented(code: Code, function: ast.FunctionDef) -> Iterator[Edit]:
     for node in code.find(ast.AugAssign, [function]):
         sign = _OPERATORS.get(type(node.op))
-        if sign is None or (
-            number(node.value) is not None
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, int)
-        ):
-            continue  # a counter
+        counts = isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
+        if sign is None or counts:
+            continue
         target = code.source(node.target)
         plain = isinstance(node.value, (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant))
         value = code.source(node.value) if plain or sign == "+" else f"({code.source(node.value)})"

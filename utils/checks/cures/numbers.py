@@ -94,10 +94,10 @@ def factors(code: Code) -> Iterator[Change]:
                 yield Change.of(
                     f"the constant {code.source(factor)} removed", [code.replace(operation, code.operand(other))]
                 )
-    for operation in code.find(ast.AugAssign):
-        size = number(operation.value)
-        if size is not None and isinstance(operation.op, (ast.Mult, ast.Div)) and not low <= abs(size) <= high:
-            yield Change.of(f"the constant {code.source(operation.value)} removed", code.remove(operation))
+    for scaling in code.find(ast.AugAssign):
+        size = number(scaling.value)
+        if size is not None and isinstance(scaling.op, (ast.Mult, ast.Div)) and not low <= abs(size) <= high:
+            yield Change.of(f"the constant {code.source(scaling.value)} removed", code.remove(scaling))
     for call in code.calls("mul", "div", "multiply", "divide"):
         owner = receiver(call)
         if owner is not None and call.args and number(call.args[0]) is not None:
@@ -108,6 +108,21 @@ def factors(code: Code) -> Iterator[Change]:
       "effective rank", "attention patterns", "position sensitivity", "causality")  # fmt: skip
 def initial_weights(code: Code) -> Iterator[Change]:
     """Large, equal or zero first weights → normal with std 0.02; statements that scale weights removed; `max_norm` removed."""
+    yield from _deviations(code)
+    for call in code.calls("constant_", "zeros_", "ones_", "fill_", "zero_", "uniform_", functions=code.constructors):
+        yield from _drawn(code, call)
+    yield from _rescaled(code)
+    for call in code.calls("Parameter", functions=code.constructors):
+        yield from _parameter(code, call)
+    for call in code.calls("Embedding", functions=code.constructors):
+        given = keyword(call, "max_norm")
+        if given is not None:
+            yield Change.of("max_norm removed", [code.drop_argument(call, given)])
+    yield from _added(code)
+
+
+def _deviations(code: Code) -> Iterator[Change]:
+    """Normal distributions that are too wide."""
     for call in code.calls("normal_", "trunc_normal_", functions=code.constructors):
         place = 1 if receiver(call) is not None else 2
         std = keyword(call, "std")
@@ -116,9 +131,11 @@ def initial_weights(code: Code) -> Iterator[Change]:
             yield Change.of(f"std {_STD}", [code.add_argument(call, f"std={_STD}")], fresh=True)
         elif (number(value) or 1.0) > _LARGEST_STD:
             yield Change.of(f"std {_STD}", [code.replace(value, _STD)], fresh=True)
-    for call in code.calls("constant_", "zeros_", "ones_", "fill_", "zero_", "uniform_", functions=code.constructors):
-        yield from _drawn(code, call)
-    for statement in code.find((ast.Expr, ast.AugAssign), code.constructors):  # type: ignore[type-var]
+
+
+def _rescaled(code: Code) -> Iterator[Change]:
+    """Statements that scale weights after they were drawn."""
+    for statement in code.find(ast.stmt, code.constructors):
         scaled = statement.value if isinstance(statement, ast.Expr) else None
         in_place = isinstance(scaled, ast.Call) and called(scaled) in ("mul_", "div_", "add_", "fill_", "copy_")
         augmented = isinstance(statement, ast.AugAssign) and not isinstance(statement.target, ast.Name)
@@ -126,24 +143,21 @@ def initial_weights(code: Code) -> Iterator[Change]:
             yield Change.of(
                 "the weights keep the scale in which they were drawn", code.remove(_block(code, statement)), fresh=True
             )
-    for call in code.calls("Parameter", functions=code.constructors):
-        value = call.args[0] if call.args else None
-        if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
-            for side in (value.left, value.right):
-                if (number(side) or 0) > _LARGEST_STD:
-                    yield Change.of(f"std {_STD}", [code.replace(side, _STD)], fresh=True)
-        elif isinstance(value, ast.Call) and called(value) in ("randn", "rand"):
-            yield Change.of(f"std {_STD}", [code.replace(value, f"{code.source(value)} * {_STD}")], fresh=True)
-        elif isinstance(value, ast.Call) and called(value) in ("zeros", "ones", "full", "empty"):
-            shape = ", ".join(code.source(a) for a in (value.args[:1] if called(value) == "full" else value.args))
-            yield Change.of(
-                f"drawn with std {_STD}", [code.replace(value, f"torch.randn({shape}) * {_STD}")], fresh=True
-            )
-    for call in code.calls("Embedding", functions=code.constructors):
-        given = keyword(call, "max_norm")
-        if given is not None:
-            yield Change.of("max_norm removed", [code.drop_argument(call, given)])
-    yield from _added(code)
+
+
+def _parameter(code: Code, call: ast.Call) -> Iterator[Change]:
+    """Parameters that begin too wide, or all equal."""
+    value = call.args[0] if call.args else None
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
+        for side in (value.left, value.right):
+            if (number(side) or 0) > _LARGEST_STD:
+                yield Change.of(f"std {_STD}", [code.replace(side, _STD)], fresh=True)
+    elif isinstance(value, ast.Call) and called(value) in ("randn", "rand"):
+        yield Change.of(f"std {_STD}", [code.replace(value, f"{code.source(value)} * {_STD}")], fresh=True)
+    elif isinstance(value, ast.Call) and called(value) in ("zeros", "ones", "full", "empty"):
+        shape = ", ".join(code.source(a) for a in (value.args[:1] if called(value) == "full" else value.args))
+        drawn = code.replace(value, f"torch.randn({shape}) * {_STD}")
+        yield Change.of(f"drawn with std {_STD}", [drawn], fresh=True)
 
 
 def _drawn(code: Code, call: ast.Call) -> Iterator[Change]:
@@ -228,7 +242,13 @@ def norm_place(code: Code) -> Iterator[Change]:
         for outer in code.find(ast.Call, [forward]):
             inner = outer.args[0] if outer.args else None
             attribute = outer.func.attr if isinstance(outer.func, ast.Attribute) and of_self(outer.func) else ""
-            if attribute in norms and isinstance(inner, ast.Call) and of_self(inner.func) and len(inner.args) == 1:
+            if (
+                attribute in norms
+                and isinstance(inner, ast.Call)
+                and of_self(inner.func)
+                and len(inner.args) == 1
+                and not inner.keywords
+            ):
                 x = code.source(inner.args[0])
                 new = f"{code.source(inner.func)}({code.source(outer.func)}({x}))"
                 yield Change.of(f"{attribute} before {code.source(inner.func)}", [code.replace(outer, new)])

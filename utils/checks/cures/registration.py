@@ -58,14 +58,14 @@ def _is_tensor(value: ast.expr) -> bool:
     modules = [
         node for node in calls if root(node.func) == "nn" or called(node) in ("Parameter", "Generator", "device")
     ]
-    first = value
+    first: ast.expr = value
     while isinstance(first, (ast.Call, ast.Attribute, ast.Subscript)):
         first = first.func if isinstance(first, ast.Call) else first.value
     foreign = isinstance(first, ast.Name) and first.id not in ("torch",) and not isinstance(value, ast.BinOp)
     return bool(owned) and not modules and not foreign
 
 
-@cure("modules kept where their weights are seen", "gradient flow", *_KEPT)
+@cure("modules kept where their weights are seen", *_KEPT)
 def containers(code: Code) -> Iterator[Change]:
     """A list, tuple or dict of modules → `nn.ModuleList` or `nn.ModuleDict`; of parameters → `nn.ParameterList`."""
     own = {cls.name for cls in code.classes}
@@ -73,9 +73,9 @@ def containers(code: Code) -> Iterator[Change]:
         constructor = code.constructor_of(cls)
         if constructor is None:
             continue
-        for assignment in code.find((ast.Assign, ast.AnnAssign), [constructor]):  # type: ignore[type-var]
-            target = assignment.targets[0] if isinstance(assignment, ast.Assign) else assignment.target
-            value = assignment.value
+        plain = [(a.targets[0], a.value) for a in code.find(ast.Assign, [constructor])]
+        typed = [(a.target, a.value) for a in code.find(ast.AnnAssign, [constructor])]
+        for target, value in (*plain, *typed):
             if not isinstance(target, ast.Attribute) or not of_self(target) or value is None:
                 continue
             inner = _inner_container(value)
@@ -93,12 +93,9 @@ def containers(code: Code) -> Iterator[Change]:
             kind = ("Parameter" if parameters else "Module") + (
                 "Dict" if isinstance(inner, (ast.Dict, ast.DictComp)) else "List"
             )
-            new = f"nn.{kind}({code.source(inner) if _plain(code, inner) else f'[{code.source(inner)}]'})"
-            yield Change.of(f"{target.attr} is an nn.{kind}", [code.replace(value, new)])
-
-
-def _plain(code: Code, node: ast.expr) -> bool:
-    return not isinstance(node, ast.GeneratorExp) or code.source(node).startswith("(")
+            wrapped = code.replace(value, f"nn.{kind}({code.source(inner)})")
+            edit = code.replace(value.func, f"nn.{kind}") if isinstance(value, ast.Call) else wrapped
+            yield Change.of(f"{target.attr} is an nn.{kind}", [edit])
 
 
 def _inner_container(value: ast.expr) -> ast.expr | None:
@@ -109,7 +106,15 @@ def _inner_container(value: ast.expr) -> ast.expr | None:
     return value if isinstance(value, kinds) else None
 
 
-@cure("module made once", "determinism", *_KEPT)
+@cure(
+    "module made once",
+    "determinism",
+    *_KEPT[:1],
+    "gradient flow",
+    "learning",
+    "row independence",
+    "numerical stability",
+)
 def made_in_forward(code: Code) -> Iterator[Change]:
     """`nn.Linear(…)(x)` in `forward` → made in `__init__`, called in `forward`; likewise parameters."""
     for cls in code.classes:

@@ -168,6 +168,16 @@ def types(code: Code) -> Iterator[Change]:
         narrow = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "dtype"), None)
         if owner is not None and narrow is not None and _is_type(narrow):
             yield Change.of(f"the cast to {code.source(narrow)} removed", [code.replace(call, code.source(owner))])
+    yield from _made_types(code)
+    for call in code.calls("int", "short", "byte"):
+        owner = receiver(call)
+        if owner is not None and not call.args:
+            long = code.replace(call, f"{code.operand(owner)}.long()")
+            yield Change.of(f".{called(call)}() replaced by .long()", [long])
+
+
+def _made_types(code: Code) -> Iterator[Change]:
+    """Types of tensors that are made in `forward`."""
     for call in code.find(ast.Call):
         given = keyword(call, "dtype")
         if given is not None and _is_type(given.value):
@@ -180,12 +190,6 @@ def types(code: Code) -> Iterator[Change]:
                 name = code.operand(like)
                 new = [code.add_argument(call, f"dtype={name}.dtype, device={name}.device")]
                 yield Change.of(f"the type of {name}", new)
-    for call in code.calls("int", "short", "byte"):
-        owner = receiver(call)
-        if owner is not None and not call.args:
-            yield Change.of(
-                f".{called(call)}() replaced by .long()", [code.replace(call, f"{code.operand(owner)}.long()")]
-            )
 
 
 def _is_type(node: ast.expr) -> bool:
@@ -199,22 +203,7 @@ def positions(code: Code) -> Iterator[Change]:
     """`arange(1, T + 1)` → `arange(T)`, the batch axis → the length, one position for all → `arange`."""
     for function in code.forwards:
         for call in code.calls("arange", functions=[function]):
-            if len(call.args) >= 2 and number(call.args[0]) == 1:
-                last = call.args[1]
-                one_more = isinstance(last, ast.BinOp) and isinstance(last.op, ast.Add) and number(last.right) == 1
-                end = code.source(last.left) if one_more and isinstance(last, ast.BinOp) else code.source(last)
-                yield Change.of("positions begin at 0", [code.replace(call.args[0], "0"), code.replace(last, end)])
-            parent = code.parent(call)
-            if (
-                isinstance(parent, ast.BinOp)
-                and isinstance(parent.op, (ast.Add, ast.Sub))
-                and number(parent.right) is not None
-            ):
-                yield Change.of("positions begin at 0", [code.replace(parent, code.source(call))])
-            for argument in call.args:
-                other = _other_axis(code, argument, function)
-                if other is not None:
-                    yield Change.of("positions along the length", [code.replace(argument, other)])
+            yield from _counted(code, call, function)
         for call in code.calls("zeros_like", "ones_like", "zeros", "full_like", functions=[function]):
             x = first_input(function)
             if x is not None:
@@ -224,18 +213,29 @@ def positions(code: Code) -> Iterator[Change]:
         for part in code.find(ast.Slice, [function]):
             yield from _slices(code, part, function)
         for assignment in code.find(ast.Assign, [function]):
-            target = assignment.targets[0]
-            if (
-                isinstance(target, ast.Tuple)
-                and len(target.elts) >= 2
-                and code.source(assignment.value).endswith((".shape", ".size()"))
-            ):
+            target, shape = assignment.targets[0], code.source(assignment.value).endswith((".shape", ".size()"))
+            if shape and isinstance(target, ast.Tuple) and len(target.elts) >= 2:
                 one, two = target.elts[:2]
-                yield Change.of(
-                    "batch and length in their order",
-                    [code.replace(one, code.source(two)), code.replace(two, code.source(one))],
-                )
+                exchanged = [code.replace(one, code.source(two)), code.replace(two, code.source(one))]
+                yield Change.of("batch and length in their order", exchanged)
     yield from _tables(code)
+
+
+def _counted(code: Code, call: ast.Call, function: Function) -> Iterator[Change]:
+    """An `arange` that begins at 1, or runs along the batch."""
+    if len(call.args) >= 2 and number(call.args[0]) == 1:
+        last = call.args[1]
+        one_more = isinstance(last, ast.BinOp) and isinstance(last.op, ast.Add) and number(last.right) == 1
+        end = code.source(last.left) if one_more and isinstance(last, ast.BinOp) else code.source(last)
+        yield Change.of("positions begin at 0", [code.replace(call.args[0], "0"), code.replace(last, end)])
+    parent = code.parent(call)
+    moved = isinstance(parent, ast.BinOp) and isinstance(parent.op, (ast.Add, ast.Sub))
+    if moved and isinstance(parent, ast.BinOp) and number(parent.right) is not None:
+        yield Change.of("positions begin at 0", [code.replace(parent, code.source(call))])
+    for argument in call.args:
+        other = _other_axis(code, argument, function)
+        if other is not None:
+            yield Change.of("positions along the length", [code.replace(argument, other)])
 
 
 def _other_axis(code: Code, node: ast.expr, function: Function) -> str | None:

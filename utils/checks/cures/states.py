@@ -18,34 +18,43 @@ _RANDOM = ("rand", "randn", "rand_like", "randn_like", "normal", "bernoulli", "r
       "save and load", "gradient accumulation", "position sensitivity", "gradient flow", "learning")  # fmt: skip
 def dropout(code: Code) -> Iterator[Change]:
     """`F.dropout(x, p)` → `training=self.training`; `dropout_p=` of torch's attention; calls of `.train()` and `.eval()`."""
-    every: list[Edit] = []
+    every = [*_functional(code), *_switches(code)]
+    for test in [*(node.test for node in code.find(ast.If)), *(node.test for node in code.find(ast.IfExp))]:
+        is_not = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+        if is_not and isinstance(test, ast.UnaryOp) and code.source(test.operand) == "self.training":
+            yield Change.of("the branch of training taken in training", [code.replace(test, "self.training")])
+    if every:
+        yield Change.of("dropout in training only", every)
+    yield from _switched_for_good(code)
+
+
+def _functional(code: Code) -> Iterator[Edit]:
+    """Functions that drop values follow the mode of the module."""
     for call in code.calls(*_DROPOUTS):
         if receiver(call) is not None or not isinstance(code.enclosing(call, ast.ClassDef), ast.ClassDef):
             continue
         given = keyword(call, "training")
         place = given.value if given else (call.args[2] if len(call.args) > 2 else None)
         if place is None:
-            every.append(code.add_argument(call, "training=self.training"))
+            yield code.add_argument(call, "training=self.training")
         elif code.source(place) != "self.training":
-            every.append(code.replace(place, "self.training"))
+            yield code.replace(place, "self.training")
     for call in code.calls("scaled_dot_product_attention"):
         given = keyword(call, "dropout_p")
         if given is not None and "training" not in code.source(given.value):
-            every.append(code.replace(given.value, f"{code.source(given.value)} if self.training else 0.0"))
+            yield code.replace(given.value, f"{code.source(given.value)} if self.training else 0.0")
+
+
+def _switches(code: Code) -> Iterator[Edit]:
+    """Statements such as `self.dropout.train()` in what runs in a call."""
     for call in code.calls("train", "eval"):
         statement = code.statement(call)
         if isinstance(statement, ast.Expr):
-            every += code.remove(statement)
-    for choice in code.find((ast.If, ast.IfExp)):  # type: ignore[type-var]
-        test = choice.test
-        if (
-            isinstance(test, ast.UnaryOp)
-            and isinstance(test.op, ast.Not)
-            and code.source(test.operand) == "self.training"
-        ):
-            yield Change.of("the branch of training taken in training", [code.replace(test, "self.training")])
-    if every:
-        yield Change.of("dropout in training only", every)
+            yield from code.remove(statement)
+
+
+def _switched_for_good(code: Code) -> Iterator[Change]:
+    """`nn.Dropout(0.1).eval()` in `__init__`, and a method `train` or `eval` of the class's own."""
     for call in code.calls("train", "eval", functions=code.constructors):
         owner = receiver(call)
         if owner is not None and not isinstance(code.statement(call), ast.Expr):
@@ -92,12 +101,13 @@ def noise(code: Code) -> Iterator[Change]:
 
 def _operations_around(code: Code, call: ast.Call) -> list[ast.BinOp]:
     """Sums, then products, in which a call stands, the outermost first."""
-    found, node = [], code.parent(call)
+    found: list[ast.BinOp] = []
+    node = code.parent(call)
     while node is not None and not isinstance(node, ast.stmt):
         if isinstance(node, ast.BinOp):
-            found.append(node)
+            found.insert(0, node)
         node = code.parent(node)
-    return sorted(found[::-1], key=lambda operation: not isinstance(operation.op, (ast.Add, ast.Sub)))
+    return sorted(found, key=lambda operation: not isinstance(operation.op, (ast.Add, ast.Sub)))
 
 
 def _holds(node: ast.AST, inner: ast.AST) -> bool:
@@ -118,36 +128,31 @@ def state(code: Code) -> Iterator[Change]:
         body = forward.body[1:] if ast.get_docstring(forward) is not None and len(forward.body) > 1 else forward.body
         for name in changed:
             value = made.get(name)
-            if value is not None and isinstance(
-                value, (ast.Constant, ast.List, ast.Dict, ast.Set, ast.Call, ast.Tuple)
-            ):
-                plain = not isinstance(value, ast.Call) or called(value) in (
-                    "list",
-                    "dict",
-                    "set",
-                    "deque",
-                    "zeros",
-                    "ones",
-                    "tensor",
-                )
-                if plain:
-                    yield Change.of(
-                        f"{name} begins anew in each call", code.before(body[0], f"self.{name} = {code.source(value)}")
-                    )
+            if value is not None and _begins_plainly(value):
+                line = f"self.{name} = {code.source(value)}"
+                yield Change.of(f"{name} begins anew in each call", code.before(body[0], line))
             if name in _buffers(code, constructor):
                 zero = f"self.{name} = torch.zeros_like(self.{name})"
                 yield Change.of(f"{name} begins anew in each call", code.before(body[0], zero))
-        for statement in code.find((ast.Assign, ast.AugAssign, ast.Expr), [forward]):  # type: ignore[type-var]
-            if (
-                isinstance(statement, ast.Expr)
-                and isinstance(statement.value, ast.Call)
-                and attributes_in(statement.value.func) & set(changed)
-            ):
+        for statement in code.find(ast.stmt, [forward]):
+            if _keeps(statement, set(changed)):
                 yield Change.of("nothing is kept", code.remove(statement))
-            elif isinstance(statement, (ast.Assign, ast.AugAssign)):
-                target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-                if of_self(target):
-                    yield Change.of("nothing is kept", code.remove(statement))
+
+
+def _begins_plainly(value: ast.expr) -> bool:
+    """Whether an attribute begins as a constant, a container or a tensor of constants, which may be written again."""
+    if isinstance(value, ast.Call):
+        return called(value) in ("list", "dict", "set", "deque", "zeros", "ones", "tensor")
+    return isinstance(value, (ast.Constant, ast.List, ast.Dict, ast.Set, ast.Tuple))
+
+
+def _keeps(statement: ast.stmt, changed: set[str]) -> bool:
+    """Whether a statement does nothing but change an attribute of self."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call) and bool(attributes_in(statement.value.func) & changed)
+    if isinstance(statement, ast.Assign):
+        return of_self(statement.targets[0])
+    return isinstance(statement, ast.AugAssign) and of_self(statement.target)
 
 
 def _changed(code: Code, cls: ast.ClassDef, forward: ast.FunctionDef) -> Iterator[str]:

@@ -37,13 +37,7 @@ def shift(code: Code) -> Iterator[Change]:
         owner = subject(call)
         if owner is not None:
             yield Change.of("roll removed", [code.replace(call, code.source(owner))])
-    for index in code.find(ast.Subscript):
-        parts = index.slice.elts if isinstance(index.slice, ast.Tuple) else [index.slice]
-        for part in parts:
-            if not isinstance(part, ast.Slice):
-                continue
-            if any(number(end) in (1, -1) for end in (part.lower, part.upper)):
-                yield Change.of("the shift removed", [code.replace(index, code.source(index.value))])
+    yield from _slices(code)
     yield from _both_removed(code)
     for call in code.calls("pad"):
         owner = subject(call)
@@ -55,6 +49,17 @@ def shift(code: Code) -> Iterator[Change]:
             inner = part.value if isinstance(part, ast.Subscript) else None
             if inner is not None:
                 yield Change.of("the shift removed", [code.replace(call, code.source(inner))])
+
+
+def _slices(code: Code) -> Iterator[Change]:
+    """Slices that leave out the first or last position, one at a time."""
+    for index in code.find(ast.Subscript):
+        parts = index.slice.elts if isinstance(index.slice, ast.Tuple) else [index.slice]
+        for part in parts:
+            if not isinstance(part, ast.Slice):
+                continue
+            if any(number(end) in (1, -1) for end in (part.lower, part.upper)):
+                yield Change.of("the shift removed", [code.replace(index, code.source(index.value))])
 
 
 def _both_removed(code: Code) -> Iterator[Change]:
