@@ -29,7 +29,7 @@ PRECISION_GAP = 0.1
 measurement: 24 layers and 14 Hugging Face families stay below 1%."""
 PRECISION_WORK = 1e9
 """Multiplications (parameters × tokens) of a pass under autocast. Processors without narrow arithmetic emulate it: our own
-measurement on 2 cores is 23 s for 64 tokens of GPT-2 124M, and 3 s for 8."""
+measurement on 2 busy cores is 23 s for 64 tokens of GPT-2 124M. This bound leaves it 8."""
 NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "not implemented for 'BFloat16'")
 """What torch says where a processor has no narrow arithmetic for an operation (an LSTM, for one)."""
 
