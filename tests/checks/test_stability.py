@@ -59,6 +59,20 @@ def test_healthy_models_raise_no_alarm(build):
     assert [row["precision"] for row in result.details.to_dict("records")] == ["bfloat16", "float16"]
 
 
+class NoNarrowKernel(m.Healthy):
+    def forward(self, input_ids):
+        logits = super().forward(input_ids)
+        if logits.dtype != torch.float32:
+            raise RuntimeError("could not create a primitive descriptor for the LSTM")
+        return logits
+
+
+def test_a_processor_without_narrow_arithmetic_is_not_the_models_fault():
+    result = _run(NoNarrowKernel)
+    assert result.status == "pass"
+    assert "mixed precision does not run on this device" in result.headline
+
+
 def test_a_large_model_sees_few_tokens_under_autocast(monkeypatch):
     adapted = adapt(m.Healthy())
     monkeypatch.setattr(stability, "PRECISION_WORK", 3.5 * adapted.num_parameters())

@@ -22,7 +22,7 @@ from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, run_model
 
 NAME = "determinism"
-BATCH, LENGTH = 2, 16
+BATCH, LENGTH = 2, 8
 SURE = 20.0
 """Values that a dropout must be expected to drop before its silence means anything: it drops none with probability e**-20."""
 GENERATORS = ("torch", "Python's random", "NumPy's random")
@@ -31,7 +31,7 @@ GENERATORS = ("torch", "Python's random", "NumPy's random")
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Run the same 2 × 16 tokens twice in eval mode and twice in train mode, from different random states."""
+    """Run the same 2 × 8 tokens twice in eval mode and twice in train mode, from different random states."""
     inputs = sampler.inputs(BATCH, sampler.length(LENGTH))
     adapted.eval()
     first, again = _seeded(adapted, inputs, 0), _seeded(adapted, inputs, 1)
