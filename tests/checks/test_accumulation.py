@@ -80,9 +80,9 @@ def test_who_does_not_get_it_and_why(build, status, words):
     assert [word for word in words if word not in result.summary()] == [], result.summary()
 
 
-def test_batch_norm_is_named_but_no_fault_among_images():
+def test_batch_norm_among_images_is_named_and_no_fault():
     result = _checked(Convolved, {"image_size": 16, "num_channels": 3})
-    assert result.status == "pass", result.summary()
+    assert result.status == "skip", result.summary()
     assert "BatchNorm" in result.headline and "norm" in result.headline
 
 

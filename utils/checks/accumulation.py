@@ -40,8 +40,8 @@ Batch = dict[str, torch.Tensor]
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Gradients of 4 rows at once against those of 2 and of 4 micro-batches, in eval mode, so that no random number differs.
 
-    Auxiliary losses (the balance of experts) belong to a micro-batch by design and are left out. So do the statistics of
-    BatchNorm in training: its layers are named, for a model of text as a warning.
+    Auxiliary losses (the balance of experts) belong to a micro-batch by design and are left out. BatchNorm, which takes
+    statistics of each micro-batch in training, is named.
     """
     refusal = _refusal(adapted)
     if refusal:
@@ -64,6 +64,11 @@ def _refusal(adapted: AdaptedModel) -> str:
         return f"{adapted.name} gives no scores to choose from, so it has no loss of its own."
     if contract.task == "lm" and contract.max_length == 1:
         return f"{adapted.name} takes a single token: there is no next one."
+    norms = _batch_norms(adapted)
+    if (
+        norms and not contract.takes_tokens
+    ):  # usual there, and in eval mode a fresh model's values fade away between them
+        return f"BatchNorm takes its statistics from each micro-batch ({listed(norms)}), so accumulation differs by design."
     return ""
 
 
@@ -172,15 +177,9 @@ def _measured(adapted: AdaptedModel, gaps: dict[int, tuple[float, str]]) -> dict
 
 def _told(adapted: AdaptedModel, gaps: dict[int, tuple[float, str]]) -> str:
     """The certificate."""
-    text = (
-        f"{' and '.join(map(str, SPLITS))} micro-batches of unequal rows give the gradient of the window at once (relative "
-        f"difference {_largest(gaps):.0e}, tolerance {_tolerance(adapted):.0e})"
-    )
-    norms = _batch_norms(adapted)
     return (
-        f"{text}, but for BatchNorm, which takes statistics of each micro-batch: {listed(norms)}."
-        if norms
-        else f"{text}."
+        f"{' and '.join(map(str, SPLITS))} micro-batches of unequal rows give the gradient of the window at once (relative "
+        f"difference {_largest(gaps):.0e}, tolerance {_tolerance(adapted):.0e})."
     )
 
 
@@ -189,9 +188,9 @@ def _batch_norms(adapted: AdaptedModel) -> list[str]:
 
 
 def _statistics_of_the_batch(adapted: AdaptedModel) -> list[Fault]:
-    """BatchNorm is at home among images, where each micro-batch is known to be a batch of its own; for text it is a fault."""
+    """BatchNorm between the layers of a model of text."""
     norms = _batch_norms(adapted)
-    if not norms or not adapted.contract.takes_tokens:
+    if not norms:
         return []
     return [
         Fault(

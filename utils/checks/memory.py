@@ -1,7 +1,8 @@
-"""How much memory does training take? Weights counted, activations measured at small sizes and extrapolated.
+"""How much memory does training take? Weights counted, a training step measured at small sizes and extrapolated.
 
-Counted: parameters, gradients, AdamW's two moments, buffers, the tensors that autograd keeps for the backward pass, the
-logits and their gradient, and what a CUDA context takes. Everything in the type of the weights: mixed precision needs less.
+Counted: parameters, buffers, AdamW's two moments, what the forward and backward pass hold at their peak, gradients included, and
+what a CUDA context takes. Everything in the type of the weights: mixed precision needs less. `benchmarks/memory_forecast.py`
+holds the forecast against measured peaks.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.allocations import Size, allocations, peak_at
 from utils.checks.report import TABLE, CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, loss_of
@@ -26,51 +29,55 @@ CONTEXT_BYTES = 0.6 * GB
 """What CUDA and its libraries take before the first tensor (an allowance on the high side; it differs by driver and card)."""
 BATCH, LENGTH = 8, 512
 """The training size that the verdict speaks of; shorter where the model's limit is."""
-PROBE_LENGTH = 64
+PROBE_BATCHES, PROBE_LENGTH = (2, 3), 24
+"""Batches of the measured runs, and the length of the shorter ones in tokens; the longer ones are twice as long."""
+STEP_TEMPORARIES = 2
+"""Tensors of a parameter's size that AdamW makes for one parameter at a time (torch.optim.adamw, foreach=False)."""
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes that autograd keeps: batch·(linear·T + square·T²) + shared_linear·T + shared_square·T²."""
+class Forecast:
+    """What a training step with AdamW takes, in bytes.
 
-    linear: float
-    square: float
-    shared_linear: float
-    shared_square: float
+    Attributes:
+        fixed: what does not depend on the batch; see `fixed_bytes`.
+        traces: (batch, length) → bytes that forward and backward hold after each operation, gradients included.
+        step: gradients and temporaries of the optimizer step.
+    """
 
-    def at(self, batch: int, length: int) -> float:
-        """Bytes for `batch` sequences of `length` tokens."""
-        per_row = self.linear * length + self.square * length**2
-        return max(0.0, batch * per_row + self.shared_linear * length + self.shared_square * length**2)
+    fixed: dict[str, float]
+    traces: dict[Size, np.ndarray]
+    step: float
+
+    def parts(self, batch: int, length: int) -> dict[str, float]:
+        """Bytes at the peak, by what they are."""
+        passes = max(peak_at(self.traces, batch, length), self.step)
+        resident = {name: size for name, size in self.fixed.items() if name != "gradients"}
+        return {**resident, f"gradients and activations at {batch} × {length}": passes}
+
+    def total(self, batch: int, length: int) -> float:
+        """Bytes at the peak."""
+        return sum(self.parts(batch, length).values())
 
 
 @model_check(NAME)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """Measure the activations at batch {1, 2} × two lengths in train mode, and say whether a T4 holds a training step."""
-    adapted.train()
-    fixed = fixed_bytes(adapted.model)
-    measured = _measure(adapted, sampler)
-    activations = _fit(measured)
+    """Measure a forward and backward pass at two batches × two lengths in train mode, and say whether a T4 holds a training step."""
+    forecast = forecast_for(adapted, sampler)
     length = sampler.length(LENGTH)
-    logits = _logit_bytes(adapted, sampler)
 
     def total(batch: int) -> float:
-        return sum(fixed.values()) + activations.at(batch, length) + logits * batch * length + CONTEXT_BYTES
+        return forecast.total(batch, length) + CONTEXT_BYTES
 
-    parts = {
-        **fixed,
-        f"activations at {BATCH} × {length}": activations.at(BATCH, length),
-        "logits and their gradient": logits * BATCH * length,
-    }
-    parts["CUDA context"] = CONTEXT_BYTES
+    parts = {**forecast.parts(BATCH, length), "CUDA context": CONTEXT_BYTES}
     details: dict[str, Any] = {
         TABLE: [{"part": name, "GB": value / GB} for name, value in parts.items()],
         "parameters": adapted.num_parameters(),
         "bytes": {name: int(value) for name, value in parts.items()},
-        "measured": {f"{batch} × {tokens}": size for (batch, tokens), size in measured.items()},
+        "measured": {f"{b} × {tokens}": int(trace.max()) for (b, tokens), trace in forecast.traces.items()},
         "total_gb": total(BATCH) / GB,
     }
-    weights = f"{adapted.num_parameters():,} parameters; weights, gradients and AdamW {sum(fixed.values()) / GB:.2g} GB"
+    weights = f"{adapted.num_parameters():,} parameters; weights, gradients and AdamW {sum(forecast.fixed.values()) / GB:.2g} GB"
     if total(BATCH) <= T4_BYTES:
         return CheckResult(
             NAME,
@@ -79,6 +86,37 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             measured=details,
         )
     return _too_large(total, length, weights, max(parts, key=parts.__getitem__), details)
+
+
+def forecast_for(adapted: AdaptedModel, sampler: Sampler) -> Forecast:
+    """Measure small training steps of a model. Changes its mode: call it within `preserved`.
+
+    Raises:
+        CheckError: the model raised.
+    """
+    adapted.train()
+    longest = sampler.length(2 * PROBE_LENGTH)
+    lengths = sorted({sampler.length(max(1, longest // 2)), longest})
+    sizes = [(batch, tokens) for batch in PROBE_BATCHES for tokens in lengths]
+    traces = {size: _trace(adapted, sampler.inputs(*size)) for size in sizes}
+    fixed = fixed_bytes(adapted.model)
+    largest = max((p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad), default=0)
+    return Forecast(fixed, traces, fixed["gradients"] + STEP_TEMPORARIES * largest)
+
+
+def _trace(adapted: AdaptedModel, inputs: torch.Tensor) -> np.ndarray:
+    """Bytes held by one forward and backward pass, which begins without gradients."""
+    adapted.zero_grad(set_to_none=True)
+
+    def passes() -> None:
+        loss = loss_of(adapted, inputs)
+        if loss.requires_grad:
+            loss.backward()
+
+    with torch.enable_grad():
+        trace = allocations(passes)
+    adapted.zero_grad(set_to_none=True)
+    return trace
 
 
 def _too_large(total: Any, length: int, weights: str, largest: str, details: dict[str, Any]) -> CheckResult:
@@ -104,23 +142,6 @@ def fixed_bytes(model: nn.Module) -> dict[str, float]:
     }
 
 
-def _logit_bytes(adapted: AdaptedModel, sampler: Sampler) -> float:
-    """Bytes per token of the logits and their gradient, in float32."""
-    return 2.0 * 4 * (adapted.contract.output_size or sampler.vocabulary)
-
-
-def _measure(adapted: AdaptedModel, sampler: Sampler) -> dict[tuple[int, int], int]:
-    """Bytes kept for the backward pass at (batch, length)."""
-    longest = sampler.length(2 * PROBE_LENGTH)
-    lengths = sorted({max(1, longest // 2), longest})
-    return {(b, n): saved_bytes(adapted, sampler.inputs(b, n)) for b in (1, 2) for n in lengths}
-
-
-def saved_bytes(adapted: AdaptedModel, ids: torch.Tensor) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of the loss on `ids`; see `saved_by`."""
-    return saved_by(adapted, lambda: loss_of(adapted, ids))
-
-
 def saved_by(model: nn.Module, loss_now: Callable[[], torch.Tensor]) -> int:
     """Bytes of the tensors that autograd keeps for the backward pass of a loss; each storage counts once.
 
@@ -140,23 +161,3 @@ def saved_by(model: nn.Module, loss_now: Callable[[], torch.Tensor]) -> int:
     total = sum(kept.values())
     del loss  # the graph lives until here
     return total
-
-
-def _fit(measured: dict[tuple[int, int], int]) -> Activations:
-    """Solve for the four coefficients; with a single length everything counts as linear in it."""
-    lengths = sorted({length for _, length in measured})
-    per_row = {n: float(measured[2, n] - measured[1, n]) for n in lengths}
-    shared = {n: measured[1, n] - per_row[n] for n in lengths}
-    return Activations(*_line(per_row), *_line(shared))
-
-
-def _line(values: dict[int, float]) -> tuple[float, float]:
-    """Coefficients a, b of a·T + b·T² through the points {T: value}, b at least 0."""
-    (first, *rest) = sorted(values.items())
-    if not rest:
-        return first[1] / first[0], 0.0
-    short, long = first, rest[-1]
-    square = (long[1] / long[0] - short[1] / short[0]) / (long[0] - short[0])
-    if square < 0:
-        return long[1] / long[0], 0.0
-    return short[1] / short[0] - square * short[0], square
