@@ -69,8 +69,17 @@ class SameForAll(m.Healthy):
         self.blocks[1].forward = lambda x: inner(x).mean((0, 1), keepdim=True).expand_as(x)
 
 
-def test_a_layer_that_gives_the_same_for_every_token_is_named():
-    result = ranks.check(adapt(SameForAll()))
+class Half(m.Healthy):
+    """The second block gives 0.5, whose mean is exact: nothing at all is left of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks[1].forward = lambda x: torch.full_like(x, 0.5)
+
+
+@pytest.mark.parametrize("build", [SameForAll, Half])
+def test_a_layer_that_gives_the_same_for_every_token_is_named(build):
+    result = ranks.check(adapt(build()))
     assert result.status == "warn" and "What 1 of 2 layers give has collapsed: blocks.1" in result.headline
 
 

@@ -44,6 +44,11 @@ def test_a_forbidden_token_is_no_infinite_divergence():
     assert robustness.divergence(clean, clean) == (0.0, 1.0)
 
 
+def test_what_is_no_number_is_not_called_equal():
+    clean = torch.zeros(2, 3)
+    assert not robustness.divergence(clean, clean * float("nan"))[0] <= robustness.FRAGILE
+
+
 def test_more_noise_moves_more():
     torch.manual_seed(0)
     result = robustness.check(adapt(m.Healthy()))

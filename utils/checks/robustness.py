@@ -155,7 +155,7 @@ def divergence(clean: torch.Tensor, moved: torch.Tensor) -> tuple[float, float]:
     """KL(clean ‖ moved) in nats and share of rows with the same highest score, of logits (N, V)."""
     p, q = clean.log_softmax(-1), moved.log_softmax(-1)
     nats = (p.exp() * (p - q)).masked_fill(p == float("-inf"), 0.0).sum(-1).mean()
-    return max(0.0, float(nats)), float((clean.argmax(-1) == moved.argmax(-1)).double().mean())
+    return float(nats.clamp(min=0)), float((clean.argmax(-1) == moved.argmax(-1)).double().mean())
 
 
 def _row(change: str, amount: float, clean: torch.Tensor, moved: torch.Tensor) -> dict[str, Any]:
