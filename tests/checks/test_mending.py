@@ -198,7 +198,7 @@ def test_a_cell_of_a_notebook_is_mended_where_its_arguments_are_known(kept, mend
     text = CELL.replace("self.width = width", f"self.width = width; {kept}")
     linecache.cache["<cell 7>"] = (len(text), None, text.splitlines(keepends=True), "<cell 7>")
     ran: list[int] = []
-    scope = {"nn": nn, "__name__": "__main__", "ran": ran}
+    scope = {"nn": nn, "__name__": "a_notebook", "ran": ran}
     exec(compile(text, "<cell 7>", "exec"), scope)
     config = {"max_seq_len": 16} if kept else {"max_seq_len": 16, "vocab_size": 19}
     report = _report(scope["Cell"](8, 21), config, (gradients.check, shapes.check))
