@@ -44,6 +44,7 @@ def sizes(code: Code) -> Iterator[Change]:
         x = first_input(function)
         if x is None:
             continue
+        yield from _fixed_slices(code, function, x)
         for call in code.calls(*_SHAPING, functions=[function]):
             for place, argument in enumerate(_flat(call)):
                 if not _is_size(argument):
@@ -53,7 +54,6 @@ def sizes(code: Code) -> Iterator[Change]:
                     what = ("batch size", "length")[axis]
                     yield Change.of(f"the {what} taken from {x}", [code.replace(argument, f"{x}.shape[{axis}]")])
         yield from _cut_tables(code, function, x)
-        yield from _fixed_slices(code, function, x)
         for call in code.calls("squeeze", functions=[function]):
             owner = receiver(call)
             if owner is not None:
