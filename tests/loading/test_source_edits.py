@@ -11,7 +11,7 @@ from utils.loading.source_edits import Edit, Places, edited, overlapping
 TEXTS = (
     "x = f(1)  # ä\ny = g(2)\n",
     "x = f(1)\r\ny = g(2)\r\n",
-    "é = 'ß'; x = f(1)\n\tpass"[:21],
+    "é = 'ß'; x = f(1)",
     "x = '''a\n\n'''; y = f(1)",
 )
 

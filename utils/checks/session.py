@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 GB = 1e9
 PATCH_SECONDS = 60.0
 """How long patches are looked for, for all checks of a report together: as long as tier 1 of a model of 124M takes."""
+AT_ONCE = 3
+"""Each search may take this part of the time that is left: one fault turns many checks red, and one patch mends them all."""
 FREE_SHARE = 0.8
 """Share of the free memory that a check may take where nobody says how much: the notebook itself needs the rest."""
 
@@ -125,7 +127,7 @@ class Session:
         try:
             for place, name in enumerate(red):
                 progress(len(checks), len(checks), f"{name}: looking for a patch")
-                share = (mender.ends - time.monotonic()) / (len(red) - place)
+                share = (mender.ends - time.monotonic()) / min(len(red) - place, AT_ONCE)
                 named[name].patch = mender.patch_for(name, time.monotonic() + share)
         except KeyboardInterrupt:
             logger.info("The search for patches was interrupted.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from utils.checks.cures.code import Code, called, keyword, names_in, number, of_self, receiver, subject
+from utils.checks.cures.code import Code, called, keyword, names_in, of_self, receiver, subject
 from utils.checks.cures.cure import Change, cure
 from utils.loading.source_edits import Edit
 

@@ -54,6 +54,14 @@ def guards(code: Code) -> Iterator[Change]:
                 "a small number inside the root",
                 [code.replace(operation.left, f"({code.source(operation.left)} + 1e-6)")],
             )
+    yield from _settings(code)
+
+
+def _settings(code: Code) -> Iterator[Change]:
+    """Divisions taken out, and the epsilon of modules left to torch."""
+    for operation in code.find(ast.BinOp):
+        if isinstance(operation.op, ast.Div) and not _is_constant(operation.right):
+            yield Change.of("the division removed", [code.replace(operation, code.source(operation.left))])
     for call in code.find(ast.Call, [*code.constructors, *code.forwards]):
         given = keyword(call, "eps")
         if given is not None and (number(given.value) or 0) < 1e-8 and number(given.value) is not None:

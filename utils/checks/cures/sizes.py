@@ -21,6 +21,8 @@ from utils.loading.source_edits import Edit
 _SHAPING = ("view", "reshape", "expand", "arange", "zeros", "ones", "full", "empty", "randn", "triu", "tril", "new_zeros",
             "new_ones", "repeat", "unflatten", "split")  # fmt: skip
 _CREATING = ("arange", "zeros", "ones", "full", "empty", "tensor", "linspace", "eye", "as_tensor")
+_NAMES = 4
+"""So many names of values are tried as the one whose type a new tensor should have."""
 _DEVICES = ("cuda", "cpu", "mps", "xpu")
 
 
@@ -44,6 +46,7 @@ def sizes(code: Code) -> Iterator[Change]:
         x = first_input(function)
         if x is None:
             continue
+        yield from _fixed_slices(code, function, x)
         for call in code.calls(*_SHAPING, functions=[function]):
             for place, argument in enumerate(_flat(call)):
                 if not _is_size(argument):
@@ -53,7 +56,6 @@ def sizes(code: Code) -> Iterator[Change]:
                     what = ("batch size", "length")[axis]
                     yield Change.of(f"the {what} taken from {x}", [code.replace(argument, f"{x}.shape[{axis}]")])
         yield from _cut_tables(code, function, x)
-        yield from _fixed_slices(code, function, x)
         for call in code.calls("squeeze", functions=[function]):
             owner = receiver(call)
             if owner is not None:
@@ -186,10 +188,17 @@ def _made_types(code: Code) -> Iterator[Change]:
             like = next(
                 (n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Attribute) and n.attr == "shape"), None
             )
-            if like is not None:
-                name = code.operand(like)
-                new = [code.add_argument(call, f"dtype={name}.dtype, device={name}.device")]
-                yield Change.of(f"the type of {name}", new)
+            for name in [code.operand(like)] if like is not None else _values_before(code, call):
+                made = f"dtype={name}.dtype" + ("" if keyword(call, "device") else f", device={name}.device")
+                yield Change.of(f"the type of {name}", [code.add_argument(call, made)])
+
+
+def _values_before(code: Code, call: ast.Call) -> list[str]:
+    """Names that a function bound last before a call."""
+    function = code.function(call)
+    stored = [] if function is None else code.find(ast.Name, [function])
+    names = [n.id for n in stored if isinstance(n.ctx, ast.Store) and n.lineno < call.lineno]
+    return list(dict.fromkeys(names[::-1]))[:_NAMES]
 
 
 def _is_type(node: ast.expr) -> bool:
