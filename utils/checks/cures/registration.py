@@ -133,7 +133,8 @@ def made_in_forward(code: Code) -> Iterator[Change]:
 
 def _in_constructor(code: Code, call: ast.Call, constructor: Function) -> Iterator[str]:
     """The call as it may stand in `__init__`; sizes of a tensor become each whole-number argument of `__init__` in turn."""
-    local = names_in(call) - {"nn", "torch", "self"}
+    known = {argument.arg for argument in constructor.args.args}
+    local = names_in(call) - {"nn", "torch"} - known
     if not local:
         yield code.source(call)
         return
@@ -142,7 +143,6 @@ def _in_constructor(code: Code, call: ast.Call, constructor: Function) -> Iterat
         for a in call.args
         if isinstance(a, (ast.Subscript, ast.Call)) and re.search(r"\.(shape\[|size\()", code.source(a))
     ]
-    known = {argument.arg for argument in constructor.args.args}
     if any(names_in(a) - {"nn", "torch", "self"} and a not in sizes for a in call.args):
         return
     cls = code.enclosing(constructor, ast.ClassDef)
