@@ -18,7 +18,6 @@ from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler
 from utils.errors import ExportError
 from utils.export.exporter import traced_shape_for
-from utils.export.signature import Shape
 from utils.export.subject import ExportSubject, untrained_subject
 from utils.export.torch_export import capture
 
@@ -26,8 +25,7 @@ NAME = "export dry run"
 OK = "ok"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnx_ir")
 LONGEST_CAPTURE = 5.0
-"""Seconds of the processor that torch.export may take for ONNX to be tried too: its exporter traces the same graph again and then
-rewrites it. Our own measurement: a GPT-2 of 124 million parameters takes 8 s for the first alone."""
+"""Seconds of the processor that torch.export may take for ONNX to be tried too, which takes about twice as long. Our own measurement: a GPT-2 of 124 million parameters takes 8 s for the first alone."""
 
 
 @model_check(NAME)
@@ -38,8 +36,8 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """
     subject = untrained_subject(adapted, _limits(sampler))
     traced = traced_shape_for(subject.signature)
-    rows = [_tried("torch.export", capture, subject, traced)]
-    rows.append(_onnx(subject, traced, rows[0]))
+    first, program = _tried("torch.export", lambda: capture(subject, traced))
+    rows = [first, _onnx(subject, program, first)]
     faults = [_fault(row) for row in rows if row["status"] == "refused"]
     tried = " and ".join(row["format"] for row in rows if row["status"] == OK)
     note = " ".join(f"{row['format']} was not tried: {row['reason']}." for row in rows if row["status"] == "skipped")
@@ -55,7 +53,7 @@ def _limits(sampler: Sampler) -> dict[str, Any]:
     return {"vocab_size": sampler.vocabulary, **stated}
 
 
-def _onnx(subject: ExportSubject, traced: Shape, first: dict[str, Any]) -> dict[str, Any]:
+def _onnx(subject: ExportSubject, program: Any, first: dict[str, Any]) -> dict[str, Any]:
     """The row of ONNX."""
     missing = [package for package in ONNX_PACKAGES if not is_installed(package)]
     if missing:
@@ -65,21 +63,19 @@ def _onnx(subject: ExportSubject, traced: Shape, first: dict[str, Any]) -> dict[
     if first["seconds"] > LONGEST_CAPTURE:
         why = f"the model is large (torch.export took {first['seconds']:.0f} s); export() will try it"
         return _row("ONNX", "skipped", 0.0, why)
-    from utils.export.onnx import convert
+    from utils.export.onnx import translate
 
-    return _tried("ONNX", convert, subject, traced)
+    return _tried("ONNX", lambda: translate(subject, program))[0]
 
 
-def _tried(
-    name: str, export: Callable[[ExportSubject, Shape], Any], subject: ExportSubject, traced: Shape
-) -> dict[str, Any]:
-    """One row: whether a format takes the model, and what stands in the way."""
+def _tried(name: str, export: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
+    """One row, whether a format takes the model and what stands in the way; and what the exporter gave."""
     begun = time.process_time()
     try:
-        export(subject, traced)
+        made = export()
     except ExportError as error:
-        return _row(name, "refused", time.process_time() - begun, str(error))
-    return _row(name, OK, time.process_time() - begun)
+        return _row(name, "refused", time.process_time() - begun, str(error)), None
+    return _row(name, OK, time.process_time() - begun), made
 
 
 def _row(name: str, status: str, seconds: float, reason: str = "") -> dict[str, Any]:

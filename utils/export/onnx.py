@@ -114,6 +114,16 @@ def convert(subject: ExportSubject, traced: Shape) -> Any:
         )
 
 
+def translate(subject: ExportSubject, program: torch.export.ExportedProgram) -> Any:
+    """The same of a program that `torch.export` has captured already, and not simplified: for whether it can be, not for a file.
+
+    Raises:
+        ExportError: an operator has no counterpart in ONNX.
+    """
+    with tracing(subject, "ONNX"):
+        return torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+
+
 def _describe(program: Any, signature: Signature, facts: dict[str, str]) -> None:
     """Write the metadata, say the output's axes, and drop the stack traces, which hold paths of this machine."""
     ir = require("onnx_ir", extra="export", feature="ONNX export")
