@@ -10,10 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
+import utils
 import utils.examples
 from utils import notebook
+from utils.checks import determinism, gradients
+from utils.checks.report import CheckResult, Report
+from utils.checks.session import Session
 from utils.errors import ConfigError, ExportError, GistNotFoundError
 from utils.loading.gist_reference import parse_gist_reference
+from utils.loading.model_loader import LoadedModel
+from utils.progress import ignore_progress
 
 ID = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
@@ -254,3 +260,56 @@ def test_errors_are_shown_as_one_message() -> None:
     error = GistNotFoundError("There is no gist 123.")
     assert notebook._show_plainly(shell, type(error), error, None) == ["GistNotFoundError: There is no gist 123."]
     assert shown == [["GistNotFoundError: There is no gist 123."]]
+
+
+FAULTY = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(32, 16)
+        self.mixer = nn.GRU(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 32)
+
+    def forward(self, input_ids):
+        x = F.dropout(self.embedding(input_ids), 0.5)
+        return self.head((self.mixer(x)[0]).detach())
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> LoadedModel:
+    (tmp_path / "model.py").write_text(FAULTY, "utf-8")
+    (tmp_path / "config.json").write_text('{"vocab_size": 32, "max_seq_len": 16}', "utf-8")
+    return utils.load_model(tmp_path)
+
+
+def test_patches_are_applied_one_after_the_other_and_written(faulty: LoadedModel, tmp_path: Path) -> None:
+    session = Session.of("Tier 1", faulty)
+    mended = notebook.mend(session.run((determinism.check, gradients.check), ignore_progress), tmp_path / "mended.py")
+    assert {check for check, _ in mended.steps} == {"determinism", "gradient flow"}
+    assert mended.report.passed and mended.report.named("warn") == []
+    text = (tmp_path / "mended.py").read_text("utf-8")
+    assert "training=self.training" in text and "detach" not in text
+    assert "-        x = F.dropout(self.embedding(input_ids), 0.5)" in mended.diff
+    assert str(mended.path) in repr(mended) and "training=self.training" in mended._repr_html_()
+    assert (tmp_path / "model.py").read_text("utf-8") == FAULTY
+
+
+def test_a_sound_model_needs_no_mending_and_leaves_no_file(tmp_path: Path) -> None:
+    report = Report("Tier 1", [CheckResult("causality", "pass", "fine")])
+    mended = notebook.mend(report, tmp_path / "mended.py")
+    assert repr(mended) == "Nothing to mend." and "Nothing to mend" in mended._repr_html_()
+    red = Report("Tier 1", [CheckResult("causality", "fail", "it sees <b>all</b>")])
+    assert "No known cure for: causality" in repr(notebook.mend(red, tmp_path / "mended.py"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tier_2_is_for_those_who_ask(faulty: LoadedModel) -> None:
+    adapted = utils.adapt(faulty)
+    assert "Tick LOOK_INSIDE" in repr(notebook.look_inside(adapted, False))
+    report = notebook.look_inside(adapted, True)
+    assert isinstance(report, Report) and report.title.startswith("Tier 2")
