@@ -19,7 +19,7 @@ CORES := -n auto --dist worksteal
 export TORCH_INDEX_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check bench tables zoo format lock clean
+.PHONY: help demo test test-slow test-all check bench tables zoo faults format lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -41,7 +41,7 @@ check: $(DONE) ## lint, formatting and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing, training (a quarter of an hour)
+bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing, training, export, checks (half an hour)
 	$(RUN) -m benchmarks.adapter_overhead
 	$(RUN) benchmarks/tokenizer_training.py
 	$(RUN) benchmarks/packing.py
@@ -49,6 +49,8 @@ bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing,
 	$(RUN) benchmarks/training_throughput.py
 	$(RUN) benchmarks/mirroring.py
 	$(RUN) benchmarks/export_speed.py
+	$(RUN) benchmarks/memory_forecast.py
+	$(RUN) benchmarks/validation_time.py
 
 tables: $(DONE) ## how often interrupted and damaged runs come back: k of n (a quarter of an hour)
 	$(RUN) -m tests.training.engine.resume_table
@@ -56,6 +58,10 @@ tables: $(DONE) ## how often interrupted and damaged runs come back: k of n (a q
 
 zoo: $(DONE) ## adapt a hundred models of many kinds and list what was found out about each
 	$(RUN) -m tests.zoo
+
+faults: $(DONE) ## seeded faults, which check flags each, and which a patch mends (half an hour)
+	$(RUN) -m tests.checks.corpus
+	$(RUN) -m tests.checks.corpus --cures
 
 format: $(DONE) ## mend what ruff can mend
 	$(RUN) -m ruff check --fix
