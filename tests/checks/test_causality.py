@@ -72,3 +72,24 @@ def test_the_task_says_who_may_see_later_tokens(make, status, words):
 def test_hugging_face_models_raise_no_alarm(name, build):
     result = causality.check(adapt(build()))
     assert result.status == "pass", f"{name}\n{result.summary()}"
+
+
+class Routed(m.Healthy):
+    """Two experts with dropout: each draws for as many tokens as it gets, so a later token shifts earlier tokens' draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(m.WIDTH, m.WIDTH), nn.Dropout(0.3)) for _ in range(2))
+
+    def body(self, input_ids):
+        x = super().body(input_ids)
+        y, chosen = torch.zeros_like(x), input_ids % 2
+        for number, expert in enumerate(self.experts):
+            y[chosen == number] = expert(x[chosen == number])
+        return x + y
+
+
+def test_dropout_behind_a_router_tells_nothing_of_later_tokens():
+    torch.manual_seed(0)
+    result = causality.check(adapt(Routed()))
+    assert result.status == "pass", result.summary()

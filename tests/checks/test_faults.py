@@ -42,7 +42,7 @@ def _run(check, build):
         (m.HiddenNaN, "numerical stability", "warn", ["odd returns NaN", "logits are finite"]),
         (m.Cancelling, "numerical stability", "warn", ["autocast bfloat16 differs by"]),
         (m.NaNInNarrowType, "numerical stability", "warn", ["autocast bfloat16 gives NaN"]),
-        (m.FaintBranch, "gradient flow", "warn", ["vanish in side.weight", "below 1e-07"]),
+        (m.FaintBranch, "gradient flow", "warn", ["vanish in side.weight", "below 1e-09"]),
         (m.Detached, "gradient flow", "fail", ["no gradient although", "token_embedding", "detach()"]),
         (m.Unused, "gradient flow", "warn", ["never called", "ffn_9"]),
         (m.Frozen, "gradient flow", "fail", ["every parameter is frozen", "requires_grad_"]),

@@ -77,3 +77,37 @@ def test_a_large_model_sees_few_tokens_under_autocast(monkeypatch):
     adapted = adapt(m.Healthy())
     monkeypatch.setattr(stability, "PRECISION_WORK", 3.5 * adapted.num_parameters())
     assert stability._few(adapted, stability.Sampler.of(adapted)).shape == (1, 3)
+
+
+class Untouched(nn.Module):
+    """Narrow convolutions with small weights: the signal lives by the statistics of its normalisations, or dies."""
+
+    def __init__(self, constant=False):
+        super().__init__()
+        self.image_size, self.constant = 16, constant
+        layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 1), nn.BatchNorm2d(8), nn.SiLU()) for i in range(6)]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(8, 4)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, pixel_values):
+        x = self.layers(pixel_values).amax((2, 3))
+        return self.head(0 * x if self.constant else x)
+
+
+def test_normalisations_that_no_batch_has_reached_get_statistics_first():
+    result = _run(Untouched)
+    assert result.status == "pass", result.summary()
+
+
+def test_statistics_do_not_excuse_a_constant_output():
+    result = _run(lambda: Untouched(constant=True))
+    assert result.status == "fail" and "the pixels do not reach the logits" in result.cause, result.summary()
+
+
+def test_statistics_are_given_back():
+    adapted = adapt(Untouched())
+    stability.check(adapted)
+    norms = [module for module in adapted.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not any(module.running_mean.any() or module.momentum != 0.1 for module in norms)

@@ -249,16 +249,17 @@ VISION: dict[str, tuple[dict[str, Any], int]] = {
     "convnext": ({"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}, 32),
     "resnet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, 32),
     "regnet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8}, 32),
-    "poolformer": ({"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}, 32),
+    "poolformer": ({"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}, 64),
     "mobilevit": (
         {
-            "image_size": 32,
+            "image_size": 128,  # the strides leave 4 × 4 places, so 4 patches
             "patch_size": 2,
             "hidden_sizes": [16, 16, 16],
             "neck_hidden_sizes": [4, 4, 8, 8, 8, 8, 8],
             "num_attention_heads": 4,
+            "initializer_range": 0.1,  # 0.02 is meant for wide layers
         },
-        32,
+        128,
     ),
 }
 """Image classifiers: settings and side of the picture."""

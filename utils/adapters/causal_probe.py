@@ -164,9 +164,16 @@ class Probe:
         self.tolerance = max(ROUNDING[self.dtype], 4 * self.noise)
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """(B, T, V), with the same buffers and the same draws of random numbers each time."""
+        """(B, T, V), with the same buffers and the same draws of random numbers each time.
+
+        Without dropout: behind a router each expert draws for as many tokens as it gets, so a later token shifts the draws of
+        earlier ones, and tells them nothing.
+        """
         with left_as_it_was(self.adapted), _same_draws(self.adapted):
             self.adapted.train(self.training)
+            for module in self.adapted.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.eval()
             if self.adapted.contract.task != "seq2seq":
                 mask = None if self.attention_mask is None else self.attention_mask.expand(len(ids), -1)
                 return self.adapted(ids, mask).logits.detach()

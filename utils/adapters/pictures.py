@@ -47,6 +47,11 @@ def image_shapes(model: nn.Module, config: ModelConfig, named: bool) -> Iterator
     yield from dict.fromkeys(shapes)
 
 
+def states_size(model: nn.Module, config: ModelConfig) -> bool:
+    """Whether the config or a module names the size of a picture; else the usual sizes were tried, the first that runs."""
+    return bool(_stated(model, config))
+
+
 def _stated(model: nn.Module, config: ModelConfig) -> list[tuple[int, int]]:
     holders = (config, *model.modules())
     size = next((v for h in holders for n in _NAMES if (v := _own(h, n)) is not None), None)

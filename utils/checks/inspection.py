@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+import sys
+import sysconfig
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +74,36 @@ def owners(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         found.setdefault(name.rpartition(".")[0], {})[name] = parameter
     return found
+
+
+def left_unused_by_library(model: nn.Module, unused: Collection[str]) -> dict[str, str]:
+    """Of parameters that are not used, those that an installed package leaves so by design: name → class that could use it.
+
+    A pooler that a head does not read, or cross-attention in a decoder without encoder, is written in the package's class and is
+    for nobody else to mend. Who could use a parameter is the owner of the topmost module that lies idle with it.
+    """
+    found = {}
+    for name in unused:
+        user = type(_user_of(model, name, unused))
+        if _is_installed(user):
+            found[name] = user.__name__
+    return found
+
+
+def _user_of(model: nn.Module, parameter: str, unused: Collection[str]) -> nn.Module:
+    path = parameter.rpartition(".")[0]
+    while path and all(f"{path}.{name}" in unused for name, _ in model.get_submodule(path).named_parameters()):
+        path = path.rpartition(".")[0]
+    while path and type(model.get_submodule(path)).__module__.startswith("torch."):  # a container, or a plain layer
+        path = path.rpartition(".")[0]
+    return model.get_submodule(path)
+
+
+def _is_installed(kind: type) -> bool:
+    """Whether a class comes from a package beside torch, not from a file, a notebook or an export."""
+    source = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return any(Path(place) in Path(source).parents for place in places)
 
 
 def role(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +23,8 @@ ASSUMED_LIMIT = 128
 """Longest length tried, in tokens, where neither the model nor its config states a limit."""
 LONGEST = 1024
 """No length beyond this is run, in tokens: the memory of attention grows with its square."""
+LARGEST_SIDE = 256
+"""No larger picture is tried, in pixels: eight places are left of it after the usual strides (2**5)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,14 @@ class Sampler:
         longest = self.limit // self.step * self.step
         least = -(-self.shortest // self.step) * self.step
         return min(max(wanted // self.step * self.step, least), max(longest, least))
+
+
+def larger_pictures(sampler: Sampler) -> Iterator[Sampler]:
+    """The same sampler with pictures of two, four … times the side, up to `LARGEST_SIDE` pixels; nothing for text."""
+    shape = sampler.image_shape
+    while shape is not None and 2 * max(shape[1:]) <= LARGEST_SIDE:
+        shape = (shape[0], 2 * shape[1], 2 * shape[2])
+        yield dataclasses.replace(sampler, image_shape=shape)
 
 
 def _working_limit(adapted: AdaptedModel, vocabulary: int, stated: int | None) -> tuple[int, str]:
