@@ -43,6 +43,12 @@ def _guard(monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> Iterator[No
     _restore_modules(modules)
 
 
+@pytest.fixture
+def no_onnx_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation tries `torch.export` only: ONNX takes ten times as long, and has tests of its own."""
+    monkeypatch.setattr("utils.export.dry_run.LONGEST_CAPTURE", 0.0)
+
+
 def _seed() -> None:
     """The same numbers for each test; libraries that nobody has imported stay out."""
     random.seed(0)

@@ -14,6 +14,7 @@ import utils.__main__ as command_line
 from utils.errors import ConfigError
 from utils.ui import demo
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
 SOUND = """
 import torch
 from torch import nn

@@ -11,6 +11,8 @@ import utils.examples
 from utils.__main__ import main
 from utils.testing import GIST_ID, TINY_SOURCES, GistServer
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
+
 FOLDER = str(utils.examples.path())
 
 

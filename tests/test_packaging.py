@@ -39,6 +39,7 @@ DISTRIBUTIONS = {  # import name → the distribution that holds it, where the n
     "sklearn": "scikit-learn",
     "markupsafe": "jinja2",  # its escaped strings, a dependency of it
     "google": "",  # Colab's own
+    "benchmarks": "",  # ours
     "tomli": "",  # pytest brings it on Python 3.10
 }
 ON_PURPOSE = {  # installed without being imported by name: package → why

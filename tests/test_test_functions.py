@@ -46,7 +46,7 @@ def test_figures_come_as_a_dict_with_status_and_words(name, keys):
     ("name", "column", "rows"),
     [
         ("test_parameter_initialization", "parameter", 6),
-        ("test_memory_footprint", "part", 7),
+        ("test_memory_footprint", "part", 5),
         ("test_robustness", "KL", 5),
     ],
 )

@@ -8,10 +8,12 @@ from checks import models as m
 
 from utils import tier1_critical_validation as tier1
 from utils.adapters.model_adapter import adapt
+from utils.checks.report import CheckResult
 from utils.checks.session import Session
 from utils.errors import CheckError, ConfigError
 from utils.progress import ignore_progress
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
 CONFIG = SimpleNamespace(vocab_size=m.VOCABULARY, max_seq_len=m.LIMIT)
 NAMES = [
     "shape robustness",
@@ -39,7 +41,6 @@ def test_a_healthy_model_passes_every_check(wrap, config):
     assert [check.name for check in report.checks] == NAMES
     assert report.verdict == f"All {len(NAMES)} checks passed."
     assert report.passed
-    assert report.seconds < 15
 
 
 def test_what_load_model_gives_is_adapted():
@@ -77,21 +78,31 @@ def test_a_check_that_cannot_finish_never_counts_as_passed():
     assert not report.passed
 
 
-@pytest.mark.parametrize("dropped", range(len(NAMES)))
-def test_every_check_takes_part(dropped, monkeypatch):
-    """Replacing any single check by one that fails changes the verdict."""
+def _passing(name):
+    def check(adapted, sampler, limits):
+        return CheckResult(name, "pass", "")
+
+    check.check_name = name
+    return check
+
+
+@pytest.mark.parametrize("place", range(len(NAMES)))
+def test_every_check_takes_part(place, monkeypatch):
+    """The verdict hangs on each single check: whatever the others say, one that fails decides."""
     checks = list(tier1.TIER1)
-    original = checks[dropped]
+    original = checks[place]
 
     def failing(adapted, sampler, limits):
         result = original(adapted, sampler, limits)
+        assert (result.name, result.status) == (NAMES[place], "pass"), result.summary()
         result.status = "fail"
         return result
 
     failing.check_name = original.check_name
-    checks[dropped] = failing
-    monkeypatch.setattr(tier1, "TIER1", tuple(checks))
-    assert tier1.validate(m.Healthy(layers=1)).verdict == f"1 of {len(NAMES)} checks failed: {NAMES[dropped]}."
+    beside = [failing if number == place else _passing(check.check_name) for number, check in enumerate(checks)]
+    monkeypatch.setattr(tier1, "TIER1", tuple(beside))
+    report = tier1.validate(m.Healthy(layers=1), patches=False)
+    assert report.verdict == f"1 of {len(NAMES)} checks failed: {NAMES[place]}."
 
 
 def test_an_interrupt_keeps_what_is_done():

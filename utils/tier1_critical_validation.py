@@ -110,8 +110,8 @@ def validate(
             fifths of what is free.
         isolated: run the checks in a process of their own, which also survives a model that crashes, hangs in one call,
             or takes all memory at once; costs the start of a process.
-        patches: look for a change of the model's source that turns a check green, re-tested on a copy, for at most a
-            minute; `report.apply(check)` gives the report of the patched copy. Nothing is looked for where the source is
+        patches: look for a change of the model's source that turns a check green, re-tested on a copy, for at most
+            half a minute; `report.apply(check)` gives the report of the patched copy. Nothing is looked for where the source is
             not known.
 
     Returns:

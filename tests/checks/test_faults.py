@@ -10,6 +10,8 @@ from utils.adapters.model_adapter import adapt
 from utils.checks import causality, gradients, rows
 from utils.tier1_critical_validation import TIER1
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
+
 ALL = {check.check_name: check for check in TIER1}
 
 

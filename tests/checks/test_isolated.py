@@ -18,6 +18,8 @@ from utils.checks.sampling import Sampler
 from utils.errors import CheckError
 from utils.tier1_critical_validation import validate
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
+
 
 class Crashes(m.Healthy):
     def forward(self, input_ids):

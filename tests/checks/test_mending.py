@@ -24,6 +24,7 @@ from utils.checks.session import Session
 from utils.errors import CheckError
 from utils.progress import ignore_progress
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
 HEALTHY = '''"""A small causal model."""
 import torch
 import torch.nn.functional as F

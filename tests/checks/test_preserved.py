@@ -11,6 +11,8 @@ from utils.adapters.model_adapter import adapt
 from utils.checks.preserved import preserved
 from utils.tier1_critical_validation import TIER1
 
+pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
+
 
 def _state(model):
     """Everything that a check must not change, in comparable form."""

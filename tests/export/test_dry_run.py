@@ -64,7 +64,7 @@ def test_onnx_refusing_is_a_warning_too(monkeypatch):
         )
 
     monkeypatch.setattr(dry_run, "LONGEST_CAPTURE", 1e9)
-    monkeypatch.setattr(utils.export.onnx, "convert", refuse)
+    monkeypatch.setattr(utils.export.onnx, "translate", refuse)
     result = _checked(lambda: m.Healthy(layers=1))
     assert (result.status, result.cause, result.fix) == ("warn", "no such operator", "another one")
 

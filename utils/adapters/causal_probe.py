@@ -31,7 +31,7 @@ MOST_WORK = 1e11
 LOGIT_WORK = 20
 """Multiplications that comparing one logit is worth: a few passes over memory."""
 
-SEARCH_WORK = 4e9
+SEARCH_WORK = 2e10
 """Multiplications that the further questions of one length may cost."""
 
 MOST_NUMBERS = 4_000_000

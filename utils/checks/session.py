@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GB = 1e9
-PATCH_SECONDS = 60.0
-"""How long patches are looked for, for all checks of a report together: as long as tier 1 of a model of 124M takes."""
+PATCH_SECONDS = 30.0
+"""How long patches are looked for, for all checks of a report together: what a person waits for with a look at the screen."""
 AT_ONCE = 3
 """Each search may take this part of the time that is left: one fault turns many checks red, and one patch mends them all."""
 FREE_SHARE = 0.8

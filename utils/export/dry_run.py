@@ -24,7 +24,7 @@ from utils.export.torch_export import capture
 NAME = "export dry run"
 OK = "ok"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnx_ir")
-LONGEST_CAPTURE = 5.0
+LONGEST_CAPTURE = 3.0
 """Seconds of the processor that torch.export may take for ONNX to be tried too, which takes about twice as long. Our own measurement: a GPT-2 of 124 million parameters takes 8 s for the first alone."""
 
 
