@@ -77,6 +77,12 @@ FAULTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch):
+    """A busy machine must not decide which patch is found."""
+    monkeypatch.setattr("utils.checks.session.PATCH_SECONDS", 600.0)
+
+
 def _load(folder, source):
     (folder / "model.py").write_text(source, encoding="utf-8", newline="")
     (folder / "config.json").write_text(CONFIG, encoding="utf-8")

@@ -14,6 +14,7 @@ from notebook_runner import code_cells, copy_repository, execute, git_clone_sour
 
 import utils.examples
 from utils.testing import GistServer, rate_limited
+from utils.tier2_advanced_analysis import TIER2
 
 ID = "0123456789abcdef0123456789abcdef"
 LIMITED = "a" * 32
@@ -21,6 +22,9 @@ NO_MODEL = "b" * 32
 RISKY = "c" * 32
 REPOSITORY = "https://github.com/transformer-builder/transformer-builder-colab"
 PIP = re.compile(r"\bpip3?\b|ensurepip|\buv\b")
+ABSENT = "pytorch_lightning,lightning,torchmetrics,onnx,onnxruntime,onnxscript,optuna,captum,accelerate"
+"""What Colab does not ship, or people have removed: the notebook must not need it."""
+
 VERDICT = re.compile(r"Tier 1 verdict:.*\d+ checks? (passed|failed)")
 
 
@@ -35,7 +39,12 @@ def gists() -> Iterator[GistServer]:
 
 @pytest.fixture
 def environ(gists: GistServer, tmp_path: Path) -> dict[str, str]:
-    return {"GITHUB_API_URL": gists.url, "TRANSFORMER_BUILDER_CACHE": str(tmp_path / "cache"), "GITHUB_TOKEN": ""}
+    return {
+        "BLOCKED_PACKAGES": ABSENT,
+        "GITHUB_API_URL": gists.url,
+        "TRANSFORMER_BUILDER_CACHE": str(tmp_path / "cache"),
+        "GITHUB_TOKEN": "",
+    }
 
 
 def started_commands(folder: Path) -> str:
@@ -49,6 +58,10 @@ def test_in_a_checkout_with_nothing_given(tmp_path: Path, environ: dict[str, str
     cells = code_cells(notebook)
     assert "bundled example" in outputs(cells[1])
     assert "class PostNormTransformer" in outputs(cells[2])
+    assert "ONNX was not tried: onnx is not installed" in outputs(cells[5]) and "data:image/png" in outputs(cells[5])
+    assert "nn.init.normal_(self.embedding_0_token.weight, std=0.02)" in outputs(cells[6])
+    assert "model_mended.py" in outputs(cells[6]) and (folder / "model_mended.py").exists()
+    assert "Tick LOOK_INSIDE" in outputs(cells[7])
     assert VERDICT.search(outputs(cells[-1]))
     assert 'href="training.ipynb"' in outputs(cells[-1])
     assert not gists.requests, "the bundled example needs nobody"
@@ -110,6 +123,15 @@ def test_tools_that_cannot_be_fetched_are_one_line(tmp_path: Path, environ: dict
     assert error.evalue.startswith(f"The tools could not be fetched from {REPOSITORY}: ")
     assert "already exists" in error.evalue and "\n" not in error.evalue
     assert "Traceback" not in outputs(cell)
+
+
+@pytest.mark.slow  # both tiers, with the search for patches between them
+def test_a_look_inside_shows_pictures(tmp_path: Path, environ: dict[str, str]) -> None:
+    folder = copy_repository(tmp_path / "checkout")
+    notebook = set_form(read("template.ipynb"), LOOK_INSIDE=True)
+    execute(notebook, folder, environ=environ)
+    inside = outputs(code_cells(notebook)[7])
+    assert all(check.check_name in inside for check in TIER2) and inside.count("data:image/png") >= 5
 
 
 def test_a_ticked_box_runs_risky_code(tmp_path: Path, environ: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,8 +64,8 @@ class Subject(Protocol):
     def model(self) -> AdaptedModel:
         """The model that was examined."""
 
-    def patched(self, patch: Patch) -> Report:
-        """The report of the same checks on a copy with the patch applied.
+    def patched(self, patch: Patch, among: Collection[str] = ()) -> Report:
+        """The report of the same checks on a copy with the patch applied; `among` names those to be mended further.
 
         Raises:
             CheckError: the patched source cannot be loaded.

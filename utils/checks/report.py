@@ -176,7 +176,8 @@ class Report:
             check: the name of the check, or its result, which holds a patch.
 
         Returns:
-            A report of the same tier on the patched copy, which is `report.subject.model`.
+            A report of the same tier on the patched copy, which is `report.subject.model`. Other patches of this report are
+            looked for anew there, since they change another text now.
 
         Raises:
             CheckError: this check holds no patch.
@@ -185,7 +186,8 @@ class Report:
         if result.patch is None or self.subject is None:
             held = ", ".join(c.name for c in self.checks if c.patch is not None) or "none"
             raise CheckError(f"The check {result.name!r} holds no patch. Checks of this report that hold one: {held}.")
-        return self.subject.patched(result.patch)
+        others = {c.name for c in self.checks if c.patch is not None and c is not result}
+        return self.subject.patched(result.patch, others)
 
     def figures(self) -> dict[str, Figure]:
         """The pictures of all checks that have one, by the check's name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,13 +84,15 @@ class Session:
             adapted, sampler = prepared(model, config)
         return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
 
-    def run(self, checks: Sequence[Check], progress: ProgressCallback, patches: bool = True) -> Report:
+    def run(
+        self, checks: Sequence[Check], progress: ProgressCallback, patches: bool | Collection[str] = True
+    ) -> Report:
         """The report of these checks; one that is interrupted keeps what is done and says so.
 
         Args:
             checks: in their order.
             progress: told before each check, and before each search for a patch.
-            patches: look for a patch of the model's source for each check that is not green.
+            patches: look for a patch of the model's source for each check that is not green; names: for these only.
         """
         results: list[CheckResult] = []
         stopped = ""
@@ -101,8 +103,8 @@ class Session:
                     results.append(run(check))
         except KeyboardInterrupt:
             stopped = f"Interrupted after {len(results)} of {len(checks)} checks."
-        if patches and not stopped:
-            self._mend(checks, results, progress)
+        if patches is not False and not stopped:
+            self._mend(checks, results, progress, None if patches is True else patches)
         report = Report(self.title, results, stopped, Examined(self, tuple(checks)))
         progress(len(results), len(checks), report.verdict)
         return report
@@ -118,12 +120,18 @@ class Session:
         with IsolatedChecks(self.model, self.sampler) as process:
             yield lambda check: process.run(check, self.limits)
 
-    def _mend(self, checks: Sequence[Check], results: list[CheckResult], progress: ProgressCallback) -> None:
+    def _mend(
+        self,
+        checks: Sequence[Check],
+        results: list[CheckResult],
+        progress: ProgressCallback,
+        wanted: Collection[str] | None,
+    ) -> None:
         """Look for patches; one search that is interrupted ends all of them, and what was found stays."""
         held = (result for result in results if not (self.isolated and result.unfinished))  # it would end this process
         named = {result.name: result for result in held}
         mender = Mender(self.model, by_name(checks), named, self.limits, time.monotonic() + PATCH_SECONDS)
-        red = mender.red
+        red = [name for name in mender.red if wanted is None or name in wanted]
         try:
             for place, name in enumerate(red):
                 progress(len(checks), len(checks), f"{name}: looking for a patch")
@@ -150,8 +158,12 @@ class Examined:
         """The model that was examined."""
         return self.session.model
 
-    def patched(self, patch: Patch) -> Report:
+    def patched(self, patch: Patch, among: Collection[str] = ()) -> Report:
         """The report of the same checks on a copy with the patch applied, which holds weights of its own.
+
+        Args:
+            patch: of a check of this report.
+            among: checks for which a patch is looked for anew, where they are not green.
 
         Raises:
             CheckError: the patch is of another source, or the patched source does not run.
@@ -164,7 +176,7 @@ class Examined:
             )
         copy = patched_model(self.model, source, patch.after, patch.fresh_weights, share=False)
         session = replace(self.session, title=f"{self.session.title}, patched", model=copy, sampler=Sampler.of(copy))
-        return session.run(self.checks, ignore_progress)
+        return session.run(self.checks, ignore_progress, among)
 
 
 def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:

@@ -1,4 +1,5 @@
-"""First on the kernel's PYTHONPATH: no socket leaves this machine, and every started command is written down.
+"""First on the kernel's PYTHONPATH: no socket leaves this machine, every started command is written down, and packages that
+a runtime does not have are not found (`BLOCKED_PACKAGES`, with commas between).
 
 A green run therefore proves that the notebook works offline, and the record shows whether it called pip.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from importlib.machinery import PathFinder
 from typing import Any
 
 RECORD = os.environ.get("RECORD_COMMANDS", "")
@@ -33,3 +35,16 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(watch)
+
+
+BLOCKED = {name for name in os.environ.get("BLOCKED_PACKAGES", "").split(",") if name}
+find_installed = PathFinder.find_spec
+
+
+def find_allowed(name: str, path: Any = None, target: Any = None) -> Any:
+    """What is installed, but for what this runtime is said to lack."""
+    return None if name.split(".")[0] in BLOCKED else find_installed(name, path, target)
+
+
+if BLOCKED:
+    PathFinder.find_spec = staticmethod(find_allowed)  # type: ignore[method-assign]
