@@ -111,7 +111,7 @@ def test_a_server_that_is_not_installed_as_a_whole_is_pinned_as_it_was_tried(tmp
     ("kind", "changes", "error", "message"),
     [
         ("lm", {"tokenizer": None}, TokenizerError, "no tokenizer was given"),
-        ("lm", {"tokenizer": SimpleNamespace()}, TokenizerError, "SimpleNamespace is written in Python only"),
+        ("lm", {"tokenizer": SimpleNamespace()}, TokenizerError, "SimpleNamespace is none of transformers"),
         ("lm", {"tolerances": {"model_int8.onnx": 1.0}}, ConfigError, r"must name model\.onnx; got model_int8"),
         ("classification", {"class_names": ("a", "b")}, ConfigError, "2 class names, and the model has 3 classes"),
     ],

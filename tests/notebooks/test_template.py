@@ -69,6 +69,7 @@ def test_in_a_checkout_with_nothing_given(tmp_path: Path, environ: dict[str, str
     assert "git" not in started_commands(folder), "a checkout is not cloned"
 
 
+@pytest.mark.slow  # the whole notebook once more
 def test_as_in_colab_with_a_gist_in_the_form(tmp_path: Path, environ: dict[str, str], gists: GistServer) -> None:
     environ |= git_clone_source(tmp_path / "github", REPOSITORY)
     folder = tmp_path / "content"
@@ -134,6 +135,7 @@ def test_a_look_inside_shows_pictures(tmp_path: Path, environ: dict[str, str]) -
     assert all(check.check_name in inside for check in TIER2) and inside.count("data:image/png") >= 5
 
 
+@pytest.mark.slow  # the whole notebook once more
 def test_a_ticked_box_runs_risky_code(tmp_path: Path, environ: dict[str, str]) -> None:
     folder = copy_repository(tmp_path / "checkout")
     notebook = set_form(read("template.ipynb"), GIST_ID=RISKY, I_HAVE_READ_IT_AND_TRUST_ITS_AUTHOR=True)
