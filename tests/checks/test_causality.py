@@ -93,3 +93,11 @@ def test_dropout_behind_a_router_tells_nothing_of_later_tokens():
     torch.manual_seed(0)
     result = causality.check(adapt(Routed()))
     assert result.status == "pass", result.summary()
+
+
+def test_a_first_look_finds_a_plain_leak_and_proves_nothing():
+    from utils.checks.causality import check, first_look
+
+    assert first_look(adapt(m.Healthy(causal=False))).status == "warn"
+    assert first_look(adapt(m.Healthy())).status == "pass"
+    assert check.screen is first_look
