@@ -43,7 +43,7 @@ def layers(**norms):
             ["exploding", "healthy", "healthy"],
             "l.0 is 1e.04 times that of l.2.*gradient_clip_norm",
         ),
-        ({"a": 1.0, "b": 1.0, "c": 1e-8}, ["healthy", "healthy", "vanishing"], "c is 1e-08 of the median.*saturated"),
+        ({"a": 1.0, "b": 1.0, "c": 1e-10}, ["healthy", "healthy", "vanishing"], "c is 1e-10 of the median.*saturated"),
         ({"a": 1.0, "bias": 1e-9}, ["healthy", "healthy"], ""),  # a key's bias has no gradient by theory
         ({"l__0": 1e-2, "l__1": 1.0}, ["healthy", "healthy"], ""),
         ({"a": 1e200, "b": 1e200}, ["healthy", "healthy"], ""),  # squares of these are beyond float64
