@@ -58,6 +58,7 @@ def test_deployment_guide_examples_run(tmp_path: Path) -> None:
     assert (tmp_path / "exports" / "run" / "selftest.py").exists()
 
 
+@pytest.mark.slow  # the whole walk: checks, patches, training and export; most of a minute
 def test_readme_example_runs(tmp_path: Path) -> None:
     printed = run_blocks("README.md", tmp_path)
     assert "residual_0_output" in printed

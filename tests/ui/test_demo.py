@@ -93,7 +93,9 @@ def test_manifest_and_file_say_where_the_code_came_from_and_what_training_change
 
 def test_the_report_shows_all_stages_and_lets_nothing_through(walk: Walk) -> None:
     page = walk.page.read_text("utf-8")
-    assert "<img" not in page and "onerror=alert(1)&gt;" in page
+    pictures = page.count('<img class="tb-picture" alt="')
+    assert page.count("<img") == pictures == page.count('src="data:image/png;base64,') > 0, "our pictures only"
+    assert "onerror=alert(1)&gt;" in page and "img-src data:" in page
     assert "{{ 7 * 7 }}" in page and "<script" not in page
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
     for part in ("residual_0_output", "gradient flow", "<svg", "byte trigram", "model.onnx", "causality"):
