@@ -8,6 +8,7 @@ import torch
 
 from utils.adapters.causality import CausalityReport, make_causal, sees_future
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.passage import relative_gap
 from utils.checks.report import CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, run_model
@@ -66,7 +67,7 @@ def first_look(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     with torch.no_grad():
         pair = (text, torch.cat([text[:, :cut], other[:, cut:]], 1))
         one, two = (run_model(adapted, ids).logits[:, :cut].float() for ids in pair)
-    moved = float((one - two).abs().max() / one.abs().max().clamp(min=1e-30))
+    moved = relative_gap(one, two)
     if moved > CLEAR_LEAK:
         return CheckResult(NAME, "warn", f"Another ending moves earlier logits by {moved:.3g} (relative).")
     return CheckResult(NAME, "pass", f"Another ending moves earlier logits by {moved:.0e} (relative) at most.")

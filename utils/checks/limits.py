@@ -96,6 +96,11 @@ def resident_bytes() -> int:
     return int(_this_process(os.getpid()).memory_info().rss)
 
 
+def free_bytes() -> int:
+    """Bytes of memory that this machine can still give to a program."""
+    return int(psutil.virtual_memory().available)
+
+
 @functools.cache
 def _this_process(number: int) -> psutil.Process:
     """Found once: looking it up takes longer than asking it. By its number, since a fork is another process."""

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 from utils._files import write_text
-
-if TYPE_CHECKING:
-    from utils.adapters.model_adapter import AdaptedModel
-    from utils.checks.report import Report
 
 
 @dataclass(frozen=True)
@@ -55,18 +49,3 @@ class Patch:
 def _lines(text: str) -> list[str]:
     """Lines as git counts them: each ends with its line feed, and nothing else ends one."""
     return [line for line in re.split(r"(?<=\n)", text) if line]
-
-
-class Subject(Protocol):
-    """What a report was made of: able to make the same report of a patched copy."""
-
-    @property
-    def model(self) -> AdaptedModel:
-        """The model that was examined."""
-
-    def patched(self, patch: Patch, among: Collection[str] = ()) -> Report:
-        """The report of the same checks on a copy with the patch applied; `among` names those to be mended further.
-
-        Raises:
-            CheckError: the patched source cannot be loaded.
-        """

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from utils.checks.patching import Patch, Subject
+    from utils.checks.patching import Patch
+    from utils.checks.session import Examined
 
 Status = Literal["pass", "warn", "fail", "skip"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -118,7 +119,7 @@ class Report:
     """
 
     def __init__(
-        self, title: str, checks: Iterable[CheckResult] = (), stopped: str = "", subject: Subject | None = None
+        self, title: str, checks: Iterable[CheckResult] = (), stopped: str = "", subject: Examined | None = None
     ) -> None:
         self.title = title
         self.checks: list[CheckResult] = list(checks)

@@ -48,7 +48,8 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     faults += [*_copies(adapted, tied), *_shared_storage(adapted.model)]
     hidden = [one for one in hidden_tensors(adapted.model) if not (one.kind == "buffer" and one.computed)]
     used = _used(adapted, inputs, hidden)
-    faults += [*_lost(adapted, used), *(_left_behind(adapted, inputs, used) or _stays_on_one_device(adapted, inputs))]
+    place = device_clash(adapted, inputs)
+    faults += [*_lost(adapted, used), *(() if place is None else _one_device_only(adapted, inputs, used, place))]
     measured: dict[str, Any] = {
         "bytes": saved_bytes,
         "tied": tied,
@@ -245,27 +246,19 @@ def _lost(adapted: AdaptedModel, used: list[Hidden]) -> list[Fault]:
     return [Fault("fail", finding, why, fix)]
 
 
-def _left_behind(adapted: AdaptedModel, inputs: torch.Tensor, used: list[Hidden]) -> list[Fault]:
-    """Constants that stay where they are when the model moves to a GPU."""
+def _one_device_only(adapted: AdaptedModel, inputs: torch.Tensor, used: list[Hidden], place: str) -> list[Fault]:
+    """What stays where it is when the model moves: constants kept as plain attributes, or tensors that forward makes."""
     constants = [one for one in used if one.kind == "attribute" and one.computed]
-    if not constants or _moves_by_hand(adapted, inputs):
-        return []
-    first = constants[0]
-    return [
-        Fault(
-            "warn",
-            f"{listed([one.name for one in constants])} stays behind when the model moves: .to(device) and .half() do not see it.",
-            f"{first.name} is a plain attribute of {adapted.name}, no buffer.",
-            f'Write self.register_buffer("{first.owner.rpartition(".")[2]}", …, persistent=False).',
-        )
-    ]
-
-
-def _stays_on_one_device(adapted: AdaptedModel, inputs: torch.Tensor) -> list[Fault]:
-    """A model that was loaded on a machine with another device, and names the old one."""
-    place = device_clash(adapted, inputs)
-    if place is None:
-        return []
+    if constants:
+        first = constants[0]
+        return [
+            Fault(
+                "warn",
+                f"{listed([one.name for one in constants])} stays behind when the model moves: .to(device) and .half() do not see it.",
+                f"{first.name} is a plain attribute of {adapted.name}, no buffer.",
+                f'Write self.register_buffer("{first.owner.rpartition(".")[2]}", …, persistent=False).',
+            )
+        ]
     return [
         Fault(
             "warn",
@@ -274,20 +267,3 @@ def _stays_on_one_device(adapted: AdaptedModel, inputs: torch.Tensor) -> list[Fa
             "Make it where its input lies: torch.arange(…, device=input_ids.device), torch.zeros(…, device=x.device).",
         )
     ]
-
-
-def _moves_by_hand(adapted: AdaptedModel, inputs: torch.Tensor) -> bool:
-    """Whether a copy on torch's device without memory ("meta") runs: forward then moves its constants by itself."""
-    try:
-        moved = _skeleton(adapted.model, _without_memory)
-        wrapped = AdaptedModel(moved, adapted.config, adapted.contract, adapted.completion).eval()
-        with torch.no_grad():
-            wrapped(inputs.to("meta"))
-    except Exception as error:  # noqa: BLE001 - a model may refuse "meta" for reasons of its own
-        return "device" not in str(error).lower() and "meta" not in str(error).lower()
-    return True
-
-
-def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

@@ -7,6 +7,7 @@ from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.inspection import where
+from utils.checks.passage import relative_gap
 from utils.checks.report import CheckResult
 from utils.checks.runner import model_check
 from utils.checks.sampling import Sampler, run_model
@@ -33,9 +34,9 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             first, second = (run_model(adapted, ids).logits[row].float() for ids in pairs)
         if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
             return CheckResult(NAME, "skip", "The logits are not finite, so they cannot be compared.")
-        gaps.append(_gap(first, second))
+        gaps.append(relative_gap(first, second))
         found.append(first)
-    moved = _gap(*found)
+    moved = relative_gap(*found)
     details = {"relative_difference": max(gaps), "tolerance": TOLERANCE, "difference_of_places": moved}
     if max(gaps) <= TOLERANCE and moved > PLACE_TOLERANCE:
         return _depends_on_place(adapted, moved, details)
@@ -45,10 +46,6 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     cause, fix = _explain(adapted)
     finding = f"Logits of a row change by {max(gaps):.1e} (relative, tolerance {TOLERANCE:.0e}) when only its neighbour changes."
     return CheckResult(NAME, "fail", finding, cause, fix, details)
-
-
-def _gap(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))
 
 
 def _depends_on_place(adapted: AdaptedModel, gap: float, details: dict[str, float]) -> CheckResult:

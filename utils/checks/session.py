@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.checks.limits import Limits, bounded
+from utils.checks.limits import Limits, bounded, free_bytes
+from utils.checks.memory import GB
 from utils.checks.mending import Mender, by_name
 from utils.checks.patching import Patch
 from utils.checks.rebuilding import UserSource, patched_model
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GB = 1e9
 PATCH_SECONDS = 30.0
 """How long patches are looked for, for all checks of a report together: what a person waits for with a look at the screen."""
 AT_ONCE = 3
@@ -183,10 +183,3 @@ def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = Non
     """A model behind the calling contract, and what draws its inputs."""
     adapted = adapt(model, config)
     return adapted, Sampler.of(adapted, config)
-
-
-def free_bytes() -> int:
-    """Bytes of memory that this machine, or the container that it is, can still give."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)

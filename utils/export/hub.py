@@ -21,12 +21,12 @@ from utils._files import json_text, sha256_of
 from utils._pages import render
 from utils._tables import html_table, text_table
 from utils.errors import ConfigError, HubError
+from utils.export.formats import MANIFEST
 from utils.export.hf_runner import FACTS_FILE
 from utils.export.model_card import CARD_FILE, CARD_FILES
 from utils.training.secrets import unmistakable_secret_in
 from utils.training.tracking import colab_secret
 
-MANIFEST_FILE = "manifest.json"
 TOKEN_NAME = "HF_TOKEN"
 _OF_TRANSFORMERS = "hf/"
 """A bundle's folder for transformers; its files go to the top of the repository, where `from_pretrained` looks for them."""
@@ -188,10 +188,10 @@ def planned(folder_or_bundle: Any) -> Iterator[Upload]:
     root = Path(getattr(folder_or_bundle, "out", folder_or_bundle))
     if not root.is_dir():
         raise ConfigError(f"push_to_hub takes what export() gave, or its folder; there is no folder {root}.")
-    manifest = next((name for name in (MANIFEST_FILE, FACTS_FILE) if (root / name).is_file()), None)
+    manifest = next((name for name in (MANIFEST, FACTS_FILE) if (root / name).is_file()), None)
     if manifest is None:
         raise ConfigError(
-            f"{root} is no exported folder: it has neither {MANIFEST_FILE} nor {FACTS_FILE}. Export first; other folders are not "
+            f"{root} is no exported folder: it has neither {MANIFEST} nor {FACTS_FILE}. Export first; other folders are not "
             "sent, since nothing says what may leave them."
         )
     entries = _entries(root / manifest)
@@ -211,7 +211,7 @@ def _transformers_on_top(uploads: Sequence[Upload]) -> list[Upload]:
             placed.append(Upload(name, upload.path, f"{upload.text.rstrip()}\n\n{_where_the_rest_lies()}".encode()))
         elif name != upload.name:
             placed.append(replace(upload, name=name))
-        elif name == MANIFEST_FILE:
+        elif name == MANIFEST:
             placed.append(Upload(_REST + name, upload.path, _manifest_of_the_rest(upload.text).encode()))
         else:
             placed.append(replace(upload, name=_REST + name))
