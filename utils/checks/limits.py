@@ -96,7 +96,7 @@ def resident_bytes() -> int:
     return int(_this_process(os.getpid()).memory_info().rss)
 
 
-def free_bytes() -> int:
+def available_memory() -> int:
     """Bytes of memory that this machine can still give to a program."""
     return int(psutil.virtual_memory().available)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,7 +136,7 @@ def _spoil(tensor: torch.Tensor) -> None:
 def _copies(adapted: AdaptedModel, tied: list[list[str]]) -> list[Fault]:
     """Whether `copy.deepcopy` works and keeps ties; the tensors themselves are not copied for that."""
     try:
-        copied = _skeleton(adapted.model, lambda tensor: tensor)
+        copied = _skeleton(adapted.model)
     except Exception as error:  # noqa: BLE001 - whatever a stranger's __deepcopy__ or a tensor with a history raises
         words = " ".join(str(error).split())[:200]
         return [
@@ -162,9 +161,9 @@ def _copies(adapted: AdaptedModel, tied: list[list[str]]) -> list[Fault]:
     ]
 
 
-def _skeleton(model: nn.Module, of: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A copy of the modules that holds `of(tensor)` in place of every parameter and buffer."""
-    memo = {id(tensor): of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the modules over the very same parameters and buffers."""
+    memo = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, memo)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.checks.limits import Limits, bounded, free_bytes
+from utils.checks.limits import Limits, available_memory, bounded
 from utils.checks.memory import GB
 from utils.checks.mending import Mender, by_name
 from utils.checks.patching import Patch
@@ -78,7 +78,7 @@ class Session:
         for name, value in (("seconds_per_check", seconds_per_check), ("memory_limit_gb", memory_limit_gb)):
             if value is not None and not (isinstance(value, (int, float)) and value > 0):
                 raise ConfigError(f"{name}={value!r} must be a positive number, or None.")
-        allowed = free_bytes() * FREE_SHARE if memory_limit_gb is None else memory_limit_gb * GB
+        allowed = available_memory() * FREE_SHARE if memory_limit_gb is None else memory_limit_gb * GB
         limits = Limits(seconds_per_check, allowed)
         with bounded(limits):
             adapted, sampler = prepared(model, config)

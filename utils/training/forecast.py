@@ -17,11 +17,12 @@ import torch
 
 from utils._tables import html_table, text_table
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.limits import available_memory
 from utils.checks.memory import GB
 from utils.tokenization.batch_order import EpochBatchSampler, Window, fit_window
 from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.samples import Samples
-from utils.training.engine.memory import available_memory, estimate_memory, largest_batches
+from utils.training.engine.memory import estimate_memory, largest_batches
 from utils.training.engine.precision import autocast_of, batch_loss, pick_precision
 from utils.training.objective import choose_objective
 from utils.training.training_config import TrainingConfig
@@ -346,7 +347,7 @@ def _validation_seconds(
     return (1 + -(-steps // every)) * -(-len(validation) // window.batch_size) * cost.validation_batch
 
 
-def _memory_of(device: torch.device) -> float | None:
+def _memory_of(device: torch.device) -> float:
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else available_memory()
 
 

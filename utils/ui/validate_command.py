@@ -27,9 +27,9 @@ def add_arguments(command: argparse.ArgumentParser, positive: Callable[[str], fl
     command.add_argument(
         "--seconds-per-check",
         type=positive,
-        default=300.0,
+        default=argparse.SUPPRESS,  # the verb has the default
         metavar="S",
-        help="end a check after this time (default: %(default)g)",
+        help="end a check after this time",
     )
     command.add_argument("--memory-limit-gb", type=positive, metavar="GB", help="end a check that takes more memory")
     command.add_argument(
@@ -57,9 +57,9 @@ def run_validation(options: argparse.Namespace) -> int:
             adapted,
             tier=options.tier,
             progress=progress,
-            seconds_per_check=options.seconds_per_check,
             memory_limit_gb=options.memory_limit_gb,
             isolated=options.isolated,
+            **{name: value for name, value in vars(options).items() if name == "seconds_per_check"},
         )
     print(report.summary())
     _write(report, options.html, options.json)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import gc
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.limits import available_memory
 from utils.checks.memory import GB, fixed_bytes, saved_by
 from utils.checks.preserved import preserved
 from utils.errors import TrainingError
@@ -148,19 +147,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, MemoryError)) and any(words in str(error) for words in full)
 
 
-def available_memory() -> float | None:
-    """Bytes that this machine can still give to a program; None where it does not say."""
-    file = Path("/proc/meminfo")
-    if file.is_file():
-        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            return float(lines["MemAvailable"].split()[0]) * 1024
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # another system than Linux and macOS
-        return None
-
-
 # ---- the search ------------------------------------------------------------------------------------------------------
 def _search(batch_size: int, trial: Callable[[int], float], budget: float) -> list[Trial]:
     """Try the wanted size, then halve the list of its divisors until the largest that fits is known."""
@@ -218,10 +204,6 @@ def _by_estimate(
     adapted: AdaptedModel, batches: Batches, batch_size: int, accumulation: int, ema: bool, budget: float | None
 ) -> MicroBatch:
     available = budget if budget is not None else available_memory()
-    if available is None:
-        return MicroBatch(
-            batch_size, accumulation, False, "not probed: this machine does not say how much memory it has"
-        )
     estimate, usable = estimate_memory(adapted, batches, ema), CPU_SHARE * available
     needed = estimate.total(batch_size)
     if needed <= usable:
