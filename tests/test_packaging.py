@@ -25,6 +25,7 @@ else:
     import tomli as tomllib  # pytest brings it on Python 3.10
 
 from utils.install import normalised
+from utils.ui import link_command
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("template.ipynb", "training.ipynb")
@@ -194,6 +195,7 @@ def test_one_address_of_the_repository() -> None:
     for name in NOTEBOOKS:
         fields = re.findall(r'REPOSITORY = "([^"]+)"', "\n".join(_cells(name, "code")))
         assert fields == [address], f"{name} names {fields}"
+    assert address == link_command.REPOSITORY
 
 
 def test_root_holds_only_known_entries() -> None:
