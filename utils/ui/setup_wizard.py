@@ -74,6 +74,7 @@ class SetupWizard:
         self._pages: dict[int, Step] = {}
         self._place = min(self.setup.state.step, len(STEPS))
         self._view: Any = None
+        self._clicked = False  # the first step that is shown comes from a cell, every other one from a click
 
     # ---- what people call -------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -126,6 +127,7 @@ class SetupWizard:
             self._view = self._frame()
             self._say_what_was_lost()
             self.go(self._place)
+            self._clicked = True
         return self._view
 
     def _frame(self) -> Any:
@@ -194,6 +196,16 @@ class SetupWizard:
             self.go(self._place + 1)
 
     # ---- what steps ask for -----------------------------------------------------------------------------------------
+    @property
+    def may_begin(self) -> bool:
+        """Whether a step may begin long work by itself; see `utils.ui.steps.step.Shell`."""
+        return self.worker.in_thread or self._clicked
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on."""
+        return self.worker.busy
+
     def say(self, text: str, tone: Tone = "info") -> None:
         """Show text in the message line."""
         self._message.value = widgets.text_html("message.html", text=text, tone=tone) if text else ""

@@ -35,9 +35,19 @@ class Shell(Protocol):
 
     Attributes:
         setup: everything that was decided and found; no widget.
+        may_begin: whether a step may begin long work by itself when it comes on screen: work runs beside the page, or the
+            person clicked; not while the cell that shows the wizard has to return.
     """
 
     setup: Setup
+
+    @property
+    def may_begin(self) -> bool:
+        """See the class."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on."""
 
     def say(self, text: str, tone: Tone = "info") -> None:
         """Show text in the message line; it is escaped there."""
