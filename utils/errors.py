@@ -111,7 +111,7 @@ class TrainingError(TransformerBuilderError, RuntimeError):
 
 
 class TrainingStopped(TransformerBuilderError):
-    """A training ended because it was asked to (`StopRequest`); what it did is saved, and the same call goes on from there."""
+    """A training ended because it was asked to (`stop=` of the trainer); what it did is saved, and the same call goes on from there."""
 
 
 class CheckpointError(TransformerBuilderError, RuntimeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from utils.tokenization.data_module import UniversalDataModule
     from utils.tokenization.documents import Documents
     from utils.training.engine.hooks import TrainingHooks
-    from utils.training.engine.stopping import StopRequest
     from utils.training.engine.trainer import Trainer
     from utils.training.live_plot import LivePlot
     from utils.training.task_spec import TaskSpec
@@ -140,7 +139,7 @@ class TrainingCoordinator:
         progress: bool | ProgressCallback = True,
         resume: str = "auto",
         hooks: TrainingHooks | None = None,
-        stop: StopRequest | None = None,
+        stop: Callable[[], bool] | None = None,
         plot: LivePlot | None = None,
     ) -> None:
         require("pytorch_lightning", extra="training", feature="Training")

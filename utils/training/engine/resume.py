@@ -25,7 +25,6 @@ from utils.tokenization.data_module import data_position
 from utils.training.engine import random_state
 from utils.training.engine.checkpoint import CheckpointStore, without_paths
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
-from utils.training.engine.stopping import StopRequest
 from utils.training.engine.surroundings import PatientSignals
 from utils.training.training_config import TrainingConfig
 
@@ -223,7 +222,7 @@ class ResumableCheckpoint(GenerationSaver):
         training, validation: histories; the newest validation loss goes into the manifest.
         has_validation: whether validation blocks exist.
         clock: monotonic seconds.
-        stop: asked from another thread, it ends the training as an interrupt does, with `TrainingStopped`.
+        stop: asked after each step; True ends the training as an interrupt does, with `TrainingStopped`.
 
     Attributes:
         facts: what else a result is made of, in plain types; kept in each generation for `recover`.
@@ -238,12 +237,12 @@ class ResumableCheckpoint(GenerationSaver):
         validation: ValidationLoop,
         has_validation: bool,
         clock: Callable[[], float] = time.monotonic,
-        stop: StopRequest | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(store, config, clock)
         self.sampler, self.facts = sampler, dict[str, Any]()
         self._training, self._validation, self._has_validation = training, validation, has_validation
-        self._signals, self._stop = PatientSignals(), stop if stop is not None else StopRequest()
+        self._signals, self._stop = PatientSignals(), stop if stop is not None else lambda: False
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -273,7 +272,7 @@ class ResumableCheckpoint(GenerationSaver):
         self._signals.act()
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
-        asked = self._signals.wanted is not None or self._stop.asked
+        asked = self._signals.wanted is not None or self._stop()
         return asked or self._ends(trainer) or super()._is_due(trainer, last_of_epoch)
 
     def _ends(self, trainer: pl.Trainer) -> bool:
@@ -303,7 +302,7 @@ class ResumableCheckpoint(GenerationSaver):
         super()._save(trainer)
         if self._signals.wanted is not None:
             self._signals.act()
-        if self._stop.asked and not self._ends(trainer):  # a run whose last step is done ends by itself
+        if self._stop() and not self._ends(trainer):  # a run whose last step is done ends by itself
             raise TrainingStopped(
                 f"Training stopped after optimizer step {trainer.global_step:,}; that step is saved and training can go on from it."
             )

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,6 @@ from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, find_overflow, pick_precision
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.samples import SampleMaker
-from utils.training.engine.stopping import StopRequest
 from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.surroundings import interruptible, quiet_lightning
 from utils.training.engine.watching import destination_of, watchers
@@ -96,7 +95,8 @@ class Trainer:
             weights (those of the run count), "never" begins anew.
         hooks: called at the turns of the run.
         data_origin: where the data came from, as `describe_data` says it; None where nobody knows.
-        stop: asked from any thread, it ends the training after the step that runs, which is saved (`TrainingStopped`).
+        stop: asked after each optimizer step; True saves that step and ends the training (`TrainingStopped`). It works in a
+            thread, where no interrupt arrives.
         plot: draws the loss while it falls; None draws into the notebook's output where there is one.
 
     Attributes:
@@ -119,7 +119,7 @@ class Trainer:
         resume: str = "auto",
         hooks: TrainingHooks | None = None,
         data_origin: Mapping[str, Any] | None = None,
-        stop: StopRequest | None = None,
+        stop: Callable[[], bool] | None = None,
         plot: LivePlot | None = None,
     ) -> None:
         settings = training_config if training_config is not None else TrainingConfig()
@@ -155,7 +155,7 @@ class Trainer:
         Raises:
             DataError: too little text, or data of another kind. TokenIdError: ids that the model has no rows for.
             TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
-            TrainingStopped: `stop` was asked.
+            TrainingStopped: `stop` said so.
         """
         if not any(parameter.requires_grad for parameter in self.adapted.parameters()):
             raise TrainingError(
