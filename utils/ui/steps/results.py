@@ -1,0 +1,23 @@
+"""The page of results of the wizard."""
+
+from __future__ import annotations
+
+from utils.ui import widgets
+from utils.ui.steps.step import Shell
+
+
+class ResultsStep:
+    """The page of results."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.view = widgets.column(
+            widgets.html_block(value=widgets.plain_html("The page of results")), classes=["tb-results"]
+        )
+
+    def enter(self) -> None:
+        """Nothing to bring up to date."""
+
+    def leave(self) -> str:
+        """Nothing is missing."""
+        return ""
