@@ -194,6 +194,16 @@ class SetupWizard:
             self.go(self._place + 1)
 
     # ---- what steps ask for -----------------------------------------------------------------------------------------
+    @property
+    def in_thread(self) -> bool:
+        """Whether long work runs in a thread."""
+        return self.worker.in_thread
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on."""
+        return self.worker.busy
+
     def say(self, text: str, tone: Tone = "info") -> None:
         """Show text in the message line."""
         self._message.value = widgets.text_html("message.html", text=text, tone=tone) if text else ""

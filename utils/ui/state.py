@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -45,6 +46,7 @@ class WizardState:
         self.path = Path(folder) / FILE_NAME
         self.step, self.visited, self.lost = 0, 0, ""
         self._forms: dict[str, dict[str, Any]] = {}
+        self._turn = threading.Lock()  # a step in the page and work in a thread may both keep something
         self._read()
 
     def form(self, name: str, kind: type[Form]) -> Form:
@@ -67,15 +69,17 @@ class WizardState:
         """
         values = dataclasses.asdict(form)
         _refuse_secrets(name, values)
-        if self._forms.get(name) != values:
-            self._forms[name] = values
-            self._write()
+        with self._turn:
+            if self._forms.get(name) != values:
+                self._forms[name] = values
+                self._write()
 
     def go(self, step: int) -> None:
         """Remember which step is on screen."""
-        if (step, max(step, self.visited)) != (self.step, self.visited):
-            self.step, self.visited = step, max(step, self.visited)
-            self._write()
+        with self._turn:
+            if (step, max(step, self.visited)) != (self.step, self.visited):
+                self.step, self.visited = step, max(step, self.visited)
+                self._write()
 
     def _write(self) -> None:
         content = {"format_version": FORMAT_VERSION, "step": self.step, "visited": self.visited, "forms": self._forms}

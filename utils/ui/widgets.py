@@ -58,6 +58,11 @@ def html_block(*classes: str, value: str = "") -> Widget:
     return marked(toolkit().HTML(value), *classes)
 
 
+def intro(text: str) -> Widget:
+    """The sentence at the top of a step that says what it is for."""
+    return html_block(value=text_html("intro.html", text=text))
+
+
 def button(
     text: str, *classes: str, click: Callable[[], None], style: str = "", icon: str = "", tip: str = ""
 ) -> Widget:

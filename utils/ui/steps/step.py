@@ -35,9 +35,18 @@ class Shell(Protocol):
 
     Attributes:
         setup: everything that was decided and found; no widget.
+        in_thread: whether long work runs beside the page, so that a step may begin it by itself when the page is shown.
     """
 
     setup: Setup
+
+    @property
+    def in_thread(self) -> bool:
+        """See the class."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on."""
 
     def say(self, text: str, tone: Tone = "info") -> None:
         """Show text in the message line; it is escaped there."""
