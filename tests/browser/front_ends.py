@@ -129,6 +129,7 @@ def start(name: str, root: Path, browser: Browser) -> Iterator[FrontEnd]:
     address, log = f"http://127.0.0.1:{port}/", root / ".server.log"
     environ = _environment(root, python)
     _write_kernelspec(Path(environ["JUPYTER_PATH"]), python, kind.colab)
+    _ask_nothing(Path(environ["JUPYTER_CONFIG_DIR"]))
     with log.open("w") as sink:
         process = subprocess.Popen(command, cwd=root, env=environ, stdout=sink, stderr=subprocess.STDOUT)
     try:
@@ -172,6 +173,13 @@ def _write_kernelspec(folder: Path, python: Path, colab: bool) -> None:
     place = folder / "kernels" / KERNEL
     place.mkdir(parents=True)
     (place / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+def _ask_nothing(settings: Path) -> None:
+    """JupyterLab's question about news would lie over the page."""
+    file = settings / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"fetchNews": "false"}', encoding="utf-8")
 
 
 def _free_port() -> int:
