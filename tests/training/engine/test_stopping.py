@@ -40,7 +40,7 @@ def in_a_thread(train):
     def call() -> None:
         try:
             found["result"] = train()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - for the test to look at
             found["error"] = error
 
     thread = threading.Thread(target=call)
@@ -58,7 +58,9 @@ def test_a_stop_saves_the_step_and_the_same_call_goes_on(tmp_path, step):
     error = in_a_thread(lambda: stopped.train(BLOCKS, VALIDATION))["error"]
     assert isinstance(error, TrainingStopped) and f"step {step}" in str(error)
     assert hooks.ready is stopped.adapted
-    going_on = in_a_thread(lambda: listening(tmp_path / "cut", stop=threading.Event()).train(BLOCKS, VALIDATION))["result"]
+    going_on = in_a_thread(lambda: listening(tmp_path / "cut", stop=threading.Event()).train(BLOCKS, VALIDATION))[
+        "result"
+    ]
     assert going_on["resumed_from_step"] == step
     assert going_on["step_loss_history"] == whole["step_loss_history"]
 

@@ -12,7 +12,14 @@ INTRO = (
     "Before any training, a few quick checks tell whether the model can learn at all: shapes, gradients, attention that does "
     "not look ahead, saving and loading."
 )
-STATUS_WORDS = {"wait": "waiting", "run": "running", "pass": "passed", "warn": "look", "fail": "failed", "skip": "skipped"}
+STATUS_WORDS = {
+    "wait": "waiting",
+    "run": "running",
+    "pass": "passed",
+    "warn": "look",
+    "fail": "failed",
+    "skip": "skipped",
+}
 
 
 class ValidationStep:
@@ -55,12 +62,15 @@ class ValidationStep:
     def look(self) -> None:
         """Look for fixes of what is not green."""
         self._begin(
-            lambda ticket: self.decision.look_for_fixes(ticket, self._paint_rows), "Looking for fixes, half a minute at most …"
+            lambda ticket: self.decision.look_for_fixes(ticket, self._paint_rows),
+            "Looking for fixes, half a minute at most …",
         )
 
     def mend(self) -> None:
         """Apply the known fixes and check again."""
-        self._begin(lambda ticket: self.decision.mend(ticket, self._paint_rows), "Applying the fixes and checking again …")
+        self._begin(
+            lambda ticket: self.decision.mend(ticket, self._paint_rows), "Applying the fixes and checking again …"
+        )
 
     def undo(self) -> None:
         """Go back to the model as it came."""
