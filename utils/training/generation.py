@@ -137,7 +137,13 @@ def generate_tokens(
     Errors are those of `generate`, and so is the text.
 
     Args:
-        model, prompt, tokenizer, max_new_tokens, temperature, top_k, seed: as for `generate`.
+        model: as for `generate`, like the others.
+        prompt: text to continue.
+        tokenizer: taken from the result where there is one.
+        max_new_tokens: most tokens to add.
+        temperature: 0 always takes the likeliest token.
+        top_k: draw from the k likeliest tokens only; None draws from all.
+        seed: the same one gives the same text.
         likeliest: how many of the likeliest tokens are told at each place.
 
     Example:
