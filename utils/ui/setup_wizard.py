@@ -74,6 +74,7 @@ class SetupWizard:
         self._pages: dict[int, Step] = {}
         self._place = min(self.setup.state.step, len(STEPS))
         self._view: Any = None
+        self._clicked = False  # the first step that is shown comes from a cell, every other one from a click
 
     # ---- what people call -------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -126,6 +127,7 @@ class SetupWizard:
             self._view = self._frame()
             self._say_what_was_lost()
             self.go(self._place)
+            self._clicked = True
         return self._view
 
     def _frame(self) -> Any:
@@ -195,9 +197,9 @@ class SetupWizard:
 
     # ---- what steps ask for -----------------------------------------------------------------------------------------
     @property
-    def in_thread(self) -> bool:
-        """Whether long work runs in a thread."""
-        return self.worker.in_thread
+    def may_begin(self) -> bool:
+        """Whether a step may begin long work by itself; see `utils.ui.steps.step.Shell`."""
+        return self.worker.in_thread or self._clicked
 
     @property
     def busy(self) -> bool:

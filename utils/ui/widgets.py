@@ -6,9 +6,11 @@ through a description (7.7.1 runs markup in those) and never as it came.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,6 +63,11 @@ def html_block(*classes: str, value: str = "") -> Widget:
 def intro(text: str) -> Widget:
     """The sentence at the top of a step that says what it is for."""
     return html_block(value=text_html("intro.html", text=text))
+
+
+def hint(text: str) -> Widget:
+    """A sentence of help below a field."""
+    return html_block(value=text_html("hint.html", text=text))
 
 
 def button(
@@ -188,8 +195,42 @@ def show(widget: Widget, visible: bool) -> None:
 
 
 def on_change(widget: Widget, call: Callable[[Any], None]) -> None:
-    """Call with the new value whenever the value changes."""
-    widget.observe(lambda change: call(change["new"]), names="value")
+    """Call with the new value whenever a person changes it; what `set_value` and `fill_options` write is no such change."""
+
+    def changed(change: Mapping[str, Any]) -> None:
+        if widget not in _WRITTEN:
+            call(change["new"])
+
+    widget.observe(changed, names="value")
+
+
+_WRITTEN: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Widgets whose value is being written by the wizard itself."""
+
+
+@contextlib.contextmanager
+def _writing(widget: Widget) -> Iterator[None]:
+    """Within the block the widget's changes are the wizard's own, and reach the page in one message."""
+    _WRITTEN.add(widget)
+    try:
+        with widget.hold_sync():
+            yield
+    finally:
+        _WRITTEN.discard(widget)
+
+
+def set_value(widget: Widget, value: Any) -> None:
+    """Write a value that no person chose."""
+    with _writing(widget):
+        widget.value = value
+
+
+def fill_options(widget: Widget, options: Sequence[Any], value: Any) -> None:
+    """Give a `choice` other options and choose one of them."""
+    with _writing(widget):
+        if tuple(widget.options) != tuple(options):
+            widget.options = list(options)
+        widget.value = value
 
 
 def marked(widget: Widget, *classes: str) -> Widget:
@@ -197,13 +238,6 @@ def marked(widget: Widget, *classes: str) -> Widget:
     for name in classes:
         widget.add_class(name)
     return widget
-
-
-def fill_options(widget: Widget, options: Sequence[Any], value: Any) -> None:
-    """Give a `choice` other options and choose one of them, in one message."""
-    with widget.hold_trait_notifications():
-        widget.options = list(options)
-        widget.value = value
 
 
 def _labelled(label: str, tip: str = "", wide: bool = False) -> Mapping[str, Any]:

@@ -35,13 +35,14 @@ class Shell(Protocol):
 
     Attributes:
         setup: everything that was decided and found; no widget.
-        in_thread: whether long work runs beside the page, so that a step may begin it by itself when the page is shown.
+        may_begin: whether a step may begin long work by itself when it comes on screen: work runs beside the page, or the
+            person clicked; not while the cell that shows the wizard has to return.
     """
 
     setup: Setup
 
     @property
-    def in_thread(self) -> bool:
+    def may_begin(self) -> bool:
         """See the class."""
 
     @property

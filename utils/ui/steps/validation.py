@@ -48,7 +48,7 @@ class ValidationStep:
     def enter(self) -> None:
         """Show what is known; begin the checks where they can run beside the page and none was made."""
         self._paint()
-        if self.shell.in_thread and not self.decision.form.verdict:
+        if self.shell.may_begin and not self.decision.form.verdict and not self.shell.busy:
             self.check()
 
     def leave(self) -> str:
