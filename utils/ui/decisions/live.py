@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from utils.adapters.model_adapter import AdaptedModel
     from utils.training.result import TrainingResult
+    from utils.ui.work import Outcome
 
 SAMPLE_SECONDS = 5.0
 """Between two sample texts, at least."""
@@ -46,7 +47,7 @@ class Live(View):
     Attributes:
         line: where the run is, in one line. fraction: the share that is done; None where nobody knows.
         picture: the newest loss curve; None before the first.
-        samples: texts, the oldest first.
+        samples: texts, the oldest first. outcome: how the training ended; None before its end.
     """
 
     interval = 0.5
@@ -55,15 +56,16 @@ class Live(View):
         self.line, self.fraction = "", 0.0
         self.picture: LivePicture | None = None
         self.samples: list[Sample] = []
+        self.outcome: Outcome | None = None
         self._watchers: list[Callable[[str], None]] = []
 
     def watch(self, changed: Callable[[str], None]) -> None:
-        """Have every change told: "line", "picture" or "samples", from the thread that trains."""
+        """Have every change told: "line", "picture", "samples" or "end", from the thread that trains."""
         self._watchers.append(changed)
 
     def begin(self) -> None:
         """Forget the training before."""
-        self.line, self.fraction, self.picture, self.samples = "", 0.0, None, []
+        self.line, self.fraction, self.picture, self.samples, self.outcome = "", 0.0, None, [], None
         for part in ("line", "picture", "samples"):
             self._tell(part)
 
@@ -83,6 +85,15 @@ class Live(View):
         if len(self.samples) > MOST_SAMPLES:
             del self.samples[1]
         self._tell("samples")
+
+    def prepare(self, done: int, total: int | None, note: str) -> None:
+        """Take what is done before the first step, as a `ProgressCallback`."""
+        self.draw(f"Getting ready: {note}" if note else "Getting ready", done / total if total else None)
+
+    def end(self, outcome: Outcome) -> None:
+        """Tell that the training ended, and how."""
+        self.outcome = outcome
+        self._tell("end")
 
     def plot(self) -> LivePlot:
         """What draws the loss here."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import ConfigError, TrainingStopped
 from utils.progress import Progress
 from utils.ui.decisions.live import Live, SampleHooks, prompt_of
+from utils.ui.decisions.validation import identity_of
 from utils.ui.work import StopRequested
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Results:
         settings = self.setup.training.config().to_dict()
         told = {
             "settings": {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT_ON_WEIGHTS},
-            "model": self.setup.validation.form.identity,
+            "model": identity_of(self.setup.given_model),
             "mended": self.setup.validation.form.mended,
             "data": getattr(self.setup.dataset.loaded, "fingerprint", None) or repr(self.setup.dataset.form),
             "tokenizer": _vocabulary_hash(self.setup.tokenizer.made),
@@ -158,7 +159,7 @@ class Results:
                 workspace=setup.training.runs,
                 progress=progress,
                 resume="never" if anew else "continue",
-                hooks=SampleHooks(self.live, self._prompt(), self._begun),
+                hooks=SampleHooks(self.live, self.prompt(), self._begun),
                 stop=lambda: ticket.stopping,
                 plot=self.live.plot(),
             ).run()
@@ -179,9 +180,10 @@ class Results:
         else:
             adapted.load_state_dict(self._fresh[1])
 
-    def _prompt(self) -> str:
+    def prompt(self) -> str:
+        """How sample texts begin: as the data does."""
         data = self.setup.dataset.loaded
-        return prompt_of(data[:20]) if hasattr(data, "report") else "The"
+        return prompt_of(data[:20]) if data is not None else "The"
 
     # ---- afterwards -------------------------------------------------------------------------------------------------
     def reopen(self) -> TrainingResult:
