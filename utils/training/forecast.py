@@ -237,7 +237,8 @@ class Forecast:
         """Whether memory and disks hold it."""
         return not self.problems
 
-    def _rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
+        """What it says, as (what, words)."""
         epochs = self.steps / self.steps_per_epoch
         rows = [
             ("time", f"{_time(self.minutes)}: {self.steps:,} steps of {1000 * self.cost.step:.0f} ms on {self.device}"),
@@ -253,10 +254,10 @@ class Forecast:
 
     def summary(self) -> str:
         """The forecast in a few lines of text."""
-        return text_table(("", ""), self._rows(), title=f"Forecast: {'fits' if self.fits else 'does NOT fit'}")
+        return text_table(("", ""), self.rows(), title=f"Forecast: {'fits' if self.fits else 'does NOT fit'}")
 
     def _repr_html_(self) -> str:
-        return html_table(("", ""), self._rows())
+        return html_table(("", ""), self.rows())
 
 
 def forecast(

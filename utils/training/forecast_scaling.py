@@ -179,7 +179,9 @@ def measure_model(
             break
         try:
             batch = _batch(adapted, sampler, count, tokens)
-            points.append(Point(count, tokens, measure_batch(adapted, batch, 2, precision, device=device, repeats=REPEATS)))
+            points.append(
+                Point(count, tokens, measure_batch(adapted, batch, 2, precision, device=device, repeats=REPEATS))
+            )
         except RuntimeError as error:
             if not points or not is_out_of_memory(error):
                 raise
