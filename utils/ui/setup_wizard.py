@@ -117,6 +117,7 @@ class SetupWizard:
         return self.setup.results.bundle
 
     def _train(self, ticket: Ticket) -> TrainingResult | None:
+        self.setup.validation.require(ticket)
         return self.setup.results.train(ticket)
 
     # ---- the frame --------------------------------------------------------------------------------------------------
