@@ -86,9 +86,14 @@ def upload(wizard, name, content):
     assert wizard.worker.join(60)
 
 
+def paint(wizard):
+    """Make its widgets, as `run` does, without a page."""
+    assert wizard.view.children
+
+
 def to_step(wizard, place):
     """Walk to a step, 1 for the first; nothing has to be clicked but Next where threads work."""
-    wizard.view
+    paint(wizard)
     assert wizard.worker.join(60)
     if not wizard.worker.in_thread and not wizard.setup.validation.form.verdict:
         click(wizard, "tb-check-again")
@@ -141,7 +146,7 @@ def test_a_restarted_kernel_goes_on_where_it_was(start, in_thread):
     upload(wizard, "mine.txt", "\n".join(SENTENCES).encode())
     click(wizard, "tb-next")
     again = start(in_thread)
-    again.view
+    paint(again)
     assert again.worker.join(60)
     assert again.setup.state.step == 2
     assert is_visible(again, find(again, "tb-tok-strategy"))
@@ -158,7 +163,7 @@ def test_showing_the_wizard_begins_no_work_where_the_cell_must_return(start):
         wizard = start(in_thread=False)
         wizard.setup.state.go(place)
         again = start(in_thread=False)
-        again.view
+        paint(again)
         assert again.setup.validation.report is None
         assert again.setup.dataset.loaded is None
         assert again.setup.tokenizer.made is None
@@ -173,7 +178,7 @@ def test_a_click_begins_work_where_only_the_main_thread_can(start):
 
 def test_no_step_is_left_before_it_is_complete(start, tmp_path):
     wizard = start(in_thread=False)
-    wizard.view
+    paint(wizard)
     click(wizard, "tb-next")
     assert "press Check" in text(wizard, "tb-message")
     click(wizard, "tb-check-again")
@@ -251,7 +256,7 @@ def test_whoever_ticks_goes_on_anyway(start, faulty):
 
 def test_an_error_of_the_model_is_shown_in_the_step(start, tmp_path):
     wizard = start(False, tmp_path / "nowhere", None)
-    wizard.view
+    paint(wizard)
     click(wizard, "tb-check-again")
     assert "no file or folder" in text(wizard, "tb-message")
     assert not find(wizard, "tb-check-again").disabled
@@ -267,7 +272,7 @@ def test_other_work_is_not_begun_beside_the_one_that_goes_on(start, monkeypatch)
             ticket.progress(1)
 
     monkeypatch.setattr(wizard.setup.validation, "check", endless)
-    wizard.view
+    paint(wizard)
     assert not wizard.work(lambda ticket: begun.append(2))
     assert "still being done" in text(wizard, "tb-message")
     assert is_visible(wizard, find(wizard, "tb-halt"))
@@ -314,7 +319,7 @@ def test_nobody_clicking_trains_with_the_defaults(start, painted, monkeypatch):
     wizard.setup.__dict__["results"] = Trained(wizard.setup)
     monkeypatch.setattr(setup_wizard.SetupWizard, "show_results", lambda self: None)
     if painted:
-        wizard.view
+        paint(wizard)
     result = wizard.train()
     assert result is wizard.result
     assert result["data"] == "python-docs"
