@@ -59,7 +59,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "d_model": _COUNT,
     "num_layers": _COUNT,
 }
-_CHOICES = {
+CHOICES = {
     "precision": PRECISIONS,
     "initialisation": INITIALISATIONS,
     "objective": OBJECTIVES,
@@ -67,6 +67,7 @@ _CHOICES = {
     "compile_mode": COMPILE_MODES,
     "strategy": STRATEGIES,
 }
+"""Setting → the values that it takes; what is not here is a number, a text or a tick."""
 _NOT_IN_FOLDER_NAMES = '/\\:*?"<>|'
 _NOT_IN_PROJECTS = "/\\#?%:"  # what wandb refuses, after the first request
 
@@ -143,8 +144,8 @@ def _value_problem(name: str, value: Any) -> str | None:
     if name in _RANGES:
         is_right, expected = _RANGES[name]
         return None if is_right(value) else f"{name}={value!r}: expected {expected}."
-    if name in _CHOICES:
-        return None if value in _CHOICES[name] else unknown_choice(name, value, _CHOICES[name])
+    if name in CHOICES:
+        return None if value in CHOICES[name] else unknown_choice(name, value, CHOICES[name])
     check = _TEXTS.get(name)
     wanted = None if check is None else check(value)
     return None if wanted is None else f"{name}={shown(value)}: expected {wanted}."

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 from utils._extras import require
 from utils._pages import render
@@ -58,6 +59,31 @@ def style_sheet(name: str = "wizard.css") -> Widget:
 def html_block(*classes: str, value: str = "") -> Widget:
     """A place for HTML that `text_html` or `plain_html` made."""
     return marked(toolkit().HTML(value), *classes)
+
+
+def heading(text: str) -> Widget:
+    """The title of a part of a page; text of our own."""
+    return html_block(value=f'<h4 class="tb-heading">{html.escape(text)}</h4>')
+
+
+def link_place(*classes: str) -> Widget:
+    """A place for a link to a file of this machine; see `show_link`."""
+    return marked(toolkit().Output(), *classes)
+
+
+def show_link(place: Widget, path: str | None, text: str) -> None:
+    """Show a link to a file, which the notebook's page turns into an address of its server.
+
+    Args:
+        place: what `link_place` made.
+        path: of the file, relative to the folder of the notebook; None where the page cannot reach it: nothing is shown.
+        text: of the link.
+    """
+    if path is None:
+        place.outputs = ()
+        return
+    link = f'<a href="{html.escape(quote(path))}" download target="_blank">{html.escape(text)}</a>'
+    place.outputs = ({"output_type": "display_data", "data": {"text/html": link, "text/plain": path}, "metadata": {}},)
 
 
 def intro(text: str) -> Widget:
