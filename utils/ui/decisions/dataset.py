@@ -214,8 +214,9 @@ class DatasetDecision:
 
         options = self._options(form)
         if form.kind == "hub":
-            most = {"max_documents": form.hub_documents} if form.hub_documents > 0 else {}
-            return DatasetLoader.from_huggingface(form.hub.strip(), progress=ticket.progress, **options, **most)
+            if form.hub_documents > 0:
+                options["max_documents"] = form.hub_documents
+            return DatasetLoader.from_huggingface(form.hub.strip(), progress=ticket.progress, **options)
         if form.kind in ("upload", "path"):
             place = self._place()
             if not place.exists():
