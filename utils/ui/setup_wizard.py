@@ -226,6 +226,7 @@ class SetupWizard:
             return False
         if begin:
             self.say(begin, "busy")
+        place = self._place
 
         def ended(outcome: Outcome) -> None:
             self._paint_frame()
@@ -235,6 +236,8 @@ class SetupWizard:
                 self.say(outcome.error, "bad")
             if done is not None:
                 done(outcome)
+            if self._place != place:  # the person went on meanwhile, and what was done concerns that step too
+                self._page(self._place).enter()
 
         begun = self.worker.start(job, show or self._show_progress, ended)
         self._paint_frame()
