@@ -106,3 +106,11 @@ def test_an_exception_is_kept_for_cells():
 
 def test_an_exception_without_a_text_is_named():
     assert readable(MemoryError()) == "MemoryError"
+
+
+def test_a_note_before_something_long_is_shown_at_once():
+    shown = []
+    ticket = Ticket(lambda *told: shown.append(told), FakeClock())
+    for place in range(3):
+        ticket.progress(place, 9, "step", at_once=place != 1)
+    assert [done for done, _, _ in shown] == [0, 2]

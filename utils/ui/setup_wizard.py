@@ -183,7 +183,7 @@ class SetupWizard:
     def _paint_frame(self) -> None:
         for place, tab in enumerate(self._tabs):
             tab.disabled = place > self.setup.state.visited
-            tab.button_style = "info" if place == self._place else ""
+            tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
         widgets.show(self._stop, self.worker.busy and self.worker.in_thread)

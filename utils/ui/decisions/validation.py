@@ -255,7 +255,7 @@ class ValidationDecision:
                 ticket.report(done, total, note)
                 return
             ended = ticket.stopping
-            ticket.progress(done, total, f"Checking: {note}")
+            ticket.progress(done, total, f"Checking: {note}", at_once=True)
             self._set(CheckRow(note, "run"))
             changed()
 
