@@ -87,7 +87,12 @@ def begin_training(shell: Shell, anew: bool = False) -> bool:
 
     def ended(outcome: Outcome) -> None:
         results.live.end(outcome)
+        if outcome.done:
+            shell.say("The training is finished.", "good")
+        elif outcome.stopped:
+            shell.say("Stopped and saved. Continue goes on exactly there.")
 
+    results.live.begin()
     return shell.work(
         lambda ticket: results.train(ticket, anew=anew),
         show=results.live.prepare,
