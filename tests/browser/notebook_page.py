@@ -156,6 +156,10 @@ class NotebookPage:
         """Whether it may be clicked."""
         return self.control(name).is_enabled()
 
+    def wait_until_enabled(self, name: str, seconds: float = PATIENCE) -> None:
+        """Until it may be clicked."""
+        expect(self.control(name)).to_be_enabled(timeout=seconds * SECONDS)
+
     def milliseconds_until(self, click: str, place: str, text: str) -> float:
         """From a click on `click` to the frame in which `place` shows `text`, by the page's own clock."""
         return float(self.page.evaluate(CHANGED_AFTER_CLICK, [f".{click}", f".{place}", text]))
