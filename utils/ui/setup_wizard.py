@@ -117,6 +117,7 @@ class SetupWizard:
         return self.setup.results.bundle
 
     def _train(self, ticket: Ticket) -> TrainingResult | None:
+        self.setup.validation.require(ticket)
         return self.setup.results.train(ticket)
 
     # ---- the frame --------------------------------------------------------------------------------------------------
@@ -125,7 +126,6 @@ class SetupWizard:
         """The widget; made when it is first asked for, with the step that was on screen last."""
         if self._view is None:
             self._view = self._frame()
-            self._say_what_was_lost()
             self.go(self._place)
             self._clicked = True
         return self._view
@@ -140,9 +140,12 @@ class SetupWizard:
         self._next = widgets.button("Next", "tb-next", click=self._go_on, style="primary", icon="arrow-right")
         self._stop = widgets.button("Stop", "tb-halt", click=self.stop, icon="stop", tip="Stop what is going on")
         self._body = widgets.column(classes=["tb-body"])
+        lost = self.setup.state.lost
+        notice = widgets.text_html("message.html", text=lost, tone="bad") if lost else ""
         return widgets.column(
             widgets.style_sheet(),
             widgets.row(*self._tabs, classes=["tb-head"]),
+            widgets.html_block("tb-notice", value=notice),
             self._body,
             self._message,
             widgets.row(self._back, self._next, self._stop, classes=["tb-foot"]),
@@ -180,7 +183,7 @@ class SetupWizard:
     def _paint_frame(self) -> None:
         for place, tab in enumerate(self._tabs):
             tab.disabled = place > self.setup.state.visited
-            tab.button_style = "info" if place == self._place else ""
+            tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
         widgets.show(self._stop, self.worker.busy and self.worker.in_thread)
@@ -245,7 +248,3 @@ class SetupWizard:
     def _show_progress(self, done: int, total: int | None, note: str) -> None:
         count = f" ({done:,} of {total:,})" if total else f" ({done:,})" if done else ""
         self.say(f"{note or 'Working'}{count} …", "busy")
-
-    def _say_what_was_lost(self) -> None:
-        if self.setup.state.lost:
-            self.say(self.setup.state.lost, "bad")

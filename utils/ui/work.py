@@ -73,20 +73,26 @@ class Ticket:
         """Ask the work to stop."""
         self._stop.set()
 
-    def progress(self, done: int, total: int | None = None, note: str = "") -> None:
+    def progress(self, done: int, total: int | None = None, note: str = "", *, at_once: bool = False) -> None:
         """Report progress, as a `ProgressCallback`; ends the work here where somebody asked for it.
+
+        Args:
+            done: units done.
+            total: units in total; None: unknown.
+            note: what is being done.
+            at_once: show it however short the last note was ago, since the next may be long in coming.
 
         Raises:
             StopRequested: somebody asked.
         """
         if self.stopping:
             raise StopRequested
-        self.report(done, total, note)
+        self.report(done, total, note, at_once=at_once)
 
-    def report(self, done: int, total: int | None = None, note: str = "") -> None:
+    def report(self, done: int, total: int | None = None, note: str = "", *, at_once: bool = False) -> None:
         """As `progress`, and never ends the work."""
         now = self._clock()
-        if self._shown is None or now - self._shown >= PAINT_SECONDS or done == total:
+        if at_once or self._shown is None or now - self._shown >= PAINT_SECONDS or done == total:
             self._shown = now
             self._show(done, total, note)
 

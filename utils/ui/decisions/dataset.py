@@ -43,8 +43,8 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 class DatasetForm:
     """What is asked in step 2."""
 
-    kind: str = "example"
-    """A key of `KINDS`, or "given"."""
+    kind: str = ""
+    """A key of `KINDS`, or "given"; empty takes what was passed as `data=`, else the example."""
     example: str = ""
     """Name of the bundled example; empty takes the first that suits the model."""
     upload: str = ""
@@ -74,10 +74,9 @@ class DatasetDecision:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        first = DatasetForm(kind=GIVEN if setup.given_data is not None else "example")
-        kept = setup.state.form(NAME, DatasetForm)
-        known = kept.kind in KINDS or (kept.kind == GIVEN and setup.given_data is not None)
-        self.form = kept if known and kept != DatasetForm() else first
+        self.form = setup.state.form(NAME, DatasetForm)
+        if self.form.kind not in self.kinds:
+            self.form = replace(self.form, kind=next(iter(self.kinds)), column="", label="")
         self.loaded: LoadedDataset | None = None
         self.quality: DataQuality | None = None
         self.columns: tuple[str, ...] = ()
@@ -215,8 +214,9 @@ class DatasetDecision:
 
         options = self._options(form)
         if form.kind == "hub":
-            most = {"max_documents": form.hub_documents} if form.hub_documents > 0 else {}
-            return DatasetLoader.from_huggingface(form.hub.strip(), progress=ticket.progress, **options, **most)
+            if form.hub_documents > 0:
+                options["max_documents"] = form.hub_documents
+            return DatasetLoader.from_huggingface(form.hub.strip(), progress=ticket.progress, **options)
         if form.kind in ("upload", "path"):
             place = self._place()
             if not place.exists():

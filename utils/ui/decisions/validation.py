@@ -211,6 +211,19 @@ class ValidationDecision:
         self.form = ValidationForm(identity=self._identity)
         self._setup.state.keep(NAME, self.form)
 
+    def require(self, ticket: Ticket) -> AdaptedModel:
+        """The model in use, for whoever trains without having walked through the steps: checked, where it was not.
+
+        Raises:
+            CheckError: a check failed, and nobody chose to go on anyway.
+            TransformerBuilderError: as `check`.
+        """
+        if not self.form.verdict:
+            self.check(ticket)
+        if self.problem():
+            raise CheckError(f"Training was not begun. {self.problem()}")
+        return self.prepare()
+
     def go_on_anyway(self, wanted: bool) -> None:
         """Whether to go on although a check failed."""
         self.form = replace(self.form, anyway=wanted)
@@ -234,13 +247,17 @@ class ValidationDecision:
         self.rows = [row if other.name == row.name else other for other in self.rows]
 
     def _progress(self, ticket: Ticket, changed: Callable[[], None]) -> Callable[[int, int | None, str], None]:
+        ended = False
+
         def running(done: int, total: int | None, note: str) -> None:
-            if total is None or done < total:  # at the end it is the verdict, and nothing is left to stop
-                ticket.progress(done, total, f"Checking: {note}")
-                self._set(CheckRow(note, "run"))
-                changed()
-            else:
+            nonlocal ended
+            if ended or done == total:  # what comes now is the verdict
                 ticket.report(done, total, note)
+                return
+            ended = ticket.stopping
+            ticket.progress(done, total, f"Checking: {note}", at_once=True)
+            self._set(CheckRow(note, "run"))
+            changed()
 
         return running
 

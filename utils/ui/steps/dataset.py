@@ -130,7 +130,7 @@ class DatasetStep:
         decision = self.decision
         for kind, group in self._groups.items():
             widgets.show(group, kind == decision.form.kind)
-        self._uploaded.value = widgets.plain_html(decision.form.upload)
+        self._uploaded.value = widgets.plain_html(f"Chosen: {decision.form.upload}" if decision.form.upload else "")
         self._paint_column()
         current = decision.is_read or (decision.reading is None and bool(decision.columns))
         self._preview.value = widgets.text_html(

@@ -39,9 +39,9 @@ class ValidationStep:
         self.view = widgets.column(
             widgets.intro(INTRO),
             self._facts,
-            self._rows,
             self._verdict,
             widgets.row(self._check, self._look, self._mend, self._undo, self._anyway, classes=["tb-actions"]),
+            self._rows,
             classes=["tb-step", "tb-validation"],
         )
 
