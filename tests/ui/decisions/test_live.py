@@ -87,7 +87,7 @@ def test_without_a_tokenizer_nothing_is_written(monkeypatch):
 
 @pytest.mark.parametrize(
     ("texts", "prompt"),
-    [(["", "  ", "One two three four five"], "One two three four"), ([], "The"), (["x" * 100], "x" * 60)],
+    [(["", "  ", "One two three four five", "x"], "One two three four"), ([], "The"), (["x" * 100], "x" * 60)],
 )
 def test_samples_begin_as_the_data_does(texts, prompt):
     assert prompt_of(texts) == prompt
