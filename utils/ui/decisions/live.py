@@ -5,6 +5,7 @@ Sample texts are made by `sample_hooks`, which knows the engine; this file is li
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,11 @@ def writes(adapted: AdaptedModel) -> bool:
 def prompt_of(documents: Sequence[Any]) -> str:
     """A short beginning for sample texts: the first words of the first document that has some."""
     for text in documents:
-        words = str(text).split()
+        words = list(itertools.takewhile(_is_word, str(text).split()))  # no line of asterisks below a heading
         if words:
             return " ".join(words[:4])[:60]
     return "The"
+
+
+def _is_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)
