@@ -68,8 +68,8 @@ def test_all_five_steps_from_the_model_to_the_download(page: NotebookPage, tmp_p
     (tmp_path / "empty.txt").write_text("")
     page.choose_file("tb-data-upload", tmp_path / "empty.txt")
     page.expect_text("tb-message", "empty")
-    page.choose_file("tb-data-upload", write_corpus(tmp_path / "my words.txt"))
-    page.expect_text("tb-data-uploaded", "my words.txt")
+    page.choose_file("tb-data-upload", write_corpus(tmp_path / "my-words.txt"))
+    page.expect_text("tb-data-uploaded", "my-words.txt")
     page.expect_text("tb-data-quality", "check", 60)
     page.expect_text("tb-data-preview", "quick brown fox")
     shot("step-2", "tb-wizard")
@@ -113,7 +113,7 @@ def test_all_five_steps_from_the_model_to_the_download(page: NotebookPage, tmp_p
     for place, name in ((3, "tb-tokenizer"), (2, "tb-dataset"), (1, "tb-validation")):
         changes.append(page.milliseconds_until("tb-back", name, ""))
         assert page.widget(name).is_visible(), f"Back leads to step {place}"
-    changes.append(page.milliseconds_until("tb-step-2", "tb-dataset", "my words.txt"))
+    changes.append(page.milliseconds_until("tb-step-2", "tb-dataset", "my-words.txt"))
     changes.append(page.milliseconds_until("tb-step-3", "tb-tokenizer", "13 characters"))
     changes.append(page.milliseconds_until("tb-step-4", "tb-forecast", f"{STEPS} steps"))
     assert page.value("tb-tok-try") == "seven wizards"
@@ -127,7 +127,7 @@ def test_all_five_steps_from_the_model_to_the_download(page: NotebookPage, tmp_p
     page.click("tb-advanced")
     changes.append(page.milliseconds_until("tb-next", "tb-review", "Look it over"))
     page.expect_text("tb-summary", f"{STEPS} steps")
-    page.expect_text("tb-summary", "my words.txt")
+    page.expect_text("tb-summary", "my-words.txt")
     shot("step-5", "tb-wizard")
     page.click("tb-start")
 
@@ -178,7 +178,7 @@ def download(page: NotebookPage, folder: Path) -> Path:
     page.click("tb-download")
     page.expect_text("tb-message", "Everything is in", 60)
     with page.page.expect_download(timeout=30_000) as started:
-        page.page.locator(".tb-link a, .tb-results a[download]").first.click()
+        page.page.locator("a.tb-download-link").click()
     path = folder / started.value.suggested_filename
     started.value.save_as(path)
     return path
