@@ -7,6 +7,7 @@ BROWSER_ENVIRONMENTS names another folder than `.browser`. Run as a script it ma
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -24,26 +25,30 @@ log = logging.getLogger(__name__)
 
 
 def python_of(name: str) -> Path:
-    """The Python of the environment `name`, which is made first where it is missing or older than its requirements."""
-    folder = Path(os.environ.get("BROWSER_ENVIRONMENTS", ROOT / ".browser")) / name
+    """The Python of the environment `name`; it is made first where it is missing or older than its requirements."""
     requirements = HERE / f"requirements-{name}.txt"
-    python, mark, wanted = folder / "bin" / "python", folder / ".complete", _recipe(requirements)
-    if not (mark.exists() and mark.read_text(encoding="utf-8") == wanted):
-        _make(folder, python, requirements)
-        mark.write_text(wanted, encoding="utf-8")  # last: a half-made environment is made again
-    return python
+    base = Path(os.environ.get("BROWSER_ENVIRONMENTS", ROOT / ".browser"))
+    folder = base / f"{name}-{_recipe(requirements)}"
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs would install into each other's half-made environment
+        if not (folder / ".complete").exists():
+            _make(folder, requirements)
+            (folder / ".complete").touch()  # last: a half-made environment is made again
+    return folder / "bin" / "python"
 
 
 def _recipe(requirements: Path) -> str:
-    """What an environment is made from; another recipe makes it anew."""
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    return f"{digest} behind it {sysconfig.get_path('purelib')}\n"
+    """Names what an environment is made from: its requirements, and what lies behind it."""
+    made_from = requirements.read_bytes() + sysconfig.get_path("purelib").encode()
+    return hashlib.sha256(made_from).hexdigest()[:8]
 
 
-def _make(folder: Path, python: Path, requirements: Path) -> None:
+def _make(folder: Path, requirements: Path) -> None:
     log.info("Installing %s into %s (about a minute) …", requirements.name, folder)
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "install", "-r", str(requirements)], capture_output=True, text=True)
     if done.returncode:
