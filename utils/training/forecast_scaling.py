@@ -16,8 +16,8 @@ from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.sampling import Sampler, labels_of
 from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.batch_order import fit_window
+from utils.tokenization.samples import DEFAULT_BLOCK_LENGTH
 from utils.training.engine.memory import MemoryEstimate, estimate_memory, is_out_of_memory
-from utils.training.engine.samples import DEFAULT_BLOCK_LENGTH
 from utils.training.forecast import (
     Cost,
     Forecast,

@@ -66,7 +66,9 @@ class LossCurve:
             for number, (series, line) in enumerate(zip(panel.series, pairs))
         )
         across = tuple((place(x0, y)[1], f"{y:.3g}") for y in _ticks(y0, y1))
-        along = tuple((place(x, y0)[0], f"{x:,.0f}") for x in _ticks(x0, x1))
+        along = tuple(
+            (place(x, y0)[0], f"{x:,.0f}") for x in sorted({float(round(x)) for x in _ticks(x0, x1)}) if x0 <= x <= x1
+        )
         return cls(lines, across, along, panel.ylabel, panel.xlabel)
 
 

@@ -1,32 +1,24 @@
 """What is seen of a training while it runs: a line with speed and time left, the loss curve, sample texts. Draws no widget.
 
-Everything is throttled by what it costs, so that training hardly notices; the clock is an argument.
+Sample texts are made by `sample_hooks`, which knows the engine; this file is light, since every page of the wizard needs it.
 """
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import TransformerBuilderError
 from utils.progress import View
-from utils.training.engine.hooks import DefaultHooks
-from utils.training.live_plot import LivePicture, LivePlot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from utils.adapters.model_adapter import AdaptedModel
-    from utils.training.result import TrainingResult
+    from utils.training.live_plot import LivePicture, LivePlot
     from utils.ui.work import Outcome
 
-SAMPLE_SECONDS = 5.0
-"""Between two sample texts, at least."""
-SAMPLE_COST = 0.01
-"""Largest share of the time that sample texts may take: one that took 0.1 s is followed by 10 s of rest."""
-SAMPLE_TOKENS = 40
+PICTURE_SECONDS = 1.0
+"""Between two pictures of the loss, at least."""
 MOST_SAMPLES = 12
 """Sample texts that are kept: the first, and the newest ones."""
 
@@ -58,6 +50,11 @@ class Live(View):
         self.samples: list[Sample] = []
         self.outcome: Outcome | None = None
         self._watchers: list[Callable[[str], None]] = []
+
+    @property
+    def going_on(self) -> bool:
+        """Whether a training began and has not ended."""
+        return bool(self.line) and self.outcome is None
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """Have every change told: "line", "picture", "samples" or "end", from the thread that trains."""
@@ -97,73 +94,13 @@ class Live(View):
 
     def plot(self) -> LivePlot:
         """What draws the loss here."""
-        return LivePlot(self, seconds=1.0)
+        from utils.training.live_plot import LivePlot
+
+        return LivePlot(self, seconds=PICTURE_SECONDS)
 
     def _tell(self, part: str) -> None:
         for changed in self._watchers:
             changed(part)
-
-
-class SampleHooks(DefaultHooks):
-    """Lets the model write while it learns, in the thread that trains, so that no random state is mixed up.
-
-    Args:
-        live: takes the texts.
-        prompt: what the model continues.
-        begun: told the name of the run before its first step.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self, live: Live, prompt: str, begun: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._live, self._prompt, self._begun, self._clock = live, prompt, begun, clock
-        self._model: AdaptedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._next = -float("inf")
-
-    def on_model_ready(self, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Remember who writes."""
-        self._model, self._tokenizer = model, tokenizer
-
-    def on_training_start(self, run_name: str, total_steps: int, first_step: int) -> None:
-        """Show what the model writes before it learns."""
-        self._begun(run_name)
-        self._write(first_step)
-
-    def on_step_end(self, step: int, loss: float | None) -> None:
-        """Show what it writes by now, where enough time has passed."""
-        if self._clock() >= self._next:
-            self._write(step)
-
-    def on_training_end(self, result: TrainingResult) -> None:
-        """Show what the trained model writes."""
-        self._model, self._tokenizer = result.model, result.tokenizer
-        steps = len(result["step_loss_history"])
-        if not self._live.samples or self._live.samples[-1].step != steps:
-            self._write(steps)
-
-    def _write(self, step: int) -> None:
-        if self._model is None or self._tokenizer is None or not writes(self._model):
-            self._next = float("inf")
-            return
-        begun = self._clock()
-        self._live.add(self._sample(step))
-        now = self._clock()
-        self._next = now + max(SAMPLE_SECONDS, (now - begun) / SAMPLE_COST)
-
-    def _sample(self, step: int) -> Sample:
-        from utils.training.generation import generate
-
-        assert self._model is not None
-        try:
-            text = generate(
-                self._model, self._prompt, tokenizer=self._tokenizer, max_new_tokens=SAMPLE_TOKENS, seed=step
-            )
-        except TransformerBuilderError as error:  # a text that cannot be written ends no training
-            return Sample(step, self._prompt, "", str(error))
-        continues = self._model.contract.task == "lm"
-        return Sample(step, self._prompt, text[len(self._prompt) :] if continues else text)
 
 
 def writes(adapted: AdaptedModel) -> bool:
@@ -174,7 +111,11 @@ def writes(adapted: AdaptedModel) -> bool:
 def prompt_of(documents: Sequence[Any]) -> str:
     """A short beginning for sample texts: the first words of the first document that has some."""
     for text in documents:
-        words = str(text).split()
+        words = list(itertools.takewhile(_is_word, str(text).split()))  # no line of asterisks below a heading
         if words:
             return " ".join(words[:4])[:60]
     return "The"
+
+
+def _is_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import ConfigError, TrainingStopped
 from utils.progress import Progress
-from utils.ui.decisions.live import Live, SampleHooks, prompt_of
+from utils.ui.decisions.live import Live, prompt_of
 from utils.ui.decisions.validation import identity_of
 from utils.ui.work import StopRequested
 
@@ -147,6 +147,7 @@ class Results:
 
     def _trained(self, ticket: Ticket, data: Any, anew: bool) -> TrainingResult:
         from utils.training.training_core import TrainingCoordinator
+        from utils.ui.decisions.sample_hooks import SampleHooks
 
         setup, config = self.setup, self.setup.training.config()
         with Progress("Training", unit="steps", view=self.live) as progress:

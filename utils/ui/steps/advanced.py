@@ -29,7 +29,7 @@ class AdvancedSettings:
         self._fields: dict[SettingField, Any] = {}
         self._body = widgets.column(classes=["tb-advanced-body"])
         widgets.show(self._body, False)
-        self.view = widgets.column(self._button, self._body, self._complaint)
+        self.view = widgets.column(widgets.row(self._button), self._body, self._complaint)
 
     def paint(self) -> None:
         """Show the settings as they are, where the fold is open."""

@@ -161,6 +161,8 @@ class LivePanel:
 
     def stop(self) -> None:
         """Ask the training to stop after the step that runs."""
+        if not self.shell.busy:
+            return
         self.shell.stop()
         self.shell.say("Stopping: the step that runs is finished and saved …", "busy")
 
@@ -173,12 +175,15 @@ class LivePanel:
         """Everything as it is now."""
         for part in ("line", "picture", "samples"):
             self._changed(part)
-        training = self.live.outcome is None and bool(self.live.line) and self.shell.busy
-        widgets.show(self._stop, training and not in_colab())
-        widgets.show(self._go_on, self.results.interrupted and not self.shell.busy)
-        widgets.show(self._bar, training)
+        self._paint_buttons()
         if not self.live.line:
             self._line.value = widgets.text_html("hint.html", text=self._at_rest())
+
+    def _paint_buttons(self) -> None:
+        training = self.live.going_on and self.shell.busy
+        widgets.show(self._stop, training and not in_colab())  # there the interrupt button of the cell stops it
+        widgets.show(self._bar, training)
+        widgets.show(self._go_on, self.results.interrupted and not self.shell.busy)
 
     def _at_rest(self) -> str:
         if self.results.interrupted:
@@ -190,6 +195,7 @@ class LivePanel:
         if part == "line" and self.live.line:
             self._bar.value = self.live.fraction
             self._line.value = widgets.text_html("live_line.html", line=self.live.line)
+            self._paint_buttons()
         elif part == "picture":
             panel = None if self.live.picture is None else self.live.picture.panel
             self._curve.value = "" if panel is None else widgets.text_html("curve.html", curve=LossCurve.of(panel))

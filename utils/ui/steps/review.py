@@ -24,6 +24,7 @@ class ReviewStep:
         self._anew = widgets.button("Begin a new run", "tb-anew", click=self.start_anew, icon="repeat")
         self._see = widgets.button("See the run", "tb-see", click=shell.show_results, icon="line-chart")
         self.view = widgets.column(
+            widgets.style_sheet("results.css"),
             widgets.intro(INTRO),
             self._summary,
             widgets.row(self._start, self._anew, self._see, classes=["tb-actions"]),
@@ -87,10 +88,14 @@ def begin_training(shell: Shell, anew: bool = False) -> bool:
 
     def ended(outcome: Outcome) -> None:
         results.live.end(outcome)
+        if outcome.done:
+            shell.say("The training is finished.", "good")
+        elif outcome.stopped:
+            shell.say("Stopped and saved. Continue goes on exactly there.")
 
+    results.live.begin()
     return shell.work(
         lambda ticket: results.train(ticket, anew=anew),
         show=results.live.prepare,
         done=ended,
-        begin="The training begins …",
     )

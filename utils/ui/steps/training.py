@@ -58,6 +58,7 @@ class TrainingStep:
         self._measure = widgets.button("Measure this machine", "tb-measure", click=self.measure, icon="clock-o")
         self._listen()
         self.view = widgets.column(
+            widgets.style_sheet("results.css"),
             widgets.intro(INTRO),
             self._preset.view,
             *(part for name, control in self._sliders.items() for part in (control, self._why[name])),
