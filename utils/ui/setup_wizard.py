@@ -170,10 +170,10 @@ class SetupWizard:
         for other, step in self._pages.items():
             widgets.show(step.view, other == place)
         self._place = place
-        self.setup.state.go(place)
         self._paint_frame()
         if not self.worker.busy:
             self.say("")
+        self.setup.state.go(place)  # before the step may begin work, and after what the person sees first
         page.enter()
 
     def show_results(self) -> None:
@@ -182,7 +182,7 @@ class SetupWizard:
 
     def _paint_frame(self) -> None:
         for place, tab in enumerate(self._tabs):
-            tab.disabled = place > self.setup.state.visited
+            tab.disabled = place > max(self.setup.state.visited, self._place)
             tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)

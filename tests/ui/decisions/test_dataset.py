@@ -65,7 +65,7 @@ def test_no_file_is_no_upload(setup):
 def test_the_person_is_asked_which_column_is_the_text(setup, table):
     decision = setup.dataset
     decision.choose(kind="path", path=str(table))
-    with pytest.raises(DataError, match=r"title, body\. Choose the one"):
+    with pytest.raises(DataError, match=r"title, body\. Choose the one .*Column of the text"):
         decision.load(Ticket())
     assert decision.columns == ("title", "body")
     assert decision.preview[0] == ("title", "body")

@@ -179,7 +179,7 @@ class DatasetDecision:
         except ColumnChoiceError as error:
             self.columns, self.preview = error.candidates, (error.columns, error.rows)
             raise DataError(
-                f"Several columns hold text: {', '.join(error.candidates)}. Choose the one to train on below, and it is read."
+                f"Several columns hold text: {', '.join(error.candidates)}. Choose the one to train on under “Column of the text”; it is read then."
             ) from error
         if loaded is not None:
             self._judge(loaded, ticket)
