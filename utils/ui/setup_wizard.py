@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.progress import in_notebook
 from utils.ui import widgets
 from utils.ui.decisions.setup import Setup
 from utils.ui.work import Outcome, Worker
@@ -74,6 +75,7 @@ class SetupWizard:
         self._pages: dict[int, Step] = {}
         self._place = min(self.setup.state.step, len(STEPS))
         self._view: Any = None
+        self._cell: Any = None
         self._clicked = False  # the first step that is shown comes from a cell, every other one from a click
 
     # ---- what people call -------------------------------------------------------------------------------------------
@@ -99,6 +101,7 @@ class SetupWizard:
         Raises:
             TransformerBuilderError: what cannot be done; the message says which step to change.
         """
+        self._show_in_cell()
         outcome = self.worker.run(self._train)
         if outcome.cause is not None:
             raise outcome.cause
@@ -115,6 +118,19 @@ class SetupWizard:
     def bundle(self) -> Bundle | None:
         """What was exported; None before that."""
         return self.setup.results.bundle
+
+    def _show_in_cell(self) -> None:
+        """The training as it goes, below the cell that calls `train`; outside a notebook nothing."""
+        if not in_notebook():
+            return
+        from IPython.display import display
+
+        from utils.ui.steps.results import LivePanel
+
+        if self._cell is None:
+            styles = (widgets.style_sheet(), widgets.style_sheet("results.css"))
+            self._cell = widgets.column(*styles, LivePanel(self).view, classes=["tb-wizard"])
+        display(self._cell)
 
     def _train(self, ticket: Ticket) -> TrainingResult | None:
         self.setup.validation.require(ticket)

@@ -6,6 +6,7 @@ Sample texts are made by `sample_hooks`, which knows the engine; this file is li
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class Live(View):
         line: where the run is, in one line. fraction: the share that is done; None where nobody knows.
         picture: the newest loss curve; None before the first.
         samples: texts, the oldest first. outcome: how the training ended; None before its end.
+        in_thread: whether it runs beside the page, so that a button can stop it; else the notebook's interrupt does.
     """
 
     interval = 0.5
@@ -49,6 +51,7 @@ class Live(View):
         self.picture: LivePicture | None = None
         self.samples: list[Sample] = []
         self.outcome: Outcome | None = None
+        self.in_thread = False
         self._watchers: list[Callable[[str], None]] = []
 
     @property
@@ -61,7 +64,8 @@ class Live(View):
         self._watchers.append(changed)
 
     def begin(self) -> None:
-        """Forget the training before."""
+        """Forget the training before; called in the thread that trains."""
+        self.in_thread = threading.current_thread() is not threading.main_thread()
         self.line, self.fraction, self.picture, self.samples, self.outcome = "", 0.0, None, [], None
         for part in ("line", "picture", "samples"):
             self._tell(part)

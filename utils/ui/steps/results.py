@@ -23,6 +23,9 @@ FORMAT_WORDS = {
     "safetensors": "Weights alone (safetensors)",
 }
 """Format → what people call it."""
+INTERRUPT = (
+    "The notebook's interrupt button (■) stops it; the step that runs is saved, and the training can go on from there."
+)
 NOTHING_YET = "No training has begun yet. Step 5 starts it."
 
 
@@ -147,16 +150,19 @@ class LivePanel:
         self._curve = widgets.html_block("tb-curve")
         self._samples = widgets.html_block("tb-samples")
         self._stop = widgets.button("Stop and save", "tb-stop", click=self.stop, style="warning", icon="stop")
+        self._interrupt = widgets.hint(INTERRUPT)
         self._go_on = widgets.button("Continue", "tb-continue", click=self.go_on, style="success", icon="play")
         self.view = widgets.column(
             self._bar,
             self._line,
             self._curve,
             self._samples,
+            self._interrupt,
             widgets.row(self._stop, self._go_on, classes=["tb-actions"]),
             classes=["tb-live"],
         )
         self.live.watch(self._changed)
+        self.paint()
 
     def stop(self) -> None:
         """Ask the training to stop after the step that runs."""
@@ -180,7 +186,8 @@ class LivePanel:
 
     def _paint_buttons(self) -> None:
         training = self.live.going_on and self.shell.busy
-        widgets.show(self._stop, training and not in_colab())  # there the interrupt button of the cell stops it
+        widgets.show(self._stop, training and self.live.in_thread)
+        widgets.show(self._interrupt, training and not self.live.in_thread)
         widgets.show(self._bar, training)
         widgets.show(self._go_on, self.results.interrupted and not self.shell.busy)
 

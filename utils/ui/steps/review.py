@@ -93,7 +93,6 @@ def begin_training(shell: Shell, anew: bool = False) -> bool:
         elif outcome.stopped:
             shell.say("Stopped and saved. Continue goes on exactly there.")
 
-    results.live.begin()
     return shell.work(
         lambda ticket: results.train(ticket, anew=anew),
         show=results.live.prepare,
