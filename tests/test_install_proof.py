@@ -130,7 +130,11 @@ def test_the_install_cell_only_adds(tmp_path: Path, index: None) -> None:
     site = next((tmp_path / "colab" / "lib").glob("python*/site-packages"))
     shutil.copytree(Path(packaging.__file__).parent, site / "packaging")  # what the cell imports of Colab's packages
     cell = next(cell.source for cell in code_cells(read("training.ipynb")) if "install_requirements" in cell.source)
-    program = f"import os\nfolder = {str(ROOT)!r}\n{cell.rsplit(chr(10), 1)[0]}\nprint(" + cell.rsplit("\n", 1)[1] + ".verdict)"
+    program = (
+        f"import os\nfolder = {str(ROOT)!r}\n{cell.rsplit(chr(10), 1)[0]}\nprint("
+        + cell.rsplit("\n", 1)[1]
+        + ".verdict)"
+    )
     dry = {
         "PIP_DRY_RUN": "1",
         "PIP_ONLY_BINARY": ":all:",

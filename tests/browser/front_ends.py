@@ -177,7 +177,9 @@ def _write_kernelspec(folder: Path, python: Path, colab: bool) -> None:
 
 def _ask_nothing(settings: Path) -> None:
     """JupyterLab's question about news would lie over the page."""
-    file = settings / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    file = (
+        settings / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    )
     file.parent.mkdir(parents=True)
     file.write_text('{"fetchNews": "false"}', encoding="utf-8")
 

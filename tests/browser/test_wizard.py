@@ -31,7 +31,9 @@ def page(front_end: FrontEnd, request: pytest.FixtureRequest):
     shown.close()
 
 
-def open_wizard(front_end: FrontEnd, name: str, arguments: str = '"tiny"', *more: str, dark: bool = False) -> NotebookPage:
+def open_wizard(
+    front_end: FrontEnd, name: str, arguments: str = '"tiny"', *more: str, dark: bool = False
+) -> NotebookPage:
     write_tiny_export(front_end.root / name / "tiny")
     shown = front_end.open(wizard_notebook(arguments, *more), name, dark=dark)
     shown.run_all()
