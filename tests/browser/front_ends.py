@@ -22,10 +22,9 @@ from nbformat import NotebookNode
 from playwright.sync_api import Browser, Page
 
 from tests.browser.environments import ROOT, python_of
-from tests.browser.notebook_page import NotebookPage
+from tests.browser.notebook_page import HEIGHT, WIDTH, NotebookPage
 
 STARTS_WITHIN = 90.0  # seconds; a cold start on two busy cores takes 20
-WIDE = {"width": 1280, "height": 1400}
 KERNEL = "under-test"
 
 LAB_READY = """() => window.jupyterapp && jupyterapp.shell.currentWidget && jupyterapp.shell.currentWidget.context
@@ -94,7 +93,7 @@ class FrontEnd:
     def reopen(self, name: str, *, dark: bool = False) -> NotebookPage:
         """Open a notebook that `open` wrote, in a page of its own; its kernel, where one runs, is found again."""
         context = self._browser.new_context(
-            viewport=WIDE, accept_downloads=True, color_scheme="dark" if dark else "light"
+            viewport={"width": WIDTH, "height": HEIGHT}, accept_downloads=True, color_scheme="dark" if dark else "light"
         )
         page = context.new_page()
         shown = NotebookPage(page, self.name, self.root / name)

@@ -5,13 +5,14 @@ Leaves opening the page to `front_ends`, and what should come out to the tests.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Dialog, Download, Locator, Page, expect
 
-ROOT = Path(__file__).resolve().parents[2]
+WIDTH, HEIGHT = 1280, 1400  # of the page, in pixels
 SECONDS = 1000.0  # Playwright counts milliseconds
 PATIENCE = 30.0  # seconds for what takes a blink on an idle machine
 
@@ -180,16 +181,22 @@ class NotebookPage:
                 content="body, #notebook, #notebook-container, .output_area, .output_subarea { background: #202124 !important; color: #e8eaed; }"
             )
 
-    def screenshot(self, name: str, of: str = "") -> Path | None:
+    def screenshot(self, name: str, of: str = "") -> None:
         """A picture of the widget with the class `of` (or the whole page), where BROWSER_PICTURES names a folder."""
         folder = os.environ.get("BROWSER_PICTURES", "")
         if not folder:
-            return None
-        path = Path(folder) / f"{self.front_end}-{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+            return
         target = self.widget(of).first if of else self.page
-        target.screenshot(path=path)
-        return path
+        height = int(target.bounding_box()["height"]) if of else 0  # type: ignore[union-attr,index]
+        self.page.set_viewport_size({"width": WIDTH, "height": max(HEIGHT, height + 400)})  # nothing scrolls out of it
+        target.screenshot(path=Path(folder) / f"{self.front_end}-{name}.png")
+        self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+
+    def note(self, name: str, figures: dict[str, float]) -> None:
+        """Write figures beside the pictures."""
+        if folder := os.environ.get("BROWSER_PICTURES", ""):
+            text = json.dumps({key: round(value, 2) for key, value in figures.items()}, indent=1)
+            (Path(folder) / f"{self.front_end}-{name}.json").write_text(text + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Close the page; the kernel lives on, as it does for a person."""
