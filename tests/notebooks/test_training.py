@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell
 from notebook_runner import code_cells, copy_repository, execute, outputs, read, set_form
 
 import utils.examples
+from tests.browser.tiny_export import write_tiny_export
 from utils.testing import GistServer
 from utils.ui.decisions.training import TrainingForm
 from utils.ui.state import WizardState
@@ -23,10 +24,10 @@ KILLED_WHEN_SAVED = """
 import glob, os, signal, threading, time
 def watch():
     while not glob.glob("wizard/runs/*/checkpoints/*"): time.sleep(0.01)
-    time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)
 threading.Thread(target=watch, daemon=True).start()
 """
-"""The machine goes away half a second after the first checkpoint; nobody gets to tidy up."""
+"""The machine goes away just after the first checkpoint; nobody gets to tidy up."""
 
 
 def settle(folder: Path, **changes: Any) -> None:
@@ -79,8 +80,8 @@ def test_with_nobody_clicking_it_trains_samples_and_exports(tmp_path: Path) -> N
 
 
 def until_trained(extra: str = "") -> NotebookNode:
-    """The notebook up to the cell that trains, which then says the final loss to its last digit."""
-    notebook = read("training.ipynb")
+    """The notebook up to the cell that trains a tiny model, and then the final loss to its last digit."""
+    notebook = set_form(read("training.ipynb"), GIST_ID="tiny/model.py")
     last = notebook.cells.index(cell_of(notebook, "Train"))
     notebook.cells = notebook.cells[: last + 1]
     if extra:
@@ -96,7 +97,8 @@ def test_killed_in_mid_training_the_next_run_ends_as_if_nothing_had_happened(tmp
     losses = {}
     for name in ("undisturbed", "killed"):
         folder = copy_repository(tmp_path / name)
-        settle(folder, max_steps=STEPS, save_every_n_steps=10)
+        write_tiny_export(folder / "tiny")
+        settle(folder, max_steps=400, save_every_n_steps=50)
         if name == "killed":
             with pytest.raises(nbclient.exceptions.DeadKernelError):
                 execute(until_trained(KILLED_WHEN_SAVED), folder, environ=environ)
