@@ -24,7 +24,7 @@ class TinyTransformer(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         length = input_ids.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length) if self.causal else None
+        mask = nn.Transformer.generate_square_subsequent_mask(length, input_ids.device) if self.causal else None
         x = self.token(input_ids) + self.position.weight[:length]  # (B, T, C)
         return self.block(x, src_mask=mask) @ self.token.weight.t()  # (B, T, V)
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from utils._random import fixed_random
 from utils.adapters.causal_questions import MOST_QUESTIONS, Question, questions, special_ids
 from utils.adapters.model_adapter import AdaptedModel
-from utils.adapters.probing import left_as_it_was
+from utils.adapters.snapshot import Remembered
 
 PROBE_SEED = 0
 SHORT_LENGTHS = (2, 3, 12)
@@ -147,7 +147,7 @@ class Probe:
         attention_mask: torch.Tensor | None = None,
     ) -> None:
         self.adapted, self.length, self.rows, self.training = adapted, length, rows, training
-        self.attention_mask = attention_mask
+        self.attention_mask, self.as_it_was = attention_mask, Remembered(adapted)
         generator = torch.Generator().manual_seed(PROBE_SEED + length)
         self.ids = torch.randint(rows, (1 if adapted.num_parameters() > 1e7 else 2, length), generator=generator)
         self.ids = self.ids.to(adapted.device)
@@ -169,7 +169,7 @@ class Probe:
         Without dropout: behind a router each expert draws for as many tokens as it gets, so a later token shifts the draws of
         earlier ones, and tells them nothing.
         """
-        with left_as_it_was(self.adapted), _same_draws(self.adapted):
+        with self.as_it_was.visit(), _same_draws(self.adapted):
             self.adapted.train(self.training)
             for module in self.adapted.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -231,7 +231,10 @@ class Probe:
     def _affordable(self) -> Iterator[Question]:
         most = int(SEARCH_WORK / (2 * max(1.0, work_per_token(self.adapted)) * self.length))
         special, long = special_ids(self.adapted, self.rows), self.length > SHORT_LENGTHS[-1]
-        asked = questions(self.length, self.rows, special, every_cut=long, seed=PROBE_SEED + self.length)
+        longest = self.adapted.contract.max_length or math.inf
+        every_id = self.length >= min(SHORT_LENGTHS[-1], longest)  # elsewhere they would take most of the time
+        seed = PROBE_SEED + self.length
+        asked = questions(self.length, self.rows, special, every_cut=long, every_id=every_id, seed=seed)
         return itertools.islice(asked, min(most, MOST_QUESTIONS))
 
     def _search(self, asked: Iterable[Question]) -> Leak | None:

@@ -60,7 +60,9 @@ def cuts_by_window(length: int) -> list[int]:
     return sorted(range(1, length), key=lambda cut: (-(cut & -cut), cut))
 
 
-def questions(length: int, rows: int, special: tuple[int, ...], *, every_cut: bool, seed: int) -> Iterator[Question]:
+def questions(
+    length: int, rows: int, special: tuple[int, ...], *, every_cut: bool, every_id: bool, seed: int
+) -> Iterator[Question]:
     """Questions for texts of one length, those that find most first.
 
     Args:
@@ -68,13 +70,15 @@ def questions(length: int, rows: int, special: tuple[int, ...], *, every_cut: bo
         rows: number of ids, at least 2.
         special: ids to try in any case, all together and, in short texts, one after the other.
         every_cut: ask from every position on, too: for long texts, in which places matter more.
+        every_id: put every id into some future.
         seed: of the random texts.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = _Draws(length, rows, special, generator)
     yield from draws.of_special_ids(each=not every_cut)
     kinds = [draws.of_every_cut()] if every_cut else []
-    kinds += [draws.of_all_ids(), draws.at_random(), draws.of_one_id()]
+    kinds += [draws.of_all_ids()] if every_id else []
+    kinds += [draws.at_random(), draws.of_one_id()]
     for row in itertools.zip_longest(*kinds):
         yield from (question for question in row if question is not None)
 

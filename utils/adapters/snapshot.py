@@ -23,30 +23,46 @@ _DEPTH = 6
 Undo = Callable[[], None]
 
 
+class Remembered:
+    """What a model is now, and visits after each of which it is that again.
+
+    Training modes are put back, weights (up to `LARGEST_COPY` numbers), buffers, modules and attributes that were added,
+    replaced or removed, the content of tensors, generators, lists, dicts and sets among the attributes, and all random
+    states. Objects of the user's own classes are not followed. Modes are set one by one, since `train()` and `eval()` may
+    be overridden to do more.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        small = sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_COPY
+        self._undo = [_module_undo(module, small) for module in modules]
+        self._modes = [(module, module.training) for module in modules]
+        self._devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+
+    @contextlib.contextmanager
+    def visit(self) -> Iterator[None]:
+        """Run the block in eval mode without gradients; afterwards the model is as it was when it was remembered."""
+        for module, _ in self._modes:
+            _set_mode(module, False)
+        try:
+            with _random_states_kept(), torch.random.fork_rng(devices=self._devices), torch.no_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                for step in self._undo:
+                    step()
+            for module, training in self._modes:
+                _set_mode(module, training)
+
+
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Run the block in eval mode without gradients; afterwards the model and all random states are as before.
 
-    That holds for training modes, weights (up to `LARGEST_COPY` numbers), buffers, modules and attributes that were added,
-    replaced or removed, and the content of tensors, generators, lists, dicts and sets among the attributes. Objects of the
-    user's own classes are not followed. Modes are set one by one, since `train()` and `eval()` may be overridden to do more.
+    See `Remembered`, which serves where one model is visited many times.
     """
-    modules = list(model.modules())
-    small = sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_COPY
-    undo = [_module_undo(module, small) for module in modules]
-    modes = [(module, module.training) for module in modules]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    for module in modules:
-        _set_mode(module, False)
-    try:
-        with _random_states_kept(), torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for step in undo:
-                step()
-        for module, training in modes:
-            _set_mode(module, training)
+    with Remembered(model).visit():
+        yield
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:

@@ -101,7 +101,7 @@ def convert(subject: ExportSubject, traced: Shape) -> Any:
         ExportError: the exporter cannot take the model.
     """
     example, signature = subject.example(traced), subject.signature
-    with tracing(subject, "ONNX"):
+    with tracing(subject, "ONNX"), torch.no_grad():
         return torch.onnx.export(
             LogitsOnly(subject.adapted).eval(),
             (),

@@ -74,8 +74,8 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
     Raises:
         ExportError: torch cannot capture it, or fixes a size.
     """
-    model = LogitsOnly(subject.adapted).eval()
     with tracing(subject, "torch.export"), recurrent_layers_as_loops():
+        model = LogitsOnly(subject.adapted).eval()
         try:
             program = _running_at_one(model, subject, traced)
         except Exception as error:  # noqa: BLE001 - told in the log; what the second way says is the reason that counts
@@ -92,7 +92,8 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
 def _captured(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:
     example = subject.example(traced)
     free = {name: dict.fromkeys(subject.signature.axes_of(name), Dim.DYNAMIC) for name in example}
-    return torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
+    with torch.no_grad():  # a file is run, not trained; tracing what only gradients need takes half as long again
+        return torch.export.export(model, (), kwargs=example, dynamic_shapes=free, strict=False)
 
 
 def _running_at_one(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:

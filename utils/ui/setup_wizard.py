@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.progress import in_notebook
+from utils.progress import ignore_progress, in_notebook
 from utils.ui import widgets
 from utils.ui.decisions.setup import Setup
 from utils.ui.work import Outcome, Worker
@@ -102,7 +102,10 @@ class SetupWizard:
             TransformerBuilderError: what cannot be done; the message says which step to change.
         """
         self._show_in_cell()
-        outcome = self.worker.run(self._train)
+        outcome = self.worker.run(self._train, self._show_progress if self._view is not None else ignore_progress)
+        if self._view is not None:
+            told = "Stopped. Run the cell again to go on." if outcome.stopped else outcome.error
+            self.say(told, "info" if outcome.stopped else "bad")
         if outcome.cause is not None:
             raise outcome.cause
         if outcome.value is not None and self._view is not None:

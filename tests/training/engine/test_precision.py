@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.training.tiny import make_tiny
 from utils.adapters.model_adapter import adapt
+from utils.training.engine import precision
 from utils.training.engine.precision import HALF_MAX, Overflow, find_overflow, pick_precision
 
 CUDA = torch.device("cuda")
@@ -131,3 +132,11 @@ def test_gradients_beyond_float16_are_a_reason():
 def test_on_a_gpu_float16_is_used():
     found = find_overflow(gated(scale=1e6, at="product").to("cuda"))
     assert found.modules[0][0] == "down" and math.isinf(found.modules[0][1])
+
+
+def test_a_number_that_became_infinite_is_told_beside_the_nan_that_follows():
+    model = nn.Linear(2, 2)
+    watch = precision._Watch(model)
+    with watch.modules(), watch:
+        model(torch.tensor([[math.inf, -math.inf]]))  # inf − inf
+    assert watch.largest() == {"Linear": math.inf}

@@ -205,6 +205,7 @@ class _Watch(TorchDispatchMode):
         return output
 
     def largest(self) -> dict[str, float]:
-        """Largest absolute number by module; NaN where one occurred."""
-        seen = {name: torch.stack(values).max() for name, values in self._seen.items() if values}
+        """Largest absolute number by module: inf where one became too large, though NaN may follow from it; else NaN where one occurred."""
+        seen = {name: torch.stack(values) for name, values in self._seen.items() if values}
+        seen = {name: torch.where(values.isinf().any(), torch.inf, values.max()) for name, values in seen.items()}
         return dict(zip(seen, torch.stack(list(seen.values())).tolist())) if seen else {}
