@@ -142,3 +142,15 @@ def test_the_export_is_proven_and_packed(begin):
     assert setup.results.bundle is not None and setup.results.bundle.parity.passed
     assert "model.safetensors" in zipfile.ZipFile(path).namelist()
     assert begin().results.form.formats == ["safetensors"]
+
+
+def test_a_new_run_after_a_restart_begins_with_fresh_weights(begin):
+    """Reading the finished run puts its weights into the model; the next run must not start from them."""
+    begin().results.train(Ticket())
+    setup = begin()
+    untrained = {name: value.clone() for name, value in setup.training.adapted.state_dict().items()}
+    setup.results.reopen()
+    trained = setup.training.adapted.state_dict()
+    assert any(not trained[name].equal(value) for name, value in untrained.items())
+    setup.results._fresh_weights()
+    assert all(trained[name].equal(value) for name, value in untrained.items())

@@ -51,7 +51,9 @@ class Review:
             return ["The model is read, and what nobody chose takes its default."]
         config = training.config()
         found = []
-        if results.interrupted and not results.changed:
+        if not results.prepared:
+            found.append("What nobody chose takes its default.")
+        elif results.goes_on:
             found.append(f"The run {results.form.name} goes on from its newest checkpoint.")
         elif results.finished and not results.changed:
             found.append(
