@@ -101,7 +101,7 @@ def unknown_choice(name: str, value: object, allowed: Iterable[str]) -> str:
 # ---- one setting alone ---------------------------------------------------------------------------------------------------
 def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """(setting, complaint), at most one for each setting."""
-    hints = _hints(type(config))
+    hints = _hints(type(config))  # type: ignore[arg-type] # instances have no hash, their class has
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         complaint = _type_problem(field.name, value, hints[field.name])
