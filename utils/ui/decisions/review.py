@@ -114,7 +114,10 @@ class Review:
             return [("data", type(data).__name__)]
         rows = [
             ("data", data.name),
-            ("size", f"{len(data):,} documents, {data.report.text_bytes / 1e6:.2f} MB of text"),
+            (
+                "size",
+                f"{len(data):,} document{'' if len(data) == 1 else 's'}, {data.report.text_bytes / 1e6:.2f} MB of text",
+            ),
         ]
         rejected = data.report.rejected_count
         return rows + ([("rejected", f"{rejected:,} rows")] if rejected else [])
