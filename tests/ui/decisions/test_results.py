@@ -97,7 +97,7 @@ def test_other_settings_begin_another_run_with_fresh_weights(begin):
 
 
 def test_other_data_is_another_run(begin):
-    begin().results.train(Ticket())
+    begin().results._begun("run")
     assert not begin().results.changed
     assert begin(texts=LINES[:80]).results.changed
 
@@ -110,13 +110,6 @@ def test_an_interrupt_of_the_cell_is_a_clean_stop(begin, at_step):
     outcome = Worker(in_thread=False).run(setup.results.train)
     assert outcome.stopped and setup.results.interrupted
     assert begin().results.train(Ticket())["resumed_from_step"] == 5
-
-
-def test_a_thread_trains_as_the_main_thread_does(begin):
-    worker, setup = Worker(in_thread=True), begin()
-    worker.start(setup.results.train)
-    assert worker.join(100)
-    assert setup.results.result is not None and setup.results.finished
 
 
 def test_settings_that_do_not_hold_are_told_before_anything_begins(begin):
