@@ -76,11 +76,11 @@ def test_labelled_examples_are_counted_and_not_cut_into_blocks():
 
 def test_each_move_is_arithmetic(tmp_path):
     model, config = measured(), TrainingConfig(batch_size=4)
-    begun = time.perf_counter()
+    begun = time.process_time()
     for batch in range(1, 21):
         config.batch_size = batch
         model.forecast(config, Extent(1e9, 1e7), tmp_path)
-    assert (time.perf_counter() - begun) / 20 < 0.2
+    assert (time.process_time() - begun) / 20 < 0.2
 
 
 def test_a_real_model_is_measured_and_left_as_it_was():

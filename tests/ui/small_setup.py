@@ -42,7 +42,7 @@ class DoneTokenizer:
     """Step 3 after making."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.made = tokenizer
+        self.made, self.not_needed = tokenizer, ""
 
     def prepare(self, ticket: Any) -> Any:
         return self.made

@@ -7,6 +7,7 @@ what it says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -100,7 +101,7 @@ def unknown_choice(name: str, value: object, allowed: Iterable[str]) -> str:
 # ---- one setting alone ---------------------------------------------------------------------------------------------------
 def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """(setting, complaint), at most one for each setting."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))  # type: ignore[arg-type] # instances have no hash, their class has
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         complaint = _type_problem(field.name, value, hints[field.name])
@@ -108,6 +109,12 @@ def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             complaint = _secret_problem(field.name, value) or _value_problem(field.name, value)
         if complaint is not None:
             yield field.name, complaint
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the settings; resolved once, since a form asks with every move of a slider."""
+    return typing.get_type_hints(kind)
 
 
 def _type_problem(name: str, value: Any, hint_: Any) -> str | None:

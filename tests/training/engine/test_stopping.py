@@ -49,9 +49,13 @@ def in_a_thread(train):
     return found
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_a_stop_saves_the_step_and_the_same_call_goes_on(tmp_path, step):
-    whole = listening(tmp_path / "whole").train(BLOCKS, VALIDATION)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return listening(tmp_path_factory.mktemp("whole")).train(BLOCKS, VALIDATION)
+
+
+@pytest.mark.parametrize("step", [2, 3])  # a validation follows the other one
+def test_a_stop_saves_the_step_and_the_same_call_goes_on(tmp_path, whole, step):
     stop = threading.Event()
     hooks = AskingAt(stop, step)
     stopped = listening(tmp_path / "cut", stop=stop, hooks=hooks)
@@ -65,8 +69,8 @@ def test_a_stop_saves_the_step_and_the_same_call_goes_on(tmp_path, step):
     assert going_on["step_loss_history"] == whole["step_loss_history"]
 
 
-def test_a_stop_at_the_last_step_is_the_end(tmp_path):
+def test_a_stop_at_the_last_step_is_the_end(tmp_path, whole):
     stop = threading.Event()
-    total = len(listening(tmp_path / "whole").train(BLOCKS, VALIDATION)["step_loss_history"])
+    total = len(whole["step_loss_history"])
     result = listening(tmp_path / "cut", stop=stop, hooks=AskingAt(stop, total)).train(BLOCKS, VALIDATION)
     assert (result.run_folder / "manifest.json").is_file()

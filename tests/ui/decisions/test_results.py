@@ -97,7 +97,7 @@ def test_other_settings_begin_another_run_with_fresh_weights(begin):
 
 
 def test_other_data_is_another_run(begin):
-    begin().results.train(Ticket())
+    begin().results._begun("run")
     assert not begin().results.changed
     assert begin(texts=LINES[:80]).results.changed
 
@@ -110,13 +110,6 @@ def test_an_interrupt_of_the_cell_is_a_clean_stop(begin, at_step):
     outcome = Worker(in_thread=False).run(setup.results.train)
     assert outcome.stopped and setup.results.interrupted
     assert begin().results.train(Ticket())["resumed_from_step"] == 5
-
-
-def test_a_thread_trains_as_the_main_thread_does(begin):
-    worker, setup = Worker(in_thread=True), begin()
-    worker.start(setup.results.train)
-    assert worker.join(100)
-    assert setup.results.result is not None and setup.results.finished
 
 
 def test_settings_that_do_not_hold_are_told_before_anything_begins(begin):
@@ -142,3 +135,15 @@ def test_the_export_is_proven_and_packed(begin):
     assert setup.results.bundle is not None and setup.results.bundle.parity.passed
     assert "model.safetensors" in zipfile.ZipFile(path).namelist()
     assert begin().results.form.formats == ["safetensors"]
+
+
+def test_a_new_run_after_a_restart_begins_with_fresh_weights(begin):
+    """Reading the finished run puts its weights into the model; the next run must not start from them."""
+    begin().results.train(Ticket())
+    setup = begin()
+    untrained = {name: value.clone() for name, value in setup.training.adapted.state_dict().items()}
+    setup.results.reopen()
+    trained = setup.training.adapted.state_dict()
+    assert any(not trained[name].equal(value) for name, value in untrained.items())
+    setup.results._fresh_weights()
+    assert all(trained[name].equal(value) for name, value in untrained.items())

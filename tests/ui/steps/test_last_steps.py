@@ -98,9 +98,9 @@ def test_the_forecast_is_there_by_itself_and_follows_the_hand(start):
     assert "time" in before and "CPU" in before and not is_visible(wizard, "tb-measure")
     slowest = 0.0
     for epochs in (3, 30):
-        begun = time.perf_counter()
+        begun = time.process_time()
         find(wizard, "tb-epochs").value = epochs
-        slowest = max(slowest, time.perf_counter() - begun)
+        slowest = max(slowest, time.process_time() - begun)
         assert f"{epochs} epochs" in text(wizard, "tb-forecast")
     assert slowest < 0.2
     find(wizard, "tb-batch").value = 7

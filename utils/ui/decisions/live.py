@@ -64,14 +64,14 @@ class Live(View):
         self._watchers.append(changed)
 
     def begin(self) -> None:
-        """Forget the training before; called in the thread that trains."""
-        self.in_thread = threading.current_thread() is not threading.main_thread()
+        """Forget the training before."""
         self.line, self.fraction, self.picture, self.samples, self.outcome = "", 0.0, None, [], None
         for part in ("line", "picture", "samples"):
             self._tell(part)
 
     def draw(self, line: str, fraction: float | None) -> None:
-        """Take where the run is (for `Progress`)."""
+        """Take where the run is (for `Progress`), in the thread that works."""
+        self.in_thread = threading.current_thread() is not threading.main_thread()
         self.line, self.fraction = line, fraction or 0.0
         self._tell("line")
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import ConfigError, TrainingStopped
 from utils.progress import Progress
 from utils.ui.decisions.live import Live, prompt_of
-from utils.ui.decisions.validation import identity_of
 from utils.ui.work import StopRequested
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from utils.export.bundle import Bundle
     from utils.training.result import TrainingResult
     from utils.training.training_config import TrainingConfig
+    from utils.ui.decisions.dataset import DatasetDecision
     from utils.ui.decisions.playground import Playground
     from utils.ui.decisions.setup import Setup
     from utils.ui.work import Ticket
@@ -88,20 +88,32 @@ class Results:
         return self.folder is not None and not self.finished
 
     @property
+    def prepared(self) -> bool:
+        """Whether model, data and tokenizer are there, so that `changed` can be told."""
+        setup = self.setup
+        made = setup.tokenizer.made is not None or bool(setup.tokenizer.not_needed)
+        return setup.training.ready and setup.dataset.is_read and made
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next training goes on with the run that was begun last."""
+        return self.interrupted and self.prepared and not self.changed
+
+    @property
     def changed(self) -> bool:
         """Whether what was decided since then belongs to another run."""
         return self.form.subject != self.subject()
 
     def subject(self) -> str:
         """SHA-256 of everything that a run depends on: settings, model, data, tokenizer."""
+        from utils.training.fingerprint import structure_identity
         from utils.training.run_folder import WITHOUT_EFFECT_ON_WEIGHTS
 
         settings = self.setup.training.config().to_dict()
         told = {
             "settings": {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT_ON_WEIGHTS},
-            "model": identity_of(self.setup.given_model),
-            "mended": self.setup.validation.form.mended,
-            "data": getattr(self.setup.dataset.loaded, "fingerprint", None) or repr(self.setup.dataset.form),
+            "model": structure_identity(self.setup.training.adapted),
+            "data": _data_hash(self.setup.dataset),
             "tokenizer": _vocabulary_hash(self.setup.tokenizer.made),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
@@ -152,7 +164,7 @@ class Results:
         setup, config = self.setup, self.setup.training.config()
         with Progress("Training", unit="steps", view=self.live) as progress:
             progress(0, None, "getting ready")
-            return TrainingCoordinator(
+            coordinator = TrainingCoordinator(
                 setup.training.adapted,
                 data,
                 tokenizer=setup.tokenizer.made,
@@ -163,11 +175,16 @@ class Results:
                 hooks=SampleHooks(self.live, self.prompt(), self._begun),
                 stop=lambda: ticket.stopping,
                 plot=self.live.plot(),
-            ).run()
+            )
+            try:
+                return coordinator.run()
+            except (TrainingStopped, KeyboardInterrupt):
+                progress.close("stopped and saved")
+                raise
 
     def _named(self, config: TrainingConfig, anew: bool) -> TrainingConfig:
         """The name of the run that goes on; without one the training looks for one that fits, on the mirror, too."""
-        known = self.form.name if self.interrupted and not anew and not self.changed else None
+        known = self.form.name if self.goes_on and not anew else None
         return dataclasses.replace(config, run_name=known)
 
     def _begun(self, name: str) -> None:
@@ -195,7 +212,9 @@ class Results:
         """
         from utils.training.recovery import recover
 
+        self.setup.validation.prepare()
         assert self.folder is not None
+        self._fresh_weights()  # a new run that is begun after a look at this one does not start from its weights
         self.result = recover(self.folder, self.setup.validation.prepare())
         return self.result
 
@@ -232,13 +251,28 @@ class Results:
 
     def pack(self, ticket: Ticket) -> Path:
         """Everything in one file: exported with the chosen formats where that was not done yet."""
-        bundle = self.bundle if self.bundle is not None else self.export(ticket)
+        bundle = self.exported(ticket)
         ticket.progress(0, None, "packing")
         return bundle.zip()
+
+    def exported(self, ticket: Ticket) -> Bundle:
+        """The export, made now where it was not."""
+        return self.bundle if self.bundle is not None else self.export(ticket)
 
     def _keep(self, **changes: Any) -> None:
         self.form = dataclasses.replace(self.form, **changes)
         self.setup.state.keep("run", self.form)
+
+
+def _data_hash(dataset: DatasetDecision) -> str:
+    """Fingerprint of the data, where it has one; of token ids their SHA-256; else what was chosen, in words."""
+    for data in (dataset.loaded, dataset.for_training()):
+        known = getattr(data, "fingerprint", None)
+        if known is not None:
+            return str(known)
+        if hasattr(data, "numpy"):
+            return hashlib.sha256(data.cpu().numpy().tobytes()).hexdigest()
+    return repr(dataset.form)
 
 
 def _vocabulary_hash(tokenizer: Any) -> str | None:

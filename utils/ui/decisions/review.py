@@ -53,7 +53,9 @@ class Review:
             return ["Nothing, until the settings of step 4 hold."]
         config = training.config()
         found = []
-        if results.interrupted and not results.changed:
+        if not results.prepared:
+            found.append("What nobody chose takes its default.")
+        elif results.goes_on:
             found.append(f"The run {results.form.name} goes on from its newest checkpoint.")
         elif results.finished and not results.changed:
             found.append(
@@ -114,7 +116,10 @@ class Review:
             return [("data", type(data).__name__)]
         rows = [
             ("data", data.name),
-            ("size", f"{len(data):,} documents, {data.report.text_bytes / 1e6:.2f} MB of text"),
+            (
+                "size",
+                f"{len(data):,} document{'' if len(data) == 1 else 's'}, {data.report.text_bytes / 1e6:.2f} MB of text",
+            ),
         ]
         rejected = data.report.rejected_count
         return rows + ([("rejected", f"{rejected:,} rows")] if rejected else [])

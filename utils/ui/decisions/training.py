@@ -20,7 +20,7 @@ from utils.training.presets import PRESETS
 from utils.training.setting_problems import problems_of
 from utils.training.tracking import WandbMode, choose_mode
 from utils.training.training_config import TrainingConfig
-from utils.ui.decisions.suggestions import Situation, Suggestion, suggest, suggest_end
+from utils.ui.decisions.suggestions import Situation, Suggestion, suggest, suggest_end, suggest_preset
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ class TrainingDecision:
         """Name of the preset in use; `GIVEN` for settings that were passed."""
         if self.form.preset in PRESETS or (self.form.preset == GIVEN and self.given is not None):
             return self.form.preset
-        return GIVEN if self.given is not None else self.suggestion.preset
+        return GIVEN if self.given is not None else suggest_preset(self.situation)[0]
 
     @property
     def suggestion(self) -> Suggestion:

@@ -95,12 +95,13 @@ class ResultsStep:
         ticket.progress(0, None, "reading the run")
         return self.results.reopen()
 
-    def _packed(self, ticket: Ticket) -> Path:
-        path = self.results.pack(ticket)
-        if in_colab() and self.results.bundle is not None:
-            training = self.shell.setup.training
-            hand_over(self.results.bundle, download=True, mirror=training.mirror_folder if training.mirrored else None)
-        return path
+    def _packed(self, ticket: Ticket) -> Path | str:
+        """One file: in Colab sent to the browser, and told in words; elsewhere its path."""
+        if not in_colab():
+            return self.results.pack(ticket)
+        training = self.shell.setup.training
+        mirror = training.mirror_folder if training.mirrored else None
+        return hand_over(self.results.exported(ticket), download=True, mirror=mirror)
 
     def _heard(self, part: str) -> None:
         if part == "end":
@@ -116,8 +117,9 @@ class ResultsStep:
         if isinstance(outcome.value, Path):
             size = f"{outcome.value.stat().st_size / 1e6:.1f} MB"
             self.shell.say(f"Everything is in {outcome.value} ({size}).", "good")
-            if not in_colab():
-                widgets.show_download(self._link, outcome.value)
+            widgets.show_download(self._link, outcome.value)
+        elif outcome.done:
+            self.shell.say(str(outcome.value), "good")
 
     def _formats_chosen(self) -> None:
         self.results.choose_formats([name for name, tick in self._formats.items() if tick.value])

@@ -34,7 +34,7 @@ class ReviewStep:
     def enter(self) -> None:
         """Show what was decided; read what nobody looked at yet where that can run beside the page."""
         self._paint()
-        if self.shell.may_begin and not self.shell.busy and not self._is_prepared():
+        if self.shell.may_begin and not self.shell.busy and not self.results.prepared:
             self.shell.work(self._prepare, done=lambda _: self._paint(), begin="Reading model and data …")
 
     def leave(self) -> str:
@@ -60,15 +60,10 @@ class ReviewStep:
         self.shell.show_results()  # where the training is seen; it begins there
         begin_training(self.shell, anew)
 
-    def _is_prepared(self) -> bool:
-        setup = self.shell.setup
-        return setup.training.ready and setup.dataset.is_read
-
     def _prepare(self, ticket: Ticket) -> Any:
         return self.results.prepare(ticket)
 
     def _paint(self) -> None:
-        going_on = self.results.interrupted and not self.results.changed if self._is_prepared() else False
         self._summary.value = widgets.text_html(
             "review.html",
             sections=self.review.sections(),
@@ -76,7 +71,7 @@ class ReviewStep:
             warnings=self.review.warnings(),
             problems=self.review.problems(),
         )
-        self._start.description = "Continue the training" if going_on else "Start the training"
+        self._start.description = "Continue the training" if self.results.goes_on else "Start the training"
         self._start.disabled = bool(self.review.problems()) or self.shell.busy
         widgets.show(self._anew, bool(self.results.form.name))
         widgets.show(self._see, bool(self.results.form.name) or self.shell.busy)

@@ -52,7 +52,7 @@ class TrainingStep:
         )
         self._wandb = widgets.checkbox("Log to Weights & Biases", "tb-wandb", value=form.wandb)
         self._project = widgets.text_field("Project", "tb-wandb-project", value=form.wandb_project)
-        self._wandb_why = widgets.html_block("tb-why")
+        self._wandb_why = widgets.html_block("tb-why-tick")
         self._advanced = AdvancedSettings(self.decision, self._changed)
         self._forecast = widgets.html_block("tb-forecast")
         self._measure = widgets.button("Measure this machine", "tb-measure", click=self.measure, icon="clock-o")
