@@ -53,7 +53,7 @@ ON_PURPOSE = {  # installed without being imported by name: package → why
     "pytest-xdist": "the Makefile's -n option",
     "onnxscript": "torch.onnx.export(dynamo=True) imports it",
     "torchmetrics": "Lightning imports it",
-    "ipywidgets": "the `ui` extra stands for the wizard, which is yet to come",
+    "ipywidgets": "the wizard asks for it through `require`, by name",
 }
 FLOORS = [  # releases that must stay out, and why
     ("torch", "2.9.1", "CVE-2026-24747"),

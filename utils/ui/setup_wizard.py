@@ -205,7 +205,8 @@ class SetupWizard:
             tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
-        widgets.show(self._stop, self.worker.busy and self.worker.in_thread)
+        running = self.worker.busy and self.worker.in_thread
+        widgets.show(self._stop, running and self._place < len(STEPS))  # the results have a button of their own
 
     def _go_back(self) -> None:
         self.go(max(self._place - 1, 0))
