@@ -14,7 +14,7 @@ from playwright.sync_api import Dialog, Download, Locator, Page, expect
 
 WIDTH, HEIGHT = 1280, 1400  # of the page, in pixels
 SECONDS = 1000.0  # Playwright counts milliseconds
-PATIENCE = 30.0  # seconds for what takes a blink on an idle machine
+PATIENCE = 60.0  # seconds for what takes a blink on an idle machine
 
 CHANGED_AFTER_CLICK = """([button, place, text]) => new Promise((resolve, reject) => {
   const started = performance.now();
