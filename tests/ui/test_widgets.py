@@ -25,11 +25,11 @@ def _file(name, content):
     }
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_text_stays_text(text):
-    for shown in (widgets.plain_html(text), widgets.text_html("message.html", text=text, tone="bad")):
-        assert html.unescape(TAG.sub("", shown)).strip() == text.strip()
-        assert OWNED not in "".join(TAG.findall(shown))
+def test_text_stays_text():
+    for text in HOSTILE:
+        for shown in (widgets.plain_html(text), widgets.text_html("message.html", text=text, tone="bad")):
+            assert html.unescape(TAG.sub("", shown)).strip() == text.strip()
+            assert OWNED not in "".join(TAG.findall(shown))
 
 
 def test_what_is_hidden_keeps_its_value():

@@ -156,13 +156,13 @@ def test_text_that_cannot_be_trained_on_is_said(setup, tmp_path, monkeypatch):
         setup.dataset.prepare(Ticket())
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_name_never_leaves_the_folder(name, tmp_path):
-    safe = safe_name(name)
-    assert (tmp_path / safe).resolve().parent == tmp_path.resolve()
-    assert safe not in ("", ".", "..")
-    assert not safe.startswith(".")
-    assert len(safe.encode()) <= 255 or not safe.isascii()
+def test_a_file_name_never_leaves_the_folder(tmp_path):
+    for name in HOSTILE:
+        safe = safe_name(name)
+        assert (tmp_path / safe).resolve().parent == tmp_path.resolve()
+        assert safe not in ("", ".", "..")
+        assert not safe.startswith(".")
+        assert len(safe) <= 96
 
 
 @pytest.mark.parametrize(

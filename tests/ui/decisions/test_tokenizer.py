@@ -115,12 +115,12 @@ def test_images_need_none(tmp_path):
     assert setup.tokenizer.prepare(Ticket()) is None
 
 
-@pytest.mark.parametrize("text", [TRY_IT, "", "  two  spaces\n", "中文 é 🦊🦊", *HOSTILE])
-def test_the_pieces_are_the_text(tokenizer, text):
-    pieces = cut(tokenizer, text)
-    assert "".join(piece.text for piece in pieces) == text
-    assert [piece.number for piece in pieces] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert not any(piece.is_unknown for piece in pieces)
+def test_the_pieces_are_the_text(tokenizer):
+    for text in (TRY_IT, "", "  two  spaces\n", "中文 é 🦊🦊", *HOSTILE):
+        pieces = cut(tokenizer, text)
+        assert "".join(piece.text for piece in pieces) == text
+        assert [piece.number for piece in pieces] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert not any(piece.is_unknown for piece in pieces)
 
 
 def test_marks_in_a_tried_text_stay_text(tokenizer):
