@@ -35,6 +35,7 @@ class ResultsStep:
     def __init__(self, shell: Shell) -> None:
         self.shell, self.results = shell, shell.setup.results
         self._live = LivePanel(shell)
+        self._shown: Any = None
         self._facts = widgets.html_block("tb-facts-of-run")
         self._dashboard = widgets.html_block("tb-dashboard")
         self._playground = PlaygroundView(shell)
@@ -136,10 +137,16 @@ class ResultsStep:
         widgets.show(self._after, result is not None)
         self._allow(not self.shell.busy)
         if result is not None:
+            self._playground.paint()
+            self._paint_result(result)
+        self._parity.value = "" if bundle is None else bundle._repr_html_()
+
+    def _paint_result(self, result: Any) -> None:
+        """Facts and pictures, once for each result: drawing them takes a moment."""
+        if self._shown is not result:
+            self._shown = result
             self._facts.value = result._repr_html_()
             self._dashboard.value = _dashboard(result)
-            self._playground.paint()
-        self._parity.value = "" if bundle is None else bundle._repr_html_()
 
 
 class LivePanel:
