@@ -84,6 +84,7 @@ def test_a_finished_run_is_found_again_by_a_new_kernel(begin):
     assert found.model is setup.training.adapted
 
 
+@pytest.mark.slow  # three trainings
 def test_other_settings_begin_another_run_with_fresh_weights(begin):
     setup = begin()
     first = setup.results.train(Ticket())

@@ -266,7 +266,8 @@ class Results:
 
 def _data_hash(dataset: DatasetDecision) -> str:
     """Fingerprint of the data, where it has one; of token ids their SHA-256; else what was chosen, in words."""
-    for data in (dataset.loaded, dataset.for_training()):
+    told: tuple[Any, ...] = (dataset.loaded, dataset.for_training())
+    for data in told:
         known = getattr(data, "fingerprint", None)
         if known is not None:
             return str(known)
