@@ -15,7 +15,6 @@ pytestmark = pytest.mark.browser  # needs Chromium, and installs two front ends 
 VIEWS = """
 # every template of the wizard, filled with a text from outside wherever it takes one
 from types import SimpleNamespace as O
-from tests.ui.hostile_strings import HOSTILE
 from utils.ui import widgets
 from utils.ui.steps.validation import STATUS_WORDS
 
@@ -57,7 +56,6 @@ FLOW = """
 import csv
 from pathlib import Path
 from utils.ui.work import Ticket
-from tests.ui.hostile_strings import HOSTILE
 
 step = wizard._pages[1] if 1 in wizard._pages else wizard._page(1)
 wizard.worker.join(120)
@@ -86,7 +84,7 @@ FOREIGN = """() => [...document.querySelectorAll(
 
 
 def test_texts_from_outside_stay_text(front_end: FrontEnd) -> None:
-    page = open_wizard(front_end, "hostile", '"tiny"', VIEWS, FLOW)
+    page = open_wizard(front_end, "hostile", '"tiny"', f"HOSTILE = {HOSTILE!r}\n{VIEWS}", FLOW)
     asked: list[str] = []
     page.page.on("request", lambda request: asked.append(request.url))
     page.page.wait_for_function("document.querySelectorAll('.tb-hostile').length >= 100", timeout=120_000)
