@@ -73,6 +73,22 @@ def test_a_processor_without_narrow_arithmetic_is_not_the_models_fault():
     assert "mixed precision does not run on this device" in result.headline
 
 
+def test_narrow_weights_are_asked_about_their_own_type_alone():
+    result = _run(lambda: m.Healthy().bfloat16())
+    assert result.status == "pass", result.summary()
+    assert "bfloat16" in result.headline and "float16 within" not in result.headline.replace("bfloat16", "")
+
+
+class NoParameters(nn.Module):
+    def forward(self, input_ids):
+        return torch.nn.functional.one_hot(input_ids, m.VOCABULARY).float()
+
+
+def test_a_model_without_parameters_can_be_checked():
+    result = stability.check(adapt(NoParameters(), {"vocab_size": m.VOCABULARY, "max_seq_len": 8}))
+    assert result.unfinished == "" and result.status == "pass", result.summary()
+
+
 def test_a_large_model_sees_few_tokens_under_autocast(monkeypatch):
     adapted = adapt(m.Healthy())
     monkeypatch.setattr(stability, "PRECISION_WORK", 3.5 * adapted.num_parameters())
