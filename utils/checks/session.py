@@ -180,6 +180,30 @@ class Examined:
 
 
 def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:
-    """A model behind the calling contract, and what draws its inputs."""
-    adapted = adapt(model, config)
+    """A model behind the calling contract, and what draws its inputs.
+
+    Raises:
+        CheckError: the model's weights are quantised.
+    """
+    adapted = adapt(_unwrapped(model), config)
+    _refuse_quantised(adapted)
     return adapted, Sampler.of(adapted, config)
+
+
+def _unwrapped(model: AdaptedModel | LoadedModel | nn.Module) -> AdaptedModel | LoadedModel | nn.Module:
+    """What `torch.compile` wraps: the same weights, and every check hooks modules, which a compiled call does not bear."""
+    from torch import nn
+
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _refuse_quantised(adapted: AdaptedModel) -> None:
+    """Integers have no gradient, and the scale of a whole batch is measured in every call: half the checks would complain."""
+    for name, module in adapted.model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise CheckError(
+                f"{adapted.name} is quantised ({name} is a {type(module).__module__}.{type(module).__name__}), so it can neither "
+                "be trained nor compared to the last digits. Check the model before it is quantised; export() proves what "
+                "quantisation changes."
+            )
