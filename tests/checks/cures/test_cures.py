@@ -43,6 +43,13 @@ def _proposals(cure, source):
 
 
 IN_FORWARD = [
+    (targets.scores, "return self.up(x).softmax(dim=-1)", "return self.up(x)"),
+    (targets.scores, "return F.softmax(self.up(x), -1)", "return self.up(x)"),
+    (targets.scores, "return F.cross_entropy(x.softmax(-1), y)", "return F.cross_entropy(x, y)"),
+    (targets.direction, "loss = -F.cross_entropy(x, y)", "loss = F.cross_entropy(x, y)"),
+    (targets.direction, "return x, -loss", "return x, loss"),
+    (targets.direction, "return x, loss.detach()", "return x, loss"),
+    (targets.direction, "loss = F.cross_entropy(x, y).item()", "loss = F.cross_entropy(x, y)"),
     (axes.softmax_axis, "return F.softmax(x, dim=1)", "return F.softmax(x, dim=-1)"),
     (axes.softmax_axis, "return x.softmax(2)", "return x.softmax(-1)"),
     (axes.softmax_axis, "return torch.softmax(x, -2)", "return torch.softmax(x, -1)"),
