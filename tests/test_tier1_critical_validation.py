@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from checks import models as m
 
 from utils import tier1_critical_validation as tier1
 from utils.adapters.model_adapter import adapt
+from utils.checks import shapes
 from utils.checks.report import CheckResult
 from utils.checks.session import Session
 from utils.errors import CheckError, ConfigError
@@ -134,10 +136,26 @@ def test_a_model_that_hangs_while_it_is_adapted_is_ended_too():
         tier1.validate(HangsAtOnce(), seconds_per_check=0.5)
 
 
-@pytest.mark.parametrize("settings", [{"seconds_per_check": 0}, {"memory_limit_gb": -1}, {"seconds_per_check": "1"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seconds_per_check": 0},
+        {"memory_limit_gb": -1},
+        {"seconds_per_check": "1"},
+        {"seconds_per_check": True},
+        {"seconds_per_check": math.inf},
+        {"memory_limit_gb": math.nan},
+    ],
+)
 def test_a_bound_that_is_no_positive_number_is_refused(settings):
     with pytest.raises(ConfigError, match="must be a positive number"):
         tier1.validate(m.Healthy(), **settings)
+
+
+@pytest.mark.parametrize("patches", [0, 1, None])
+def test_what_is_no_true_or_false_serves_as_one(patches, monkeypatch):
+    monkeypatch.setattr(tier1, "TIER1", (shapes.check,))
+    assert tier1.validate(m.HiddenLimit(), {"vocab_size": m.VOCABULARY, "max_seq_len": 32}, patches=patches).checks
 
 
 def test_progress_names_each_check():

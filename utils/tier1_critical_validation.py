@@ -132,7 +132,7 @@ def validate(
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
     with showing(progress, f"Tier {tier}", unit="checks") as show:
-        return session.run(checks, show, patches)
+        return session.run(checks, show, bool(patches))
 
 
 def _checks_of(tier: int) -> tuple[Check, ...]:

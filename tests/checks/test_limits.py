@@ -77,6 +77,11 @@ def test_a_model_cannot_end_the_program(limits, way_out):
         raise way_out
 
 
+def test_a_bound_longer_than_the_clock_can_hold_is_no_error():
+    with bounded(Limits(seconds=1e300)):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 1e7
+
+
 def test_an_interrupt_passes_through():
     with pytest.raises(KeyboardInterrupt), bounded(Limits()):
         raise KeyboardInterrupt

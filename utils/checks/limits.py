@@ -24,6 +24,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from utils.errors import CheckError
 
 MB = 1e6
+LONGEST = 1e8
+"""Seconds (three years) that the alarm clock is set to at most: it holds no number of more than 9.2e9."""
 RING_AGAIN = 1.0
 """Seconds until the alarm rings again, where a stranger's bare `except:` swallowed the first."""
 
@@ -141,7 +143,7 @@ def _alarm(limits: Limits) -> Iterator[None]:
         raise _Passed(_too_slow(limits))
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, limits.seconds, RING_AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, min(limits.seconds, LONGEST), RING_AGAIN)
     try:
         yield
     finally:

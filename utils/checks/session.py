@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from utils.checks.rebuilding import UserSource, patched_model
 from utils.checks.report import CheckResult, Report
 from utils.checks.runner import Check
 from utils.checks.sampling import Sampler
-from utils.errors import CheckError, ConfigError
+from utils.errors import CheckError, ConfigError, TransformerBuilderError
 from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
@@ -71,15 +72,18 @@ class Session:
 
         Raises:
             ConfigError: a bound is no positive number, or nothing tells the vocabulary size.
-            CheckError: finding out how the model is called passed a bound.
+            CheckError: finding out how the model is called passed a bound, or ended the process that it was tried in.
             GraphCompletionError: the export cannot be completed.
             CallContractError: how to call the model cannot be settled.
         """
         for name, value in (("seconds_per_check", seconds_per_check), ("memory_limit_gb", memory_limit_gb)):
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
                 raise ConfigError(f"{name}={value!r} must be a positive number, or None.")
         allowed = available_memory() * FREE_SHARE if memory_limit_gb is None else memory_limit_gb * GB
         limits = Limits(seconds_per_check, allowed)
+        if isolated:
+            rehearse(model, config, limits)
         with bounded(limits):
             adapted, sampler = prepared(model, config)
         return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
@@ -188,6 +192,36 @@ def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = Non
     adapted = adapt(_unwrapped(model), config)
     _refuse_quantised(adapted)
     return adapted, Sampler.of(adapted, config)
+
+
+def rehearse(model: AdaptedModel | LoadedModel | nn.Module, config: object, limits: Limits) -> None:
+    """Find out in another process how the model is called, so that one that ends its process does not end this one.
+
+    Raises:
+        CheckError: it ended that process, or passed a bound there.
+    """
+    from utils.checks.isolated import IsolatedChecks
+
+    with IsolatedChecks(model, config) as process:
+        result = process.run(_rehearsal, limits)
+    if result.unfinished:
+        raise CheckError(
+            f"Finding out how the model is called could not be finished: {result.unfinished} Run the model on a few token ids by "
+            "itself, in a script, in train and in eval mode, and mend what ends it."
+        )
+
+
+def _rehearsal(model: AdaptedModel | LoadedModel | nn.Module, config: object, limits: Limits) -> CheckResult:
+    """Runs in the other process; what is wrong with the model in clear words is found again in this one."""
+    try:
+        with bounded(limits):
+            prepared(model, config)
+    except TransformerBuilderError as error:
+        logger.info("the rehearsal ended with: %s", error)
+    return CheckResult(_rehearsal.check_name, "pass", "The process is still there.")  # type: ignore[attr-defined]
+
+
+_rehearsal.check_name = "finding out how the model is called"  # type: ignore[attr-defined]
 
 
 def _unwrapped(model: AdaptedModel | LoadedModel | nn.Module) -> AdaptedModel | LoadedModel | nn.Module:
