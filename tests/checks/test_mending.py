@@ -250,11 +250,14 @@ def _is_patched(adapted):
         ("pass", "pass", True),
         ("pass", "warn", False),
         ("pass", "fail", False),
+        ("pass", "skip", False),
+        ("warn", "warn", True),
+        ("warn", "fail", False),
         ("fail", "fail", True),
         ("skip", "fail", True),
     ],
 )
-def test_a_patch_turns_no_green_check_red(other, then, offered):
+def test_a_patch_makes_no_other_check_worse(other, then, offered):
     mends = _judge("determinism", lambda adapted: "pass" if _is_patched(adapted) else "fail")
     guard = _judge("other", lambda adapted: then)
     mender = _mender((mends, guard), {"determinism": "fail", "other": other}, 5.0)
