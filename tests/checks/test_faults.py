@@ -12,7 +12,7 @@ from utils.tier1_critical_validation import TIER1
 
 pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
 
-ALL = {check.check_name: check for check in TIER1}
+ALL = {check.name: check for check in TIER1}
 
 
 def _label(value):

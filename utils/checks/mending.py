@@ -154,8 +154,7 @@ class Mender:
         if self._is_narrower(copy, sampler):
             return None
         check = self.checks[name]
-        screen: Check | None = getattr(check, "screen", None)  # a moment's look, where a check has one
-        seen = screen(copy, sampler, self._limits(ends)) if screen is not None else None
+        seen = check.screen(copy, sampler, self._limits(ends)) if check.screen is not None else None
         return seen if seen is not None and seen.status != "pass" else check(copy, sampler, self._limits(ends))
 
     def _is_narrower(self, copy: AdaptedModel, sampler: Sampler) -> bool:
@@ -231,4 +230,4 @@ def _rank(result: CheckResult | None) -> int:
 
 def by_name(checks: Sequence[Check]) -> dict[str, Check]:
     """Checks by their names."""
-    return {check.check_name: check for check in checks}  # type: ignore[attr-defined]
+    return {check.name: check for check in checks}

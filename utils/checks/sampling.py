@@ -108,7 +108,11 @@ def _working_limit(adapted: AdaptedModel, vocabulary: int, stated: int | None) -
 
     Tried on the CPU: an index beyond a position table would take a GPU down with it.
     """
-    wanted, source = (ASSUMED_LIMIT, f"assumed: none is stated, and {ASSUMED_LIMIT} tokens run") if stated is None else (stated, "stated")
+    wanted, source = (
+        (ASSUMED_LIMIT, f"assumed: none is stated, and {ASSUMED_LIMIT} tokens run")
+        if stated is None
+        else (stated, "stated")
+    )
     longest = adapted.contract.max_length
     if longest is not None and longest < wanted:  # a config may state more than the model's table of positions holds
         wanted, source = longest, "the model takes no more"

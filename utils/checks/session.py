@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from utils.loading.model_loader import LoadedModel
 
+    AnyModel = AdaptedModel | LoadedModel | nn.Module
+    """What `validate` and its kin take: adapted, loaded, or a plain module."""
+
 logger = logging.getLogger(__name__)
 
 PATCH_SECONDS = 30.0
@@ -61,7 +64,7 @@ class Session:
     def of(
         cls,
         title: str,
-        model: AdaptedModel | LoadedModel | nn.Module,
+        model: AnyModel,
         config: object = None,
         seconds_per_check: float | None = None,
         memory_limit_gb: float | None = None,
@@ -99,7 +102,7 @@ class Session:
         try:
             with self._place() as run:
                 for done, check in enumerate(checks):
-                    progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
+                    progress(done, len(checks), check.name)
                     results.append(run(check))
         except KeyboardInterrupt:
             stopped = f"Interrupted after {len(results)} of {len(checks)} checks."
@@ -179,7 +182,7 @@ class Examined:
         return session.run(self.checks, ignore_progress, among)
 
 
-def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:
+def prepared(model: AnyModel, config: object = None) -> tuple[AdaptedModel, Sampler]:
     """A model behind the calling contract, and what draws its inputs."""
     adapted = adapt(model, config)
     return adapted, Sampler.of(adapted, config)
