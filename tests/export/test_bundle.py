@@ -125,6 +125,7 @@ def test_views_and_lookup(tmp_path: Path) -> None:
     bundle = utils.export(zoo.Bigram(), "table", tmp_path / "<b>", config=zoo.CONFIG)
     assert "model.npy" in bundle.summary()
     assert "equal at all 8 shapes" in bundle.summary()
+    assert repr(bundle) == bundle.summary()  # what print() and a plain console show
     assert "<b>" not in bundle._repr_html_()
     with pytest.raises(KeyError, match="'onnx' was not exported; there is table"):
         bundle["onnx"]

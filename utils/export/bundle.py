@@ -45,7 +45,7 @@ FORMAT_VERSION = 1
 _COLUMNS = ("file", "format", "size", "SHA-256")
 
 
-@dataclass
+@dataclass(repr=False)
 class Bundle:
     """What an export left on disk.
 
@@ -62,7 +62,7 @@ class Bundle:
     artifacts: tuple[Artifact, ...]
     parity: ParityReport
     files: tuple[Path, ...]
-    manifest: dict[str, Any] = field(repr=False, default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, format_name: str) -> Artifact:
@@ -107,6 +107,8 @@ class Bundle:
         files = text_table(_COLUMNS, self._rows(), title=f"Exported to {self.out}")
         refused = "".join(f"\n{name} was refused: {why.splitlines()[0]}" for name, why in self.refused.items())
         return f"{files}{refused}\n\n{self.parity.summary()}"
+
+    __repr__ = summary
 
     def _repr_html_(self) -> str:
         head = f"<h4>Exported to {html.escape(str(self.out))}</h4>"
