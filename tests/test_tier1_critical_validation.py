@@ -11,6 +11,7 @@ from utils import tier1_critical_validation as tier1
 from utils.adapters.model_adapter import adapt
 from utils.checks import shapes
 from utils.checks.report import CheckResult
+from utils.checks.runner import Check, model_check
 from utils.checks.session import Session
 from utils.errors import CheckError, ConfigError
 from utils.progress import ignore_progress
@@ -81,11 +82,7 @@ def test_a_check_that_cannot_finish_never_counts_as_passed():
 
 
 def _passing(name):
-    def check(adapted, sampler, limits):
-        return CheckResult(name, "pass", "")
-
-    check.check_name = name
-    return check
+    return Check(name, lambda adapted, sampler: CheckResult(name, "pass", ""))
 
 
 @pytest.mark.parametrize("place", range(len(NAMES)))
@@ -94,24 +91,24 @@ def test_every_check_takes_part(place, monkeypatch):
     checks = list(tier1.TIER1)
     original = checks[place]
 
-    def failing(adapted, sampler, limits):
-        result = original(adapted, sampler, limits)
+    def failing(adapted, sampler):
+        result = original(adapted, sampler)
         assert (result.name, result.status) == (NAMES[place], "pass"), result.summary()
         result.status = "fail"
         return result
 
-    failing.check_name = original.check_name
-    beside = [failing if number == place else _passing(check.check_name) for number, check in enumerate(checks)]
+    beside = [_passing(check.name) for check in checks]
+    beside[place] = Check(original.name, failing)
     monkeypatch.setattr(tier1, "TIER1", tuple(beside))
     report = tier1.validate(m.Healthy(layers=1), patches=False)
     assert report.verdict == f"1 of {len(NAMES)} checks failed: {NAMES[place]}."
 
 
 def test_an_interrupt_keeps_what_is_done():
-    def interrupted(adapted, sampler, limits):
+    @model_check("stopped")
+    def interrupted(adapted, sampler):
         raise KeyboardInterrupt
 
-    interrupted.check_name = "stopped"
     session = Session.of("Tier 1", m.Healthy(layers=1))
     report = session.run((*tier1.TIER1[:2], interrupted, tier1.TIER1[3]), ignore_progress)
     assert [check.name for check in report.checks] == NAMES[:2]

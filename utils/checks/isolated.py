@@ -88,7 +88,6 @@ class IsolatedChecks:
 
     def run(self, check: Check, limits: Limits) -> CheckResult:
         """The result of one check; one that ended the process, or did not answer in time, has failed."""
-        name: str = check.check_name  # type: ignore[attr-defined]
         started = time.monotonic()
         try:
             if self._process is None:
@@ -97,7 +96,7 @@ class IsolatedChecks:
         except _Ended as ended:
             self._end()
             return CheckResult(
-                name,
+                check.name,
                 "fail",
                 f"The check could not finish on {self._name}: {ended}",
                 cause="The model ended or blocked the process that it ran in.",

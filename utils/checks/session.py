@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from utils.loading.model_loader import LoadedModel
 
+    AnyModel = AdaptedModel | LoadedModel | nn.Module
+    """What `validate` and its kin take: adapted, loaded, or a plain module."""
+
 logger = logging.getLogger(__name__)
 
 PATCH_SECONDS = 30.0
@@ -62,7 +65,7 @@ class Session:
     def of(
         cls,
         title: str,
-        model: AdaptedModel | LoadedModel | nn.Module,
+        model: AnyModel,
         config: object = None,
         seconds_per_check: float | None = None,
         memory_limit_gb: float | None = None,
@@ -108,7 +111,7 @@ class Session:
         try:
             with self._place() as run:
                 for done, check in enumerate(checks):
-                    progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
+                    progress(done, len(checks), check.name)
                     results.append(run(check))
                     on_check(results[-1])
         except KeyboardInterrupt:
@@ -204,7 +207,7 @@ class Examined:
         return session.run(self.checks, progress, among, on_check)
 
 
-def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:
+def prepared(model: AnyModel, config: object = None) -> tuple[AdaptedModel, Sampler]:
     """A model behind the calling contract, and what draws its inputs.
 
     Raises:
@@ -215,7 +218,7 @@ def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = Non
     return adapted, Sampler.of(adapted, config)
 
 
-def rehearse(model: AdaptedModel | LoadedModel | nn.Module, config: object, limits: Limits) -> None:
+def rehearse(model: AnyModel, config: object, limits: Limits) -> None:
     """Find out in another process how the model is called, so that one that ends its process does not end this one.
 
     Raises:
@@ -224,7 +227,7 @@ def rehearse(model: AdaptedModel | LoadedModel | nn.Module, config: object, limi
     from utils.checks.isolated import IsolatedChecks
 
     with IsolatedChecks(model, config) as process:
-        result = process.run(_rehearsal, limits)
+        result = process.run(_rehearsal, limits)  # type: ignore[arg-type]  # called as a check is
     if result.unfinished:
         raise CheckError(
             f"Finding out how the model is called could not be finished: {result.unfinished} Run the model on a few token ids by "
@@ -232,20 +235,20 @@ def rehearse(model: AdaptedModel | LoadedModel | nn.Module, config: object, limi
         )
 
 
-def _rehearsal(model: AdaptedModel | LoadedModel | nn.Module, config: object, limits: Limits) -> CheckResult:
+def _rehearsal(model: AnyModel, config: object, limits: Limits) -> CheckResult:
     """Runs in the other process; what is wrong with the model in clear words is found again in this one."""
     try:
         with bounded(limits):
             prepared(model, config)
     except TransformerBuilderError as error:
         logger.info("the rehearsal ended with: %s", error)
-    return CheckResult(_rehearsal.check_name, "pass", "The process is still there.")  # type: ignore[attr-defined]
+    return CheckResult(_rehearsal.name, "pass", "The process is still there.")  # type: ignore[attr-defined]
 
 
-_rehearsal.check_name = "finding out how the model is called"  # type: ignore[attr-defined]
+_rehearsal.name = "finding out how the model is called"  # type: ignore[attr-defined]
 
 
-def _unwrapped(model: AdaptedModel | LoadedModel | nn.Module) -> AdaptedModel | LoadedModel | nn.Module:
+def _unwrapped(model: AnyModel) -> AnyModel:
     """What `torch.compile` wraps: the same weights, and every check hooks modules, which a compiled call does not bear."""
     from torch import nn
 

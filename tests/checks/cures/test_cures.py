@@ -284,6 +284,12 @@ def test_unused_positions_are_added():
     assert any(added in text for text in _proposals(registration.unused, source))
 
 
+def test_a_width_that_is_a_multiple_is_no_table_cut_short():
+    """`4 * width` of a feed-forward layer stays: making it narrower builds another model."""
+    source = _source(CONSTRUCTOR, "self.up, self.down = nn.Linear(width, width * 4), nn.Linear(width * 4, width)")
+    assert _proposals(sizes.positions, source) == []
+
+
 def test_cures_have_names_of_their_own_and_only_wanted_classes_are_touched():
     assert len({cure.name for cure in CURES}) == len(CURES)
     source = "class A(nn.Module):\n    def forward(self, x):\n        return x.softmax(1)\n\n" * 2
