@@ -227,7 +227,14 @@ def test_notebooks_are_clean_forms(name: str) -> None:
         previous = cell["cell_type"]
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/TROUBLESHOOTING.md", "docs/API.md"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{name}.md" for name in ("API", "TROUBLESHOOTING", "PLATFORM_RECOMMENDATIONS")),
+    ],
+)
 def test_documents_point_at_files_that_exist(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
