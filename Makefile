@@ -35,7 +35,7 @@ test-slow: $(DONE) ## the long tests
 
 test-browser: $(DONE) ## a real Chromium in JupyterLab 4 and in Colab's generation of Notebook (the first time it installs both)
 	$(RUN) -m tests.browser.environments
-	$(RUN) -m pytest -m browser tests/browser
+	$(RUN) -m pytest -m browser tests/browser $(AGAIN)
 
 test-all: $(DONE) ## both, without those that need a GPU or a browser
 	$(RUN) -m pytest $(CORES) -m "not gpu and not browser"
