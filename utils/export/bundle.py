@@ -116,7 +116,9 @@ class Bundle:
             f"<p><b>{html.escape(name)}</b> was refused: {html.escape(why.splitlines()[0])}</p>"
             for name, why in self.refused.items()
         )
-        return head + html_table(_COLUMNS, self._rows()) + refused + self.parity._repr_html_()
+        rows = self._rows()
+        files = f"<details><summary>{len(rows)} files</summary>{html_table(_COLUMNS, rows)}</details>"
+        return head + refused + self.parity._repr_html_() + files
 
 
 def export(
