@@ -110,6 +110,10 @@ class TrainingError(TransformerBuilderError, RuntimeError):
     """Training cannot start or cannot go on."""
 
 
+class DivergenceError(TrainingError):
+    """The losses of a training are not finite any more."""
+
+
 class CheckpointError(TransformerBuilderError, RuntimeError):
     """A checkpoint is missing, torn, foreign or does not fit the run."""
 

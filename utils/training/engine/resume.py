@@ -240,6 +240,11 @@ class ResumableCheckpoint(GenerationSaver):
         self.sampler, self.facts = sampler, dict[str, Any]()
         self._training, self._validation, self._has_validation = training, validation, has_validation
         self._signals = PatientSignals()
+        self._end: Exception | None = None
+
+    def end_after_step(self, error: Exception) -> None:
+        """Save after the optimizer step that is running and raise `error` then: the run can go on from there."""
+        self._end = error
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -269,7 +274,7 @@ class ResumableCheckpoint(GenerationSaver):
         self._signals.act()
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
-        asked = self._signals.wanted is not None
+        asked = self._signals.wanted is not None or self._end is not None
         return asked or self._ends(trainer) or super()._is_due(trainer, last_of_epoch)
 
     def _ends(self, trainer: pl.Trainer) -> bool:
@@ -299,6 +304,9 @@ class ResumableCheckpoint(GenerationSaver):
         super()._save(trainer)
         if self._signals.wanted is not None:
             self._signals.act()
+        if self._end is not None:
+            error, self._end = self._end, None
+            raise error
 
 
 @contextlib.contextmanager
