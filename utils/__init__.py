@@ -1,7 +1,7 @@
 """From a drawn transformer to a model that is trained, proven and runs elsewhere.
 
 The six verbs are `load_model`, `adapt`, `validate`, `train`, `generate` and `export`. Each takes what the one before it
-gave. Names are loaded on first use: `import utils` alone imports neither torch nor pandas.
+gave; `search` finds settings for `train`. Names are loaded on first use: `import utils` alone imports neither torch nor pandas.
 """
 
 from __future__ import annotations

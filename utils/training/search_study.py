@@ -200,7 +200,7 @@ class SearchStudy:
             if not math.isfinite(value):
                 raise UnfitError(f"its last validation loss is {value}")
         except (PrunedError, UnfitError, DivergenceError) as error:
-            end("PRUNED", str(error).splitlines()[0])
+            end("PRUNED", " ".join(str(error).split()))
         except (TimeUpError, KeyboardInterrupt) as error:
             end("FAIL", str(error) or "interrupted", again=True)
             raise
