@@ -69,6 +69,7 @@ def searched(folder: Path, seed: int, pruning: bool, sampler: Callable[..., Any]
     """One search with a seed."""
     with mock.patch.object(search_study, "sampler", sampler):
         study = SearchStudy(folder, SPACE, TrainingConfig(), seed=seed, pruning=pruning)
+        study.put_in_line(SPACE.start(TrainingConfig()), "the usual settings, for every way of searching")
         task = Standin()
         study.run(task, TRIALS)
     best = study.best_config()

@@ -1,7 +1,7 @@
 """A stand-in for training whose best settings are known: losses as a training would give them, without one.
 
-The curve falls from `FIRST` to a final loss that is lowest at `BEST`; slower where the learning rate is low or the warm-up
-long, so that the order of early losses is not that of the final ones, with a little noise on every validation.
+The curve falls from `FIRST` to a final loss that is lowest at `BEST`; slower where the learning
+rate is low, so that the order of early losses is not that of the final ones; with a little noise on every validation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from utils.training.search_study import PLACES
 from utils.training.search_trial import RunningTrial, UnfitError
 from utils.training.training_config import TrainingConfig
 
-SPACE = SearchSpace({"learning_rate": (1e-5, 1e-1), "weight_decay": (1e-4, 1.0), "warmup_ratio": (0.0, 0.5)})
+SPACE = SearchSpace({"learning_rate": (1e-5, 1e-1), "weight_decay": (1e-4, 1.0)})
 BEST = {"learning_rate": 2e-3, "weight_decay": 0.05}
 LOWEST, FIRST, NOISE = 2.0, 6.0, 0.01
 """Nats: final loss at the best settings, loss before the first step, and standard deviation of a validation."""
@@ -34,7 +34,7 @@ def distance(settings: TrainingConfig, name: str) -> float:
 def final_loss(settings: TrainingConfig) -> float:
     """Where a training with these settings ends, without noise."""
     rate, decay = distance(settings, "learning_rate"), distance(settings, "weight_decay")
-    return LOWEST + 0.5 * rate**2 + 0.1 * decay**2 + 0.1 * (settings.warmup_ratio - 0.1) ** 2
+    return LOWEST + 0.5 * rate**2 + 0.1 * decay**2
 
 
 def found(settings: TrainingConfig) -> bool:
@@ -50,8 +50,8 @@ class Standin:
 
     def __call__(self, trial: RunningTrial) -> float:
         settings = trial.settings
-        noise = random.Random(repr((settings.learning_rate, settings.weight_decay, settings.warmup_ratio)))
-        speed = 5 * min(1.0, settings.learning_rate / BEST["learning_rate"]) ** 0.2 * (1 - 0.5 * settings.warmup_ratio)
+        noise = random.Random(repr((settings.learning_rate, settings.weight_decay)))
+        speed = 5 * min(1.0, settings.learning_rate / BEST["learning_rate"]) ** 0.2
         loss = math.nan
         for place in range(1, self.places + 1):
             self.done += 1

@@ -30,13 +30,13 @@ def states(study):
 
 
 def test_a_search_finds_the_best_region_writes_it_down_and_stops_what_is_behind(tmp_path):
-    study, task = study_in(tmp_path), Standin()
-    notes = []
+    study, task, notes = study_in(tmp_path), Standin(), []
+    study.put_in_line(SPACE.start(TrainingConfig()), "the settings")
     ended = study.run(task, 20, progress=lambda done, total, note: notes.append((done, total, note)))
     assert ended == "20 of 20 trials are done" and set(states(study)) == {"COMPLETE", "PRUNED"}
     assert found(study.best_config())
     assert TrainingConfig.load(tmp_path / "s" / "best_config.json") == study.best_config()
-    assert task.done < 0.6 * 20 * PLACES
+    assert task.done < 0.65 * 20 * PLACES
     assert notes[-1][:2] == (20, 20) and "best" in notes[-1][2]
     assert any("behind the other trials" in note for _, _, note in notes)
 
@@ -64,7 +64,7 @@ def test_what_is_in_line_comes_first(tmp_path):
     study = study_in(tmp_path)
     study.put_in_line(SPACE.start(TrainingConfig()), "the settings")
     study.run(Standin(), 1)
-    assert study.trials[0].params == {"learning_rate": 5e-4, "weight_decay": 0.01, "warmup_ratio": 0.1}
+    assert study.trials[0].params == {"learning_rate": 5e-4, "weight_decay": 0.01}
 
 
 @pytest.mark.parametrize("error", [DivergenceError("not finite"), None])
@@ -78,7 +78,10 @@ def test_a_trial_that_diverges_counts_as_behind_and_the_search_goes_on(tmp_path,
 
     study = study_in(tmp_path)
     study.run(objective, 2)
-    assert states(study) == ["PRUNED", "COMPLETE"] and "finite" in study.trials[0].user_attrs["why"] or error is None
+    assert states(study) == ["PRUNED", "COMPLETE"]
+    assert study.trials[0].user_attrs["why"] == (
+        "not finite" if error is not None else "its last validation loss is nan"
+    )
 
 
 def test_values_that_do_not_hold_together_end_their_trial_only(tmp_path):

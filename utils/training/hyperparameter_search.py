@@ -175,7 +175,8 @@ def search(
         seconds: for this call. Trials whose forecast is longer than the rest of it are not begun; the one that runs when it is
             over is stopped after its optimizer step, and goes on next time.
         name: of the study; its folder is `<workspace>/searches/<name>`.
-        tokenizer, task_spec: as for `train`.
+        tokenizer: as for `train`; None lets the first trial choose one, which the others take.
+        task_spec: as for `train`.
         workspace: folder of the runs; None takes `config.checkpoint_dir`.
         pruning: False lets every trial train to its end.
         range_test: whether the first trial takes the learning rate of a range test, where learning rates are searched.

@@ -91,9 +91,16 @@ def rate_range_test(
     """Find a learning rate to begin with.
 
     Args:
-        model, data, config, tokenizer, task_spec, workspace, progress: as for `train`; the model is left as it was.
-        low, high: rates of the first and the last step, between which it rises by the same factor each step.
+        model: as for `train`; it is left as it was.
+        data: as for `train`.
+        config: as for `train`; batch size, accumulation, weight decay and seed are taken from it.
+        tokenizer: as for `train`.
+        task_spec: as for `train`.
+        low: rate of the first step, from which it rises by the same factor each step.
+        high: rate of the last step.
         steps: optimizer steps at most; the test ends earlier where the loss rises.
+        workspace: as for `train`; only prepared data are kept there.
+        progress: True shows a display, False none; or a callable (steps done, steps in total, note).
 
     Raises:
         ConfigError: rates or steps that make no range.

@@ -133,7 +133,7 @@ class TrialTrainer(Trainer):
                 "A search compares validation losses, and these data have no validation part: pass data with one, or texts, of "
                 "which a part is kept for it (validation_fraction)."
             )
-        every = max(1, plan.total_steps // PLACES)
+        every = -(-plan.total_steps // PLACES)
         self.settings = dataclasses.replace(self.settings, val_every_n_steps=every)
         self.trial_hooks.every, self.trial_hooks.total_steps = every, plan.total_steps
         return plan
