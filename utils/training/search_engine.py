@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, TrainingStopped
 from utils.progress import TERMINAL_INTERVAL, ProgressCallback
 from utils.training.engine.hooks import TrainingHooks
 from utils.training.engine.loop import Validation
 from utils.training.engine.memory import is_out_of_memory
-from utils.training.engine.plan import Callbacks, Loaders, Plan
-from utils.training.engine.resume import ResumableCheckpoint
+from utils.training.engine.plan import Plan
 from utils.training.engine.trainer import Trainer
 from utils.training.forecast import Forecast
 from utils.training.result import TrainingResult
-from utils.training.run_folder import RunFolder
 from utils.training.search_study import PLACES
 from utils.training.search_trial import RunningTrial, TimeUpError, UnfitError
 from utils.training.training_core import TrainingCoordinator
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from utils.adapters.model_adapter import AdaptedModel
-    from utils.training.engine.checkpoint import CheckpointStore
     from utils.training.task_spec import TaskSpec
 
 
@@ -73,6 +70,8 @@ class TrainingObjective:
         )
         try:
             return final_loss(coordinator.run())
+        except TrainingStopped as error:
+            raise TimeUpError("the time of the search is over") from error
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -107,6 +106,7 @@ class TrialCoordinator(TrainingCoordinator):
             progress=False,
             resume="continue" if trial.attempt > 1 else "auto",
             hooks=TrialHooks(trial),
+            stop=trial.time_is_over,
         )
         self.trial = trial
 
@@ -147,42 +147,29 @@ class TrialTrainer(Trainer):
             self.trial.check_forecast(60 * found.minutes)
         return found
 
-    def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
-        callbacks = super()._setup_callbacks(plan, loaders, run, store)
-        self.trial_hooks.checkpoint = callbacks.checkpoint
-        return callbacks
-
 
 class TrialHooks(TrainingHooks):
-    """Hands a training's validations on to its trial, and ends it in time.
+    """Hands a training's steps and validations on to its trial.
 
     Args:
         trial: that is told.
         clock: monotonic seconds, for the progress display.
 
     Attributes:
-        every, total_steps: optimizer steps between validations, and in all; checkpoint: saves before the time is over.
+        every, total_steps: optimizer steps between validations, and in all.
     """
 
     def __init__(self, trial: RunningTrial, clock: Callable[[], float] = time.monotonic) -> None:
         self.trial, self._clock, self._told_at = trial, clock, -math.inf
         self.every, self.total_steps = 1, 1
-        self.checkpoint: ResumableCheckpoint | None = None
-        self._asked = False
 
     def on_step_end(self, step: int, loss: float | None) -> None:
-        """Tell the display where the trial is, and have it saved and ended where the time is over."""
+        """Tell the display where the trial is."""
         now = self._clock()
         if now - self._told_at >= TERMINAL_INTERVAL:
             self._told_at = now
             words = "" if loss is None else f" · loss {loss:.3f}"
             self.trial.tell(f"step {step:,}/{self.total_steps:,}{words}")
-        try:
-            self.trial.check_time()
-        except TimeUpError as error:
-            if self.checkpoint is not None and not self._asked and step < self.total_steps:
-                self._asked = True
-                self.checkpoint.end_after_step(error)
 
     def on_validation_end(self, validation: Validation) -> None:
         """Report it; at the last step the training is over anyway."""

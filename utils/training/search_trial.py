@@ -101,7 +101,11 @@ class RunningTrial:
         if self._anything_done and seconds > self.seconds_left:
             raise TimeUpError(f"it would take about {seconds:.0f} s, and {max(self.seconds_left, 0):.0f} s are left")
 
+    def time_is_over(self) -> bool:
+        """Whether the search should have ended by now; asked after each optimizer step."""
+        return self.seconds_left <= 0
+
     def check_time(self) -> None:
         """Raise `TimeUpError` where the time of the search is over."""
-        if self.seconds_left <= 0:
+        if self.time_is_over():
             raise TimeUpError("the time of the search is over")
