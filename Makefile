@@ -57,9 +57,10 @@ bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing,
 	$(RUN) benchmarks/memory_forecast.py
 	$(RUN) benchmarks/validation_time.py
 
-tables: $(DONE) ## how often interrupted and damaged runs come back: k of n (a quarter of an hour)
+tables: $(DONE) ## how often interrupted and damaged runs come back, and what a search finds: k of n (a quarter of an hour)
 	$(RUN) -m tests.training.engine.resume_table
 	$(RUN) -m tests.training.engine.fault_table
+	$(RUN) -m tests.training.search_table
 
 zoo: $(DONE) ## adapt a hundred models of many kinds and list what was found out about each
 	$(RUN) -m tests.zoo

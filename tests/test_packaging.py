@@ -140,12 +140,12 @@ def test_colab_ships_everything_that_the_validation_path_needs() -> None:
         assert colab[package][0] in allowed, f"Colab's {package} {colab[package][0]} is outside {allowed}"
 
 
-def test_colab_and_the_training_requirements_make_up_the_training_and_export_extras() -> None:
+def test_colab_and_the_training_requirements_make_up_the_training_search_and_export_extras() -> None:
     colab, added = (
         pins_of("requirements-colab.txt"),
         {normalised(i.name): i for i in lines_of("requirements-training.txt")},
     )
-    for package, allowed in declared("training", "export").items():
+    for package, allowed in declared("training", "search", "export").items():
         if package in added:
             assert _within(added[package].specifier, allowed), (
                 f"{package}: {added[package].specifier} against {allowed}"
@@ -165,6 +165,7 @@ def test_training_requirements_name_nothing_that_colab_ships() -> None:
     [  # the ranges for which pip's resolver was shown to change nothing in Colab's images since August 2025
         ("pytorch-lightning", ">=2.6.6,<2.7"),
         ("torchmetrics", ">=1.8.2,<1.10"),
+        ("optuna", ">=5.0,<6"),
         ("onnx", ">=1.21,<1.22"),
         ("onnxruntime", ">=1.23.0,<1.32"),
         ("onnxscript", ">=0.6.0,<0.8"),

@@ -1,7 +1,7 @@
 """From a drawn transformer to a model that is trained, proven and runs elsewhere.
 
 The six verbs are `load_model`, `adapt`, `validate`, `train`, `generate` and `export`. Each takes what the one before it
-gave. Names are loaded on first use: `import utils` alone imports neither torch nor pandas.
+gave; `search` finds settings for `train`. Names are loaded on first use: `import utils` alone imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _HOMES = {
     "adapt": "utils.adapters.model_adapter",
     "validate": "utils.tier1_critical_validation",
     "train": "utils.training.training_core",
+    "search": "utils.training.hyperparameter_search",
     "recover": "utils.training.recovery",
     "generate": "utils.training.generation",
     "generate_stream": "utils.training.generation",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from utils.training.checkpoint_manager import CheckpointManager
     from utils.training.dataset_utilities import DatasetLoader, DatasetUploader
     from utils.training.generation import generate, generate_stream
+    from utils.training.hyperparameter_search import search
     from utils.training.recovery import recover
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import TrainingCoordinator, train
@@ -93,6 +95,7 @@ __all__ = [
     "load_model",
     "push_to_hub",
     "recover",
+    "search",
     "train",
     "validate",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `export`, `serve`, … Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `search`, `export`, … Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import export_commands, link_command, push_command, train_command, validate_command
+from utils.ui import export_commands, link_command, push_command, search_command, train_command, validate_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_command.add_arguments(train)
     train.set_defaults(run=train_command.run_training)
+    search = commands.add_parser(
+        "search", help="search for the settings that train a model best", usage=search_command.USAGE, allow_abbrev=False
+    )
+    search_command.add_arguments(search, _positive)
+    search.set_defaults(run=search_command.run_search)
     rerun = commands.add_parser("rerun", help="make a run again from its folder, from the first step on")
     rerun.add_argument("folder", metavar="run", help="folder of the run")
     rerun.add_argument(

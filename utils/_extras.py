@@ -22,7 +22,7 @@ def require(package: str, *, extra: str, feature: str) -> ModuleType:
 
     Args:
         package: import name, e.g. "onnxruntime" or "pytorch_lightning".
-        extra: the extra of pyproject.toml that holds it: "training", "export", "serve", "ui" or "dev".
+        extra: the extra of pyproject.toml that holds it: "training", "search", "export", "serve", "ui" or "dev".
         feature: what the user asked for, as the subject of the message: "ONNX export".
 
     Raises:

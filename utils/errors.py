@@ -130,6 +130,10 @@ class TrainingError(TransformerBuilderError, RuntimeError):
     """Training cannot start or cannot go on."""
 
 
+class DivergenceError(TrainingError):
+    """The losses of a training are not finite any more."""
+
+
 class TrainingStopped(TransformerBuilderError):
     """A training ended because it was asked to (`stop=` of the trainer); what it did is saved, and the same call goes on from there."""
 

@@ -153,7 +153,7 @@ def _train(options: argparse.Namespace, settings: TrainingConfig) -> TrainingRes
             adapted,
             options.data,
             settings,
-            tokenizer=_tokenizer(options.tokenizer, adapted, workspace),
+            tokenizer=own_tokenizer(options.tokenizer, adapted, workspace),
             workspace=workspace,
             resume=options.resume,
         )
@@ -162,7 +162,7 @@ def _train(options: argparse.Namespace, settings: TrainingConfig) -> TrainingRes
         raise
 
 
-def _tokenizer(own: str | None, adapted: AdaptedModel, workspace: Path) -> PreTrainedTokenizerBase | None:
+def own_tokenizer(own: str | None, adapted: AdaptedModel, workspace: Path) -> PreTrainedTokenizerBase | None:
     """The person's own tokenizer, fitted to the model's rows; None leaves the choice to the training."""
     if own is None:
         return None

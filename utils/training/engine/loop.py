@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
 
-from utils.errors import TrainingError
+from utils.errors import DivergenceError
 from utils.progress import TERMINAL_INTERVAL, ProgressCallback
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.module import TrainingModule
@@ -132,14 +132,14 @@ class TrainingLoop(pl.Callback):
         """Bring losses over from the device (a wait on GPUs, hence in groups).
 
         Raises:
-            TrainingError: the newest losses are not finite.
+            DivergenceError: the newest losses are not finite.
         """
         if self._unread:
             self.step_losses.extend(torch.stack(self._unread).float().tolist())
             self._unread = []
         newest = self.step_losses[-NON_FINITE_LIMIT:]
         if len(newest) == NON_FINITE_LIMIT and not any(math.isfinite(loss) for loss in newest):
-            raise TrainingError(
+            raise DivergenceError(
                 f"The last {NON_FINITE_LIMIT} losses are not finite ({', '.join(map(str, newest))}), at optimizer step "
                 f"{len(self.step_losses)}. The newest checkpoint from before stays. Lower learning_rate (now "
                 f"{self.learning_rates[-1]:.2g} at that step), lengthen warmup_ratio, or set precision='32-true'."

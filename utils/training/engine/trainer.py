@@ -455,8 +455,10 @@ class Trainer:
 
     def _setup_forecast(self, plan: Plan, precision: str) -> Forecast | None:
         """What the run will take, where somebody watches its progress and the measurement fits into memory."""
-        if self.progress is ignore_progress:
-            return None
+        return None if self.progress is ignore_progress else self._measured_forecast(plan, precision)
+
+    def _measured_forecast(self, plan: Plan, precision: str) -> Forecast | None:
+        """What the run will take; None where a copy of the model does not fit beside it."""
         settings = dataclasses.replace(self.settings, precision=precision)
         try:
             found = forecast(
