@@ -18,6 +18,7 @@ _HOMES = {
     "validate": "utils.tier1_critical_validation",
     "train": "utils.training.training_core",
     "recover": "utils.training.recovery",
+    "load_run": "utils.training.runs",
     "generate": "utils.training.generation",
     "generate_stream": "utils.training.generation",
     "push_to_hub": "utils.export.hub",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from utils.training.dataset_utilities import DatasetLoader, DatasetUploader
     from utils.training.generation import generate, generate_stream
     from utils.training.recovery import recover
+    from utils.training.runs import load_run
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import TrainingCoordinator, train
 
@@ -88,6 +90,7 @@ __all__ = [
     "generate",
     "generate_stream",
     "load_model",
+    "load_run",
     "push_to_hub",
     "recover",
     "train",
