@@ -5,6 +5,7 @@ Whether somebody agrees is for the command line to ask.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils._files import write_json
+from utils.training.run_folder import MANIFEST_FILE
 from utils.training.run_lock import FolderLock
 from utils.training.run_mirror import RUN_FILE
 from utils.training.run_record import bytes_below, size
@@ -41,7 +44,8 @@ class Removal:
 
     def describe(self) -> str:
         """One line for people."""
-        what = f"{len(self.files)} checkpoints of {self.run.name}" if self.files else f"the run {self.run.name}"
+        count = f"{len(self.files)} checkpoint{'s' if len(self.files) > 1 else ''}"
+        what = f"{count} of {self.run.name}" if self.files else f"the run {self.run.name}"
         if self.blocked:
             return f"stays: {what} ({self.blocked})"
         return f"{what}, {size(self.bytes)}" + (f". {self.warning}" if self.warning else "")
@@ -65,6 +69,17 @@ class Removal:
         for file in self.files:
             file.with_suffix(".json").unlink(missing_ok=True)  # first, so that no manifest names a file that is gone
             file.unlink(missing_ok=True)
+        self._forget_in_manifest()
+
+    def _forget_in_manifest(self) -> None:
+        """A finished run's manifest lists what is there."""
+        manifest = self.run.folder / MANIFEST_FILE
+        if not manifest.is_file():
+            return
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+        root = self.run.folder
+        values["files"] = {name: facts for name, facts in values["files"].items() if (root / name).is_file()}
+        write_json(manifest, values)
 
 
 def plan_removal(runs: Sequence[Run], checkpoints_only: bool = False) -> list[Removal]:

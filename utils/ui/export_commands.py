@@ -19,7 +19,8 @@ from utils.export.formats import FORMATS, MANIFEST
 def add_export(command: argparse.ArgumentParser) -> None:
     """Add what `export` takes."""
     command.add_argument(
-        "source", help="a training run: its folder, or its name in runs; or gist id, gist URL, folder or model.py of a model as it came"
+        "source",
+        help="a training run: its folder, or its name in runs; or gist id, gist URL, folder or model.py of a model as it came",
     )
     command.add_argument(
         "--formats",
