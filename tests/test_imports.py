@@ -50,7 +50,7 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
-    "tier 3 studies": """utils.test_functions: test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
+    "tier 3 studies": "utils.test_functions: test_hyperparameter_search",
     "setup wizard": """utils: SetupWizard
         utils.ui.setup_wizard: SetupWizard""",
 }
@@ -71,10 +71,9 @@ FLOORS = (  # from the ground up; a file may import from its own floor and from 
         "utils.checks",
         "utils.tier1_critical_validation",
         "utils.tier2_advanced_analysis",
-        "utils.test_functions",
         "utils.tokenization",
     ),
-    ("utils.training",),
+    ("utils.training", "utils.tier3_training_utilities", "utils.test_functions"),
     ("utils.export",),
     ("utils.ui", "utils.notebook", "utils.install", "utils.__main__"),
 )
