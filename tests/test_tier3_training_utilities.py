@@ -36,7 +36,7 @@ def test_what_is_asked_for_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -
     test_functions.test_fine_tuning(TinyTransformer(), CONFIG, use_wandb=True, max_steps=7)
     ((_, data, settings), _) = seen[0]
     assert data == "python-docs" and (settings.wandb_project, settings.max_steps) == ("transformer-builder", 7)
-    with pytest.raises(ConfigError, match="'n_epoch' is no setting|n_epoch"):
+    with pytest.raises(ConfigError, match="n_epoch"):
         test_functions.test_fine_tuning(TinyTransformer(), CONFIG, n_epoch=3)
     with pytest.raises(ConfigError, match="Nothing is bundled for TinyViT"):
         test_functions.test_fine_tuning(TinyViT(10))

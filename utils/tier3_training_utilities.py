@@ -77,8 +77,8 @@ def test_fine_tuning(
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import train
 
-    adapted = adapt(model, config)  # type: ignore[arg-type]
-    named = {"epochs": n_epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    adapted = adapt(model, config)
+    named: dict[str, Any] = {"epochs": n_epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     if use_wandb:
         named["wandb_project"] = settings.pop("wandb_project", None) or PROJECT
     return train(
@@ -158,4 +158,4 @@ def _usual_data(adapted: AdaptedModel) -> str:
 
 
 for _function in (test_fine_tuning, test_benchmark_comparison):
-    _function.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect them
+    _function.__test__ = False  # type: ignore[union-attr]  # pytest must not collect them

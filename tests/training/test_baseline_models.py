@@ -39,7 +39,7 @@ def test_language_models_are_causal_and_classifiers_read_real_tokens_only() -> N
     ids = torch.randint(50, (2, 12))
     for model in (baseline_models.gpt_of_size(20_000, 50, 16), baseline_models.lstm_of_size(20_000, 50)):
         assert model(ids).shape == (2, 12, 50)
-        assert not sees_future(adapt(model, {"vocab_size": 50, "max_seq_len": 16})).sees_future
+        assert sees_future(adapt(model, {"vocab_size": 50, "max_seq_len": 16})).causal
     mask = torch.tensor([[1] * 6 + [0] * 6] * 2)
     lstm = baseline_models.lstm_classifier_of_size(20_000, 50, 3)
     assert torch.allclose(lstm(ids, mask), lstm(ids[:, :6]), atol=1e-6)

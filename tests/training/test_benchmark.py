@@ -75,7 +75,7 @@ def test_classifiers_are_compared_by_accuracy(tmp_path: Path, tokenizer) -> None
 def test_other_tasks_are_refused_with_the_reason(tmp_path: Path) -> None:
     model = adapt(TinyMaskedLM(300, 16, 16, 1), {"vocab_size": 300, "max_seq_len": 16})
     settings = {**SETTINGS, "objective": "masked"}
-    with pytest.raises(ConfigError, match="causal language models and classifiers of texts; TinyMaskedLM .*'masked'"):
+    with pytest.raises(ConfigError, match=r"causal language models and classifiers of texts; TinyMaskedLM .*'masked'"):
         benchmark(model, None, TEXTS, settings, workspace=tmp_path, progress=False)
 
 

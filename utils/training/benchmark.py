@@ -25,8 +25,8 @@ from utils.errors import ConfigError, DataError, HubError, TrainingError
 from utils.progress import ProgressCallback
 from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.hub_access import fetch
+from utils.tokenization.own_tokenizer import load_own
 from utils.tokenization.packing import pack_documents
-from utils.tokenization.tokenizer_files import load_saved
 from utils.training import baseline_models
 from utils.training.baselines import byte_trigram_on_blocks
 from utils.training.dataset_utilities import DatasetLoader, TextData, resolve_data
@@ -221,7 +221,7 @@ class _Contest(abc.ABC):
             gap = result.model.num_parameters() / wanted - 1
             if abs(gap) > 0.1:
                 notes.append(f"{name} has {gap:+.0%} parameters: the vocabulary leaves no nearer size.")
-        rows += self._untrained(first)
+        rows += self._untrained()
         for repository in published:
             row, note = self._published(repository)
             rows += [row] if row is not None else []
@@ -234,7 +234,7 @@ class _Contest(abc.ABC):
         """Name → a model of about that many parameters."""
 
     @abc.abstractmethod
-    def _untrained(self, first: TrainingResult) -> list[BenchmarkRow]:
+    def _untrained(self) -> list[BenchmarkRow]:
         """What needs no training."""
 
     @abc.abstractmethod
@@ -318,15 +318,12 @@ class _LanguageModels(_Contest):
             "GPT baseline": baseline_models.gpt_of_size(parameters, self._vocabulary, self._positions),
         }
 
-    def _untrained(self, first: TrainingResult) -> list[BenchmarkRow]:
-        blocks = pack_documents(self.text.validation, first.tokenizer, int(first["block_length"]))
-        entries = len(first.tokenizer)  # type: ignore[arg-type]
+    def _untrained(self) -> list[BenchmarkRow]:
+        tokenizer = self.tokenizer
+        blocks = pack_documents(self.text.validation, tokenizer, self._length)
         return [
-            BenchmarkRow("uniform", BitsPerByte.of(blocks, first.tokenizer)(math.log(entries))),  # type: ignore[arg-type]
-            BenchmarkRow(
-                "byte trigram",
-                byte_trigram_on_blocks(self.text.train_bytes, blocks, first.tokenizer),  # type: ignore[arg-type]
-            ),
+            BenchmarkRow("uniform", BitsPerByte.of(blocks, tokenizer)(math.log(len(tokenizer)))),
+            BenchmarkRow("byte trigram", byte_trigram_on_blocks(self.text.train_bytes, blocks, tokenizer)),
         ]
 
     def _keep(self, parts: tuple[Any, Any], first: TrainingResult) -> None:
@@ -343,9 +340,7 @@ class _LanguageModels(_Contest):
         """A checkpoint of the Hub as it is; or why not, within seconds where the Hub does not answer."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                tokenizer = load_saved(fetch(repository, folder))
-            if tokenizer is None:
-                return None, f"{repository} is not compared: it holds no tokenizer that can be read."
+                tokenizer = load_own(fetch(repository, folder))
             model = _published_model(repository)
             length = min(PUBLISHED_LENGTH, int(getattr(model.config, "max_position_embeddings", PUBLISHED_LENGTH)))
             blocks = pack_documents(self.text.validation, tokenizer, length)
@@ -379,7 +374,7 @@ class _Classifiers(_Contest):
             "GPT baseline": baseline_models.gpt_classifier_of_size(parameters, rows, positions, classes),
         }
 
-    def _untrained(self, first: TrainingResult) -> list[BenchmarkRow]:
+    def _untrained(self) -> list[BenchmarkRow]:
         counted = [Counter(_labels(samples)) for samples in (self.data.train_samples, self.data.validation_samples)]
         (largest, _), *_ = counted[0].most_common(1)
         share = counted[1][largest] / sum(counted[1].values())
@@ -412,7 +407,7 @@ def _glue(task: str) -> Any:
     if task not in GLUE:
         raise ConfigError(f"GLUE has no classification task {task!r}; it has {', '.join(GLUE)}.")
     first, second = GLUE[task]
-    options = {"progress": False, "column": first, "label_column": "label", "target_column": second}
+    options: dict[str, Any] = {"progress": False, "column": first, "label_column": "label", "target_column": second}
     kept = "validation_matched" if task == "mnli" else "validation"
     try:
         train, validation = (
