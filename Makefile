@@ -48,6 +48,7 @@ bench: $(DONE) ## measure side by side: adapting, training a tokenizer, packing,
 	$(RUN) benchmarks/padded_training.py
 	$(RUN) benchmarks/training_throughput.py
 	$(RUN) benchmarks/mirroring.py
+	$(RUN) benchmarks/live_view.py
 	$(RUN) benchmarks/export_speed.py
 	$(RUN) benchmarks/memory_forecast.py
 	$(RUN) benchmarks/validation_time.py

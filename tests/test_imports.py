@@ -51,8 +51,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
 }
 LATER = {  # feature → what it will bring, "module: names" in each line
     "tier 3 studies": "utils.test_functions: test_hyperparameter_search",
-    "setup wizard": """utils: SetupWizard
-        utils.ui.setup_wizard: SetupWizard""",
 }
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
     (

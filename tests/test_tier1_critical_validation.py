@@ -117,6 +117,18 @@ def test_an_interrupt_keeps_what_is_done():
     assert not report.passed
 
 
+def test_results_are_handed_out_as_they_come(monkeypatch):
+    monkeypatch.setattr(tier1, "TIER1", tier1.TIER1[:2])
+    order = []
+    report = tier1.validate(
+        m.Healthy(layers=1),
+        patches=False,
+        progress=lambda done, total, note: order.append(note),
+        on_check=lambda result: order.append(result),
+    )
+    assert order == [NAMES[0], report.checks[0], NAMES[1], report.checks[1], report.verdict]
+
+
 def test_a_model_that_hangs_is_ended_and_the_run_goes_on():
     report = tier1.validate(m.Hangs(), seconds_per_check=0.5)
     hung = report["gradient flow"]

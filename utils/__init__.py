@@ -34,6 +34,7 @@ _HOMES = {
     "FastBPETrainer": "utils.tokenization.bpe_trainer",
     "ModelCardGenerator": "utils.export.model_card",
     "ONNXExporter": "utils.export.onnx",
+    "SetupWizard": "utils.ui.setup_wizard",
     "TokenizerValidator": "utils.tokenization.validator",
     "TorchScriptExporter": "utils.export.torchscript",
     "TrainingConfig": "utils.training.training_config",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from utils.training.runs import load_run
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import TrainingCoordinator, train
+    from utils.ui.setup_wizard import SetupWizard
 
 __all__ = [
     "AdaptiveTokenizer",
@@ -80,6 +82,7 @@ __all__ = [
     "ModelCardGenerator",
     "ModelSignatureInspector",
     "ONNXExporter",
+    "SetupWizard",
     "TokenizerValidator",
     "TorchScriptExporter",
     "TrainingConfig",

@@ -106,8 +106,32 @@ class DataError(TransformerBuilderError, ValueError):
     """Data is empty, unreadable, too short, or of a kind that the task cannot use."""
 
 
+class ColumnChoiceError(DataError):
+    """Several columns could be the text, and nobody said which.
+
+    Attributes:
+        candidates: names of these columns.
+        columns: names of all columns.
+        rows: the first rows as they are shown, one text for each column.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        candidates: tuple[str, ...] = (),
+        columns: tuple[str, ...] = (),
+        rows: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.candidates, self.columns, self.rows = candidates, columns, rows
+
+
 class TrainingError(TransformerBuilderError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class TrainingStopped(TransformerBuilderError):
+    """A training ended because it was asked to (`stop=` of the trainer); what it did is saved, and the same call goes on from there."""
 
 
 class CheckpointError(TransformerBuilderError, RuntimeError):

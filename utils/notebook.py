@@ -26,11 +26,12 @@ from utils._files import sha256_of, whole_file
 from utils._pages import render
 from utils.errors import ConfigError, ExportError, GistIdError, TransformerBuilderError
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
+from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     from utils.adapters.model_adapter import AdaptedModel
     from utils.checks.patching import Patch
-    from utils.checks.report import Report
+    from utils.checks.report import CheckCallback, Report
     from utils.export.bundle import Bundle
     from utils.loading.code_review import CodeReview
     from utils.loading.model_loader import ModelSource
@@ -232,12 +233,14 @@ class Mended:
         report: on the model with all of them.
         diff: from the source as it came to the mended one.
         path: the mended source; None where nothing was changed.
+        fresh_weights: whether a patch was about how weights begin, so that they were drawn anew.
     """
 
     steps: tuple[tuple[str, str], ...]
     report: Report
     diff: str = ""
     path: Path | None = None
+    fresh_weights: bool = False
 
     def summary(self) -> str:
         """The steps, the diff, and what the checks say afterwards."""
@@ -255,7 +258,12 @@ class Mended:
         return _render("mended.html", mended=self)
 
 
-def mend(report: Report, path: str | Path = "model_mended.py") -> Mended:
+def mend(
+    report: Report,
+    path: str | Path = "model_mended.py",
+    progress: ProgressCallback = ignore_progress,
+    on_check: CheckCallback | None = None,
+) -> Mended:
     """Apply the patches of a report one after the other, each on what the one before it left, and write the source.
 
     The model that was checked stays as it is.
@@ -263,21 +271,27 @@ def mend(report: Report, path: str | Path = "model_mended.py") -> Mended:
     Args:
         report: what `utils.validate` returned.
         path: file for the mended source.
+        progress: told before each check of a mended copy.
+        on_check: given each result of it as soon as it is there.
     """
+    from utils.checks.report import ignore_check
+
     steps: list[tuple[str, str]] = []
     first: Patch | None = None
     last: Patch | None = None
+    fresh = False
     while len(steps) < MOST_PATCHES:
         check = next((check for check in report.checks if check.patch is not None), None)
         if check is None or check.patch is None:
             break
         first, last = first or check.patch, check.patch
+        fresh = fresh or check.patch.fresh_weights
         steps.append((check.name, check.patch.cure))
-        report = report.apply(check)
+        report = report.apply(check, progress, on_check or ignore_check)
     if first is None or last is None:
         return Mended((), report)
     whole = dataclasses.replace(last, before=first.before)
-    return Mended(tuple(steps), report, whole.diff, whole.save(path))
+    return Mended(tuple(steps), report, whole.diff, whole.save(path), fresh)
 
 
 def look_inside(adapted: AdaptedModel, wanted: bool) -> Report | Skipped:

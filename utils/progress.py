@@ -48,6 +48,7 @@ class Progress:
         unit: plural name of a unit, e.g. "steps".
         stream: where to write; None chooses the notebook's output where there is one, else standard error.
         clock: seconds from a monotonic clock; tests pass a fake one.
+        view: where to draw instead, such as a widget.
 
     Example:
         >>> with Progress("Training", total=600, unit="steps") as progress:
@@ -61,12 +62,13 @@ class Progress:
         unit: str = "",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        view: View | None = None,
     ) -> None:
         self.title, self.total, self.unit = _one_line(title), total, unit
         self.done, self.note = 0, ""
         self._clock, self._start, self._base, self._closed = clock, clock(), 0, False
         self._counting_since = self._start
-        self._view: _View = _NotebookView() if stream is None and in_notebook() else _StreamView(stream or sys.stderr)
+        self._view: View = view if view is not None else _usual_view(stream)
         self._last: float | None = None
         self._drawn: tuple[int, str] | None = None
 
@@ -149,12 +151,14 @@ def showing(progress: bool | ProgressCallback, title: str, unit: str = "") -> It
         )
 
 
-class _View:
-    """Where a state is drawn, and how often."""
+class View:
+    """Where a state is drawn, and how often. A widget is one, too."""
 
     interval = LOG_INTERVAL
+    """Seconds between two drawings, at least."""
 
     def draw(self, line: str, fraction: float | None) -> None:
+        """Draw a state: one line of raw text, and the share that is done, None where nobody knows."""
         raise NotImplementedError
 
     def finish(self, line: str, fraction: float | None, changed: bool) -> None:
@@ -162,7 +166,11 @@ class _View:
         self.draw(line, fraction)
 
 
-class _StreamView(_View):
+def _usual_view(stream: TextIO | None) -> View:
+    return _NotebookView() if stream is None and in_notebook() else _StreamView(stream or sys.stderr)
+
+
+class _StreamView(View):
     """One rewritten line in a terminal; whole lines, rarely, everywhere else."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -190,7 +198,7 @@ class _StreamView(_View):
         self._stream.flush()
 
 
-class _NotebookView(_View):
+class _NotebookView(View):
     """One output cell that is updated in place."""
 
     interval = NOTEBOOK_INTERVAL

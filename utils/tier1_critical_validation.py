@@ -28,7 +28,7 @@ from utils.checks import (
     speed,
     stability,
 )
-from utils.checks.report import TABLE, CheckResult, Report
+from utils.checks.report import TABLE, CheckCallback, CheckResult, Report, ignore_check
 from utils.checks.runner import Check
 from utils.checks.session import Session
 from utils.checks.single import as_dict, finished
@@ -96,6 +96,7 @@ def validate(
     memory_limit_gb: float | None = None,
     isolated: bool = False,
     patches: bool = True,
+    on_check: CheckCallback = ignore_check,
 ) -> Report:
     """Check a model and say what is wrong, why, and what to change.
 
@@ -113,6 +114,7 @@ def validate(
         patches: look for a change of the model's source that turns a check green, re-tested on a copy, for at most
             half a minute; `report.apply(check)` gives the report of the patched copy. Nothing is looked for where the source is
             not known.
+        on_check: given each result as soon as it is there.
 
     Returns:
         The report; `report.passed` is False when a check failed or could not finish, when none ran, and when the run was
@@ -132,7 +134,7 @@ def validate(
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
     with showing(progress, f"Tier {tier}", unit="checks") as show:
-        return session.run(checks, show, patches)
+        return session.run(checks, show, patches, on_check)
 
 
 def _checks_of(tier: int) -> tuple[Check, ...]:

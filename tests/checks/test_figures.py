@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -12,14 +10,21 @@ from utils.adapters.model_adapter import adapt
 from utils.checks import gradients, initialisation, shapes, speed
 
 
-def test_latency_is_a_median_without_warm_up():
-    ticks = itertools.accumulate(itertools.cycle([0.0, 9.0, 0.0, 9.0, 0.0, 0.001, 0.0, 0.002, 0.0, 0.003]))
-    adapted = adapt(m.Healthy())
-    row = speed.measure(adapted, torch.zeros((2, 5), dtype=torch.long), clock=lambda: next(ticks))
+@pytest.mark.parametrize(
+    ("runs", "median"),
+    [
+        ((0.1, 0.07, 0.001, 0.002, 0.003), 2.0),  # two to warm up, then as many as the budget holds, at least three
+        ((0.9, 0.7, 0.8), 800.0),  # slow: the first counts, too
+    ],
+)
+def test_latency_is_a_median(runs: tuple[float, ...], median: float):
+    clock = iter([time for seconds in runs for time in (0.0, seconds)])
+    row = speed.measure(adapt(m.Healthy()), torch.zeros((2, 5), dtype=torch.long), clock=lambda: next(clock))
+    assert next(clock, None) is None
     assert (row["batch"], row["length"], row["runs"]) == (2, 5, 3)
-    assert row["median ms"] == pytest.approx(2.0)
-    assert row["IQR ms"] == pytest.approx(1.0)
-    assert row["tokens/s"] == pytest.approx(10 / 0.002)
+    assert row["median ms"] == pytest.approx(median)
+    assert row["IQR ms"] == pytest.approx(median / 2 if median < 100 else 100)
+    assert row["tokens/s"] == pytest.approx(1e4 / median)
 
 
 def test_speed_reports_each_shape():

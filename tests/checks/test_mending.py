@@ -134,6 +134,21 @@ def test_line_ends_and_tabs_stay(tmp_path):
     assert (tmp_path / "model.py").read_bytes().decode() == patch.after
 
 
+def test_patches_can_be_looked_for_later(tmp_path):
+    old, new, check = FAULTS["dropout"]
+    session = Session.of("test", _load(tmp_path, HEALTHY.replace(old, new)))
+    report = session.run((gradients.check, determinism.check), ignore_progress, patches=False)
+    report.find_patches(["gradient flow"])  # green: nothing to look for
+    assert report[check].patch is None
+    seen, results = [], []
+    report.find_patches([check], lambda done, total, note: seen.append(note))
+    assert report[check].patch is not None
+    assert seen == [f"{check}: looking for a patch"]
+    applied = report.apply(check, on_check=results.append)
+    assert results == applied.checks
+    assert applied[check].status == "pass"
+
+
 def test_weights_of_the_patched_copy_are_those_of_the_model(tmp_path):
     source = HEALTHY.replace('self.register_buffer("factor", torch.linspace(0.5, 1.5, width))', "self.x = 1").replace(
         " * self.factor", ""

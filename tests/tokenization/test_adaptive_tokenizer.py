@@ -134,6 +134,15 @@ def test_documents_are_a_number(documents):
         AdaptiveTokenizer.detect_strategy(300, documents)
 
 
+@pytest.mark.parametrize("rows", [3, 100, 260, 5000, 30522, 50257])
+def test_what_is_possible_is_what_is_chosen_or_an_alternative(rows):
+    choice = AdaptiveTokenizer.advise(rows, ["some text"] * 50)
+    named = {
+        strategy for strategy in ("pretrained", "train_bpe", "character") if f"'{strategy}'" in str(choice.alternatives)
+    }
+    assert set(AdaptiveTokenizer.possible_strategies(rows)) == named | {choice.strategy, "custom"}
+
+
 def test_an_unknown_strategy_is_never_taken_for_another(tmp_path):
     with pytest.raises(ConfigError, match="strategy='train_bpee' is unknown; did you mean 'train_bpe'"):
         AdaptiveTokenizer.load_or_create(300, ["text"], tmp_path, strategy="train_bpee")

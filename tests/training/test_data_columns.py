@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.errors import DataError
+from utils.errors import ColumnChoiceError, DataError
 from utils.training.data_columns import choose_columns
 from utils.training.loaded_dataset import ReadOptions
 
@@ -54,3 +54,13 @@ def test_labels_and_alternatives_are_listed():
     choice = choose_columns(rows, ReadOptions(label_column="auto"), "data")
     assert (choice.text, choice.label, choice.alternatives) == ("text", "label", ("title",))
     assert choice.label_candidates == ("label", "stars")
+
+
+def test_the_question_carries_what_can_be_answered():
+    long = "a sentence that goes on for quite some time, so that it is running text"
+    rows = [{"id": n, "title": long, "body": long} for n in range(3)]
+    with pytest.raises(ColumnChoiceError) as asked:
+        choose_columns(rows, ReadOptions(), "t.csv")
+    assert asked.value.candidates == ("title", "body")
+    assert asked.value.columns == ("id", "title", "body")
+    assert [row[0] for row in asked.value.rows] == ["0", "1", "2"]

@@ -113,7 +113,7 @@ def test_accumulation_adds_passes_and_no_updates():
     ticks = iter(range(1000))
     batch = {"input_ids": torch.zeros((2, 8), dtype=torch.long)}
     cost = forecast.measure_batch(make_tiny(), batch, 4, clock=lambda: float(next(ticks)), device=torch.device("cpu"))
-    assert cost == Cost(4.0, 1.0)
+    assert cost == Cost(4.0, 1.0, 1.0)
 
 
 def test_free_space_is_asked_of_the_nearest_folder_that_exists(tmp_path):

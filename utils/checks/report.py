@@ -7,7 +7,7 @@ A report has four views of the same facts: text (`summary`), a DataFrame, plain 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +16,7 @@ from utils._files import json_text, write_text
 from utils._pages import render
 from utils._tables import text_table
 from utils.errors import CheckError, ConfigError
+from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +109,14 @@ class CheckResult:
         return Report(self.name, [self])._repr_html_()
 
 
+CheckCallback = Callable[[CheckResult], None]
+"""Given the result of a check as soon as it is there."""
+
+
+def ignore_check(result: CheckResult) -> None:
+    """A `CheckCallback` that does nothing."""
+
+
 class Report:
     """Check results in the order in which they ran.
 
@@ -170,11 +179,28 @@ class Report:
         """Duration of all checks together."""
         return sum(check.seconds for check in self.checks)
 
-    def apply(self, check: str | CheckResult) -> Report:
+    def find_patches(self, names: Iterable[str], progress: ProgressCallback = ignore_progress) -> None:
+        """Look for patches for checks of this report, where `validate` was told not to; found ones are in the results.
+
+        Args:
+            names: of checks; for those that are green nothing is looked for.
+            progress: told before each search.
+        """
+        if self.subject is not None:
+            self.subject.session.mend(self.subject.checks, self.checks, progress, set(names))
+
+    def apply(
+        self,
+        check: str | CheckResult,
+        progress: ProgressCallback = ignore_progress,
+        on_check: CheckCallback = ignore_check,
+    ) -> Report:
         """The report on a copy of the model with the patch of one check applied; the model itself stays as it is.
 
         Args:
             check: the name of the check, or its result, which holds a patch.
+            progress: told before each check.
+            on_check: given each result as soon as it is there.
 
         Returns:
             A report of the same tier on the patched copy, which is `report.subject.model`. Other patches of this report are
@@ -188,7 +214,7 @@ class Report:
             held = ", ".join(c.name for c in self.checks if c.patch is not None) or "none"
             raise CheckError(f"The check {result.name!r} holds no patch. Checks of this report that hold one: {held}.")
         others = {c.name for c in self.checks if c.patch is not None and c is not result}
-        return self.subject.patched(result.patch, others)
+        return self.subject.patched(result.patch, others, progress, on_check)
 
     def figures(self) -> dict[str, Figure]:
         """The pictures of all checks that have one, by the check's name."""

@@ -18,7 +18,7 @@ from utils.checks.memory import GB
 from utils.checks.mending import Mender, by_name
 from utils.checks.patching import Patch
 from utils.checks.rebuilding import UserSource, patched_model
-from utils.checks.report import CheckResult, Report
+from utils.checks.report import CheckCallback, CheckResult, Report, ignore_check
 from utils.checks.runner import Check
 from utils.checks.sampling import Sampler
 from utils.errors import CheckError, ConfigError
@@ -85,7 +85,11 @@ class Session:
         return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
 
     def run(
-        self, checks: Sequence[Check], progress: ProgressCallback, patches: bool | Collection[str] = True
+        self,
+        checks: Sequence[Check],
+        progress: ProgressCallback,
+        patches: bool | Collection[str] = True,
+        on_check: CheckCallback = ignore_check,
     ) -> Report:
         """The report of these checks; one that is interrupted keeps what is done and says so.
 
@@ -93,6 +97,7 @@ class Session:
             checks: in their order.
             progress: told before each check, and before each search for a patch.
             patches: look for a patch of the model's source for each check that is not green; names: for these only.
+            on_check: given each result as soon as it is there.
         """
         results: list[CheckResult] = []
         stopped = ""
@@ -101,10 +106,11 @@ class Session:
                 for done, check in enumerate(checks):
                     progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
                     results.append(run(check))
+                    on_check(results[-1])
         except KeyboardInterrupt:
             stopped = f"Interrupted after {len(results)} of {len(checks)} checks."
         if patches is not False and not stopped:
-            self._mend(checks, results, progress, None if patches is True else patches)
+            self.mend(checks, results, progress, None if patches is True else patches)
         report = Report(self.title, results, stopped, Examined(self, tuple(checks)))
         progress(len(results), len(checks), report.verdict)
         return report
@@ -120,14 +126,21 @@ class Session:
         with IsolatedChecks(self.model, self.sampler) as process:
             yield lambda check: process.run(check, self.limits)
 
-    def _mend(
+    def mend(
         self,
         checks: Sequence[Check],
         results: list[CheckResult],
         progress: ProgressCallback,
         wanted: Collection[str] | None,
     ) -> None:
-        """Look for patches; one search that is interrupted ends all of them, and what was found stays."""
+        """Look for patches; one search that is interrupted ends all of them, and what was found stays.
+
+        Args:
+            checks: that ran.
+            results: of them; those that are found a patch for are given it.
+            progress: told before each search.
+            wanted: names of the checks to look for; None: of all that are not green.
+        """
         held = (result for result in results if not (self.isolated and result.unfinished))  # it would end this process
         named = {result.name: result for result in held}
         mender = Mender(self.model, by_name(checks), named, self.limits, time.monotonic() + PATCH_SECONDS)
@@ -158,12 +171,20 @@ class Examined:
         """The model that was examined."""
         return self.session.model
 
-    def patched(self, patch: Patch, among: Collection[str] = ()) -> Report:
+    def patched(
+        self,
+        patch: Patch,
+        among: Collection[str] = (),
+        progress: ProgressCallback = ignore_progress,
+        on_check: CheckCallback = ignore_check,
+    ) -> Report:
         """The report of the same checks on a copy with the patch applied, which holds weights of its own.
 
         Args:
             patch: of a check of this report.
             among: checks for which a patch is looked for anew, where they are not green.
+            progress: told before each check.
+            on_check: given each result as soon as it is there.
 
         Raises:
             CheckError: the patch is of another source, or the patched source does not run.
@@ -176,7 +197,7 @@ class Examined:
             )
         copy = patched_model(self.model, source, patch.after, patch.fresh_weights, share=False)
         session = replace(self.session, title=f"{self.session.title}, patched", model=copy, sampler=Sampler.of(copy))
-        return session.run(self.checks, ignore_progress, among)
+        return session.run(self.checks, progress, among, on_check)
 
 
 def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:

@@ -79,6 +79,26 @@ class AdaptiveTokenizer:
         return _choose_for(vocab_size, take_sample(dataset))
 
     @classmethod
+    def possible_strategies(cls, vocab_size: int) -> tuple[Strategy, ...]:
+        """The kinds that can be asked for with so many rows; "custom" always can.
+
+        Args:
+            vocab_size: embedding rows of the model.
+
+        Example:
+            >>> AdaptiveTokenizer.possible_strategies(100)
+            ('character', 'custom')
+        """
+        known = any(tokenizer.is_lossless for tokenizer in tokenizers_for(vocab_size))
+        possible = {
+            "pretrained": known,
+            "train_bpe": _bytes_fit(vocab_size),
+            "character": vocab_size > len(checked_specials(None)),
+            "custom": True,
+        }
+        return tuple(strategy for strategy in get_args(Strategy) if possible[strategy])
+
+    @classmethod
     def load_or_create(
         cls,
         vocab_size: int,

@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 
 Batch = dict[str, torch.Tensor]
 
+DEFAULT_BLOCK_LENGTH = 128
+"""Tokens per block where neither the settings nor the model name a limit."""
+
 
 class Samples(Dataset[Batch]):
     """Samples that come as whole batches. A subclass says how many there are and makes a batch of some of them.

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from utils.errors import DataError
+from utils.errors import ColumnChoiceError, DataError
 from utils.tokenization.documents import TEXT_COLUMNS
 from utils.training.loaded_dataset import ColumnChoice, Preview, ReadOptions
 
@@ -110,9 +110,12 @@ def _text_column(
         return running[
             0
         ], f"the only one with running text: {lengths[running[0]]:.0f} characters on average, against {others}"
-    raise DataError(
+    raise ColumnChoiceError(
         f"{where} has several columns with text: {', '.join(map(repr, texts))}. Say which one: column='{texts[0]}'. "
-        f"{_overview(names, preview)}"
+        f"{_overview(names, preview)}",
+        tuple(texts),
+        preview.columns,
+        preview.rows,
     )
 
 

@@ -14,8 +14,17 @@ def model_identity(adapted: AdaptedModel) -> dict[str, str]:
     """SHA-256 of what makes a model another one.
 
     Returns:
+        Those of `structure_identity`, and "weights": names and values.
+    """
+    return {**structure_identity(adapted), "weights": weights_hash(adapted)}
+
+
+def structure_identity(adapted: AdaptedModel) -> dict[str, str]:
+    """SHA-256 of what stays the same while a model learns.
+
+    Returns:
         "shapes": names and shapes of parameters and buffers; "code": the source that runs, or the class's qualified name
-        where no source is known; "contract": how the model is called; "weights": names and values.
+        where no source is known; "contract": how the model is called.
     """
     shapes = [[name, list(value.shape)] for name, value in _tensors(adapted)]
     kind = type(adapted.model)
@@ -26,7 +35,6 @@ def model_identity(adapted: AdaptedModel) -> dict[str, str]:
         "shapes": _sha256(json.dumps(shapes)),
         "code": _sha256(code),
         "contract": _sha256(json.dumps(contract, sort_keys=True)),
-        "weights": weights_hash(adapted),
     }
 
 

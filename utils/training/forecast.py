@@ -34,10 +34,13 @@ STATE_BYTES, STEP_BYTES = 20_000, 40
 
 @dataclass(frozen=True)
 class Cost:
-    """Median seconds of an optimizer step (forward, backward, AdamW), and of a batch of validation (forward)."""
+    """Median seconds of an optimizer step (forward, backward, AdamW), of a batch of validation (forward), and of each further
+    micro-batch of a step (forward, backward), where that was measured.
+    """
 
     step: float
     validation_batch: float
+    micro_batch: float | None = None
 
 
 def measure(
@@ -71,6 +74,7 @@ def measure_batch(
     precision: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
     device: torch.device | None = None,
+    repeats: int = MEASURED_STEPS,
 ) -> Cost:
     """As `measure`, on a batch as the data module gives it, for any task.
 
@@ -81,6 +85,7 @@ def measure_batch(
         precision: of the training; None takes what "auto" takes.
         clock: seconds, monotonic.
         device: where to measure; None takes the one that `train` takes.
+        repeats: of each measurement, after the warm-up.
     """
     trained = choose_objective(adapted)[0] if adapted.contract.task == "lm" else adapted
     device = device or training_device()
@@ -100,12 +105,13 @@ def measure_batch(
 
     with torch.random.fork_rng():
         copied.train()
-        per_step = _median(step, device, clock)
+        per_step, further = _median(step, device, clock, repeats), None
         if accumulation > 1:
-            per_step += (accumulation - 1) * _median(lambda: forward().backward(), device, clock)
+            further = _median(lambda: forward().backward(), device, clock, repeats)
+            per_step += (accumulation - 1) * further
         copied.eval()
         with torch.no_grad():
-            return Cost(per_step, _median(forward, device, clock))
+            return Cost(per_step, _median(forward, device, clock, repeats), further)
 
 
 def training_device() -> torch.device:
@@ -155,15 +161,15 @@ def steps_within(
     return steps, found
 
 
-def _median(action: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+def _median(action: Callable[[], object], device: torch.device, clock: Callable[[], float], repeats: int) -> float:
     times = []
-    for _ in range(WARM_UP_STEPS + MEASURED_STEPS):
+    for _ in range(WARM_UP_STEPS + repeats):
         started = clock()
         action()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(clock() - started)
-    return sorted(times[WARM_UP_STEPS:])[MEASURED_STEPS // 2]
+    return sorted(times[WARM_UP_STEPS:])[repeats // 2]
 
 
 # ---- the forecast ----------------------------------------------------------------------------------------------------
@@ -231,7 +237,8 @@ class Forecast:
         """Whether memory and disks hold it."""
         return not self.problems
 
-    def _rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
+        """What it says, as (what, words)."""
         epochs = self.steps / self.steps_per_epoch
         rows = [
             ("time", f"{_time(self.minutes)}: {self.steps:,} steps of {1000 * self.cost.step:.0f} ms on {self.device}"),
@@ -247,10 +254,10 @@ class Forecast:
 
     def summary(self) -> str:
         """The forecast in a few lines of text."""
-        return text_table(("", ""), self._rows(), title=f"Forecast: {'fits' if self.fits else 'does NOT fit'}")
+        return text_table(("", ""), self.rows(), title=f"Forecast: {'fits' if self.fits else 'does NOT fit'}")
 
     def _repr_html_(self) -> str:
-        return html_table(("", ""), self._rows())
+        return html_table(("", ""), self.rows())
 
 
 def forecast(
@@ -296,14 +303,16 @@ def forecast(
         steps=steps,
         steps_per_epoch=per_epoch,
         cost=cost,
-        validation_seconds=_validation_seconds(config, steps, per_epoch, validation, window, cost),
+        validation_seconds=validation_seconds(
+            config, steps, per_epoch, 0 if validation is None else len(validation), window, cost
+        ),
         checkpoint_bytes=checkpoint_bytes(adapted, ema, steps),
         generations=config.keep_checkpoints + (validation is not None) + 1,
         memory_bytes=memory,
-        memory_available=_memory_of(device),
+        memory_available=memory_of(device),
         local_free=free(Path(workspace if workspace is not None else config.checkpoint_dir).expanduser()),
         mirror_free=None if config.mirror_dir is None else free(Path(config.mirror_dir).expanduser()),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        device=name_of(device),
     )
 
 
@@ -337,17 +346,21 @@ def _usual_batch(train: Samples, window: Window, config: TrainingConfig) -> Mapp
     return train.__getitems__(batches[int(np.argsort(sizes)[len(sizes) // 2])])
 
 
-def _validation_seconds(
-    config: TrainingConfig, steps: int, per_epoch: int, validation: Samples | None, window: Window, cost: Cost
+def validation_seconds(
+    config: TrainingConfig, steps: int, per_epoch: int, samples: int, window: Window, cost: Cost
 ) -> float:
-    """Of all validations: before the first step, at intervals, and at the end."""
-    if validation is None:
-        return 0.0
+    """Of all validations of so many samples: before the first step, at intervals, and at the end."""
     every = config.val_every_n_steps or per_epoch
-    return (1 + -(-steps // every)) * -(-len(validation) // window.batch_size) * cost.validation_batch
+    return (1 + -(-steps // every)) * -(-samples // window.batch_size) * cost.validation_batch
 
 
-def _memory_of(device: torch.device) -> float:
+def name_of(device: torch.device) -> str:
+    """A device for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes that training may take: those of the GPU, or what this machine has free."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else available_memory()
 
 

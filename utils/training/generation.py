@@ -15,7 +15,7 @@ import torch
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.preserved import preserved
-from utils.decoding import NoChoiceError, Sampling, Step, Writer, Written
+from utils.decoding import NoChoiceError, Sampling, Step, TextStream, Writer, Written, decode
 from utils.errors import ConfigError, GenerationError, TokenizerError
 from utils.tokenization.encoding import Encoder, Recipe
 from utils.training.generation_steps import CachedStep, ExportedFile, FileStep, ModelStep
@@ -104,6 +104,91 @@ def generate_stream(
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
     source = _source_of(model, tokenizer)
     return _pieces(source, _Writing(source, [prompt], sampling, use_cache))
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """One token of a text that is being written.
+
+    Attributes:
+        text: what it adds to the text; empty while a character is incomplete.
+        probability: that the model gave it, before temperature and the rest.
+        likeliest: (text, probability) of the tokens that the model found likeliest, the first first.
+    """
+
+    text: str
+    probability: float
+    likeliest: tuple[tuple[str, float], ...]
+
+
+def generate_tokens(
+    model: Any,
+    prompt: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_new_tokens: int = 50,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    seed: int = 0,
+    likeliest: int = 5,
+) -> Iterator[TokenChoice]:
+    """As `generate_stream`, token by token, with the probabilities that the model gave.
+
+    Errors are those of `generate`, and so is the text.
+
+    Args:
+        model: as for `generate`, like the others.
+        prompt: text to continue.
+        tokenizer: taken from the result where there is one.
+        max_new_tokens: most tokens to add.
+        temperature: 0 always takes the likeliest token.
+        top_k: draw from the k likeliest tokens only; None draws from all.
+        seed: the same one gives the same text.
+        likeliest: how many of the likeliest tokens are told at each place.
+
+    Example:
+        >>> for choice in generate_tokens(result, "The "):
+        ...     print(f"{choice.text!r} {choice.probability:.0%}")
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_k, seed=seed)
+    source = _source_of(model, tokenizer)
+    return _choices(source, _Writing(source, [prompt], sampling, use_cache=True), likeliest)
+
+
+def _choices(source: _Source, writing: _Writing, count: int) -> Iterator[TokenChoice]:
+    text_of = _decoder(source.tokenizer)
+    stream = TextStream(text_of, writing.encoded[0] if source.continues else ())
+    shares = np.zeros(0)
+    index: int | None = None
+    with source.lent(random_states=False), _named_errors(source):
+        watched = _Watched(writing.step())
+        for (index,) in decode(watched, writing.begins(), writing.sampling, **writing.limits()):
+            if index is not None:
+                shares = watched.shares()
+                best = np.argsort(-shares, kind="stable")[:count]
+                told = tuple((text_of([int(other)]), float(shares[other])) for other in best)
+                yield TokenChoice(stream.push(index), float(shares[index]), told)
+        rest = stream.finish()
+        if rest and index is not None:  # bytes that never became a character
+            yield TokenChoice(rest, float(shares[index]), ())
+
+
+class _Watched:
+    """A step that remembers its newest logits, for one prompt."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._logits = step, np.zeros((1, 0))
+
+    def __call__(self, views: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
+        """Logits (1, V)."""
+        self._logits = self._step(views, rows)
+        return self._logits
+
+    def shares(self) -> np.ndarray:
+        """Probabilities (V,) of the newest step, in float64."""
+        scores = self._logits[0].astype(np.float64)
+        shares = np.exp(scores - scores.max())
+        return np.asarray(shares / shares.sum())
 
 
 def write(
@@ -207,17 +292,31 @@ class _Writing:
     def writer(self) -> Writer:
         """The texts, yet to be written."""
         source = self.source
-        sources = None if source.continues else self.encoded
         return Writer(
-            source.step(sources, self.use_cache),
-            self.encoded if sources is None else [[self._start(ids)] for ids in sources],
+            self.step(),
+            self.begins(),
             self.sampling,
             _decoder(source.tokenizer),
             continues=source.continues,
-            max_length=source.max_length,
-            allowed=allowed_ids(source.tokenizer, source.vocab_size),
-            together=None if sources is None else [len(ids) for ids in sources],
+            **self.limits(),
         )
+
+    def step(self) -> Step:
+        """What is asked for logits."""
+        return self.source.step(None if self.source.continues else self.encoded, self.use_cache)
+
+    def begins(self) -> list[list[int]]:
+        """The ids with which each text begins: the prompt's, or an encoder-decoder's mark."""
+        return self.encoded if self.source.continues else [[self._start(ids)] for ids in self.encoded]
+
+    def limits(self) -> dict[str, Any]:
+        """What else `decode` is told."""
+        source = self.source
+        return {
+            "max_length": source.max_length,
+            "allowed": allowed_ids(source.tokenizer, source.vocab_size),
+            "together": None if source.continues else [len(ids) for ids in self.encoded],
+        }
 
     def _encoded(self, prompts: list[str]) -> list[list[int]]:
         source, limit = self.source, self.source.max_length

@@ -25,10 +25,10 @@ MOST_POINTS = 400
 class LiveLoss:
     """Losses of a run, thinned as they come, and whether it is time to draw."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, seconds: float = PLOT_SECONDS) -> None:
         self.points: list[tuple[float, float]] = []
         self.validations: list[tuple[float, float]] = []
-        self._clock, self._last, self._rest = clock, -float("inf"), PLOT_SECONDS
+        self._clock, self._last, self._rest, self._least = clock, -float("inf"), seconds, seconds
         self._step, self._run, self._sum, self._count = 0, 1, 0.0, 0
 
     def take(self, losses: Sequence[float], validations: Sequence[tuple[int, float]]) -> None:
@@ -53,7 +53,7 @@ class LiveLoss:
 
     def drawn(self, seconds: float) -> None:
         """Note that a picture was drawn and how long that took."""
-        self._last, self._rest = self._clock(), max(PLOT_SECONDS, seconds / COST)
+        self._last, self._rest = self._clock(), max(self._least, seconds / COST)
 
     def panel(self) -> Panel:
         """The curves so far."""
@@ -107,6 +107,7 @@ class LivePlot:
     Args:
         view: where to; None is the notebook's output, and nothing outside of one.
         clock: monotonic seconds.
+        seconds: between two pictures, at least.
 
     Example:
         >>> plot = LivePlot()
@@ -114,8 +115,10 @@ class LivePlot:
         >>> plot.close(losses, [(100, 2.31), (200, 2.02)])
     """
 
-    def __init__(self, view: View | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.state, self._clock = LiveLoss(clock), clock
+    def __init__(
+        self, view: View | None = None, clock: Callable[[], float] = time.monotonic, seconds: float = PLOT_SECONDS
+    ) -> None:
+        self.state, self._clock = LiveLoss(clock, seconds), clock
         self._view: View | None = view if view is not None else NotebookView() if in_notebook() else None
 
     @property

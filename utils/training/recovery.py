@@ -116,11 +116,7 @@ def recover(
     values, total = _values(checkpoint, path, store)
     best = store.best() if values["ended_early"] else None
     handed_over = checkpoint if best is None else store.load(store.folder / best.file)
-    weights = {
-        name.removeprefix(WEIGHTS): value
-        for name, value in handed_over["state_dict"].items()
-        if name.startswith(WEIGHTS)
-    }
+    weights = _weights_in(handed_over)
     adapted = None
     if model is not None:
         adapted, _ = choose_objective(adapt(model), config.objective)  # attention made causal is so again
@@ -136,6 +132,30 @@ def recover(
         metadata.ends or (path / "manifest.json").is_file(),
         total,
     )
+
+
+def saved_generations(run_folder: str | Path) -> list[CheckpointMetadata]:
+    """What was saved of a run and is still kept, the newest first."""
+    path = Path(run_folder)
+    return CheckpointStore(path / "checkpoints", _run_file(path)["run_id"], tidy=False).generations()
+
+
+def load_weights(adapted: AdaptedModel, run_folder: str | Path, saved: CheckpointMetadata) -> None:
+    """Put the verified weights of one generation of a run into its model.
+
+    Raises:
+        CheckpointError: the file does not verify, or the model is another one.
+    """
+    path = Path(run_folder)
+    store = CheckpointStore(path / "checkpoints", _run_file(path)["run_id"], tidy=False)
+    adapted.load_state_dict(weights_for(adapted, _weights_in(store.load(store.folder / saved.file)), saved.file))
+    adapted.eval()
+
+
+def _weights_in(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's own weights in a checkpoint, by the adapted model's names."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(WEIGHTS): value for name, value in state.items() if name.startswith(WEIGHTS)}
 
 
 def histories(training: TrainingLoop, validation: ValidationLoop, bits: LossesPerByte) -> dict[str, Any]:

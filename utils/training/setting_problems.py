@@ -7,6 +7,7 @@ what it says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -59,7 +60,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "d_model": _COUNT,
     "num_layers": _COUNT,
 }
-_CHOICES = {
+CHOICES = {
     "precision": PRECISIONS,
     "initialisation": INITIALISATIONS,
     "objective": OBJECTIVES,
@@ -67,6 +68,7 @@ _CHOICES = {
     "compile_mode": COMPILE_MODES,
     "strategy": STRATEGIES,
 }
+"""Setting → the values that it takes; what is not here is a number, a text or a tick."""
 _NOT_IN_FOLDER_NAMES = '/\\:*?"<>|'
 _NOT_IN_PROJECTS = "/\\#?%:"  # what wandb refuses, after the first request
 
@@ -99,7 +101,7 @@ def unknown_choice(name: str, value: object, allowed: Iterable[str]) -> str:
 # ---- one setting alone ---------------------------------------------------------------------------------------------------
 def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """(setting, complaint), at most one for each setting."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))  # type: ignore[arg-type] # instances have no hash, their class has
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         complaint = _type_problem(field.name, value, hints[field.name])
@@ -107,6 +109,12 @@ def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             complaint = _secret_problem(field.name, value) or _value_problem(field.name, value)
         if complaint is not None:
             yield field.name, complaint
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the settings; resolved once, since a form asks with every move of a slider."""
+    return typing.get_type_hints(kind)
 
 
 def _type_problem(name: str, value: Any, hint_: Any) -> str | None:
@@ -143,8 +151,8 @@ def _value_problem(name: str, value: Any) -> str | None:
     if name in _RANGES:
         is_right, expected = _RANGES[name]
         return None if is_right(value) else f"{name}={value!r}: expected {expected}."
-    if name in _CHOICES:
-        return None if value in _CHOICES[name] else unknown_choice(name, value, _CHOICES[name])
+    if name in CHOICES:
+        return None if value in CHOICES[name] else unknown_choice(name, value, CHOICES[name])
     check = _TEXTS.get(name)
     wanted = None if check is None else check(value)
     return None if wanted is None else f"{name}={shown(value)}: expected {wanted}."

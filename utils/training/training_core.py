@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from utils.tokenization.documents import Documents
     from utils.training.engine.hooks import TrainingHooks
     from utils.training.engine.trainer import Trainer
+    from utils.training.live_plot import LivePlot
     from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class TrainingCoordinator:
         task_spec: task, loss and columns; None takes those of the model's contract.
         workspace, progress, resume: as for `train`.
         hooks: called at the turns of the run.
+        stop, plot: as for `engine.trainer.Trainer`.
 
     Attributes:
         result: what `run` or `train` gave last.
@@ -137,6 +139,8 @@ class TrainingCoordinator:
         progress: bool | ProgressCallback = True,
         resume: str = "auto",
         hooks: TrainingHooks | None = None,
+        stop: Callable[[], bool] | None = None,
+        plot: LivePlot | None = None,
     ) -> None:
         require("pytorch_lightning", extra="training", feature="Training")
         self.settings = _settings(training_config)
@@ -144,6 +148,7 @@ class TrainingCoordinator:
         self.dataset, self.tokenizer, self.spec = dataset, tokenizer, task_spec
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
         self.progress, self.resume, self.hooks = progress, resume, hooks
+        self.stop, self.plot = stop, plot
         self.result: TrainingResult | None = None
 
     def train(self) -> tuple[pl.Trainer, pl.LightningModule]:
@@ -188,6 +193,8 @@ class TrainingCoordinator:
             resume=self.resume,
             hooks=self.hooks,
             data_origin=describe_data(self.dataset),
+            stop=self.stop,
+            plot=self.plot,
         )
 
     def _parts(self, notes: bool | ProgressCallback) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from utils.training.config_versions import FORMAT_VERSION
 from utils.training.presets import PRESETS
 from utils.training.run_folder import RESUMES
 from utils.training.setting_names import nearest
+from utils.training.setting_text import read, written
 from utils.training.training_config import GROUPS, TrainingConfig, setting_docs
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def settings_from(options: argparse.Namespace) -> TrainingConfig:
         settings = (TrainingConfig() if options.preset is None else TrainingConfig.preset(options.preset)).to_dict()
     hints = typing.get_type_hints(TrainingConfig)
     given = {name.removeprefix(PREFIX): text for name, text in vars(options).items() if name.startswith(PREFIX)}
-    return TrainingConfig.from_dict({**settings, **{name: _value(text, hints[name]) for name, text in given.items()}})
+    return TrainingConfig.from_dict({**settings, **{name: read(text, hints[name]) for name, text in given.items()}})
 
 
 def run_training(options: argparse.Namespace) -> int:
@@ -112,7 +113,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     for group, names in GROUPS.items():
         section = command.add_argument_group(f"settings: {group}")
         for name in names:
-            text = f"{docs[name]} (default: {_written(defaults[name])})".replace("%", "%%")
+            text = f"{docs[name]} (default: {written(defaults[name])})".replace("%", "%%")
             options: dict[str, Any] = {"dest": PREFIX + name, "default": argparse.SUPPRESS, "help": text}
             if hints[name] is bool:
                 section.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
@@ -125,33 +126,6 @@ def _metavar(hint: Any) -> str:
         return "NAME[,NAME…]"
     kinds = typing.get_args(hint) or (hint,)
     return next(word for kind, word in _METAVARS.items() if kind in kinds)
-
-
-def _written(value: Any) -> str:
-    """A default as it would be typed."""
-    if isinstance(value, list):
-        return ",".join(value)
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "on", False: "off"}[value]
-    return repr(value) if value == "" else str(value)
-
-
-def _value(text: Any, hint: Any) -> Any:
-    """What a flag's text means for a setting of that type; text that means nothing stays text, and is complained about."""
-    if isinstance(text, bool):
-        return text
-    if typing.get_origin(hint) is list:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    kinds = typing.get_args(hint) or (hint,)
-    if type(None) in kinds and text.strip().lower() == "none":
-        return None
-    for kind in (int, float):
-        if kind in kinds:
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    return text
 
 
 def _check_early(settings: TrainingConfig) -> None:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from utils.adapters.model_adapter import AdaptedModel
     from utils.training.engine.loop import EpochResult, TrainingLoop, Validation, ValidationLoop
     from utils.training.result import TrainingResult
 
@@ -23,6 +26,9 @@ class TrainingHooks:
         ...         print(result.epoch, result.val_loss)
         >>> Trainer(model, None, config, hooks=Shout()).train(train, val)
     """
+
+    def on_model_ready(self, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Before anything is measured: the model that learns (a causal copy where attention saw later tokens), its tokenizer."""
 
     def on_training_start(self, run_name: str, total_steps: int, first_step: int) -> None:
         """Before the first step; `first_step` is above 0 where a run continues."""

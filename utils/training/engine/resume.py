@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from utils.errors import TrainingStopped
 from utils.tokenization.batch_order import EpochBatchSampler
 from utils.tokenization.data_module import data_position
 from utils.training.engine import random_state
@@ -212,7 +213,7 @@ class GenerationSaver(pl.Callback):
 class ResumableCheckpoint(GenerationSaver):
     """The saver of this package's own trainer: keeps the place in the data and the histories. Must be the last callback.
 
-    An interrupt or a request to end waits for the end of the optimizer step, which is then saved; a second one does not.
+    An interrupt or a request to end waits for the end of the optimizer step, which is then saved; a second interrupt does not.
 
     Args:
         store: where generations go.
@@ -221,6 +222,7 @@ class ResumableCheckpoint(GenerationSaver):
         training, validation: histories; the newest validation loss goes into the manifest.
         has_validation: whether validation blocks exist.
         clock: monotonic seconds.
+        stop: asked after each step; True ends the training as an interrupt does, with `TrainingStopped`.
 
     Attributes:
         facts: what else a result is made of, in plain types; kept in each generation for `recover`.
@@ -235,11 +237,12 @@ class ResumableCheckpoint(GenerationSaver):
         validation: ValidationLoop,
         has_validation: bool,
         clock: Callable[[], float] = time.monotonic,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(store, config, clock)
         self.sampler, self.facts = sampler, dict[str, Any]()
         self._training, self._validation, self._has_validation = training, validation, has_validation
-        self._signals = PatientSignals()
+        self._signals, self._stop = PatientSignals(), stop if stop is not None else lambda: False
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -269,7 +272,7 @@ class ResumableCheckpoint(GenerationSaver):
         self._signals.act()
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
-        asked = self._signals.wanted is not None
+        asked = self._signals.wanted is not None or self._stop()
         return asked or self._ends(trainer) or super()._is_due(trainer, last_of_epoch)
 
     def _ends(self, trainer: pl.Trainer) -> bool:
@@ -299,6 +302,10 @@ class ResumableCheckpoint(GenerationSaver):
         super()._save(trainer)
         if self._signals.wanted is not None:
             self._signals.act()
+        if self._stop() and not self._ends(trainer):  # a run whose last step is done ends by itself
+            raise TrainingStopped(
+                f"Training stopped after optimizer step {trainer.global_step:,}; that step is saved and training can go on from it."
+            )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from utils.tokenization.data_module import UniversalDataModule, check_fits
 from utils.tokenization.documents import Documents, as_documents
 from utils.tokenization.masked_lm import MaskedBlocks
 from utils.tokenization.packing import PackedBlocks, pack_documents
-from utils.tokenization.samples import Samples
+from utils.tokenization.samples import DEFAULT_BLOCK_LENGTH, Samples
 from utils.tokenization.vision import VisionDataCollator
 from utils.training.engine.loss import LossStrategyRegistry
 from utils.training.training_config import TrainingConfig
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from utils.training.task_spec import TaskSpec
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_BLOCK_LENGTH = 128
-"""Tokens per block where neither the settings nor the model name a limit."""
 
 
 class SampleMaker:

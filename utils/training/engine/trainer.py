@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ from utils.training.engine.watching import destination_of, watchers
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.forecast import Forecast, forecast
 from utils.training.initialisation import Initialisation, initialise
+from utils.training.live_plot import LivePlot
 from utils.training.model_sizes import model_mismatches
 from utils.training.objective import choose_objective
 from utils.training.recovery import histories, places
@@ -96,6 +97,9 @@ class Trainer:
             weights (those of the run count), "never" begins anew.
         hooks: called at the turns of the run.
         data_origin: where the data came from, as `describe_data` says it; None where nobody knows.
+        stop: asked after each optimizer step; True saves that step and ends the training (`TrainingStopped`). It works in a
+            thread, where no interrupt arrives.
+        plot: draws the loss while it falls; None draws into the notebook's output where there is one.
 
     Attributes:
         engine, module: Lightning's trainer and module, once `train` has begun.
@@ -117,6 +121,8 @@ class Trainer:
         resume: str = "auto",
         hooks: TrainingHooks | None = None,
         data_origin: Mapping[str, Any] | None = None,
+        stop: Callable[[], bool] | None = None,
+        plot: LivePlot | None = None,
     ) -> None:
         settings = training_config if training_config is not None else TrainingConfig()
         self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
@@ -129,7 +135,7 @@ class Trainer:
         self.class_names: tuple[str, ...] = ()
         self.engine: pl.Trainer
         self.module: pl.LightningModule
-        self.data_origin = data_origin
+        self.data_origin, self.stop, self.plot = data_origin, stop, plot
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         check_precision(self.settings.precision, self.device)
         check_strategy(self.settings)
@@ -151,6 +157,7 @@ class Trainer:
         Raises:
             DataError: too little text, or data of another kind. TokenIdError: ids that the model has no rows for.
             TrainingError: the model sees later tokens, losses are not finite, or a run of that name differs.
+            TrainingStopped: `stop` said so.
         """
         if not any(parameter.requires_grad for parameter in self.adapted.parameters()):
             raise TrainingError(
@@ -160,6 +167,7 @@ class Trainer:
         set_random_seed(self.settings.random_seed, self.settings.deterministic)
         self.adapted, objective = self._setup_objective(self.adapted)
         plan = self._setup_data(train_data, val_data)
+        self.hooks.on_model_ready(self.adapted, self.tokenizer)
         run = self._setup_run(plan)
         index = RunIndex(self.workspace)
         index.record(run.path)
@@ -377,7 +385,7 @@ class Trainer:
         settings = self.settings
         training, validation = TrainingLoop(plan.total_steps), ValidationLoop(settings.val_every_n_steps)
         resumable = ResumableCheckpoint(
-            store, settings, loaders.sampler, training, validation, plan.validation is not None
+            store, settings, loaders.sampler, training, validation, plan.validation is not None, stop=self.stop
         )
         return Callbacks(
             training,
@@ -394,6 +402,7 @@ class Trainer:
                 self.hooks,
                 self._mirrored,
                 {"model": self.adapted.name, "parameters": self.adapted.num_parameters()},
+                self.plot,
             ),
             resumable,
         )

@@ -18,6 +18,7 @@ from utils.training.engine.live import LivePlotCallback
 from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
 from utils.training.engine.resources import ResourceMonitor
 from utils.training.engine.tracking import TrackingCallback
+from utils.training.live_plot import LivePlot
 from utils.training.run_folder import RESOURCES_FILE, RunFolder
 from utils.training.tracking import Destination
 from utils.training.training_config import TrainingConfig
@@ -84,6 +85,7 @@ def watchers(
     hooks: TrainingHooks,
     mirrored: Callable[[], str] = str,
     about: Mapping[str, Any] = MappingProxyType({}),
+    plot: LivePlot | None = None,
 ) -> Watchers:
     """The watchers of a run.
 
@@ -98,6 +100,7 @@ def watchers(
         hooks: a person's own.
         mirrored: says how far the mirror is; empty where there is none.
         about: what trackers are told besides the settings, such as the model's name.
+        plot: draws the loss while it falls; None draws into the notebook's output, where somebody watches the progress.
     """
     gradients = GradientMonitor()
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
@@ -114,8 +117,8 @@ def watchers(
         ProgressReporter(progress, training, validation, bits, tokens_per_step, (memory, mirrored)),
         HooksCallback(hooks, run.name, training, validation),
     ]
-    if progress is not ignore_progress:
-        rest.append(LivePlotCallback(training, validation))
+    if plot is not None or progress is not ignore_progress:
+        rest.append(LivePlotCallback(training, validation, plot))
     if settings.wandb_project is not None or settings.tensorboard:
         destination = destination_of(settings, run.path, run.run_id, about)
         rest.append(TrackingCallback(destination, training, validation, bits, resources, norms))
