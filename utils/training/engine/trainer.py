@@ -170,8 +170,8 @@ class Trainer:
         self.hooks.on_model_ready(self.adapted, self.tokenizer)
         run = self._setup_run(plan)
         index = RunIndex(self.workspace)
-        index.record(run.path)
         try:
+            index.record(run.path)
             return self._run(plan, run, objective)
         finally:
             run.leave(self._weights_left())
