@@ -19,7 +19,7 @@ CORES := -n auto --dist worksteal
 export TORCH_INDEX_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check bench tables zoo faults format lock clean
+.PHONY: help demo test test-slow test-browser test-all check bench tables zoo faults format lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -32,6 +32,10 @@ test: $(DONE) ## the tests that need no accelerator and no browser, each under a
 
 test-slow: $(DONE) ## the long tests
 	$(RUN) -m pytest $(CORES) -m slow
+
+test-browser: $(DONE) ## a real Chromium in JupyterLab 4 and in Colab's generation of Notebook (the first time it installs both)
+	$(RUN) -m tests.browser.environments
+	$(RUN) -m pytest -m browser tests/browser $(AGAIN)
 
 test-all: $(DONE) ## both, without those that need a GPU or a browser
 	$(RUN) -m pytest $(CORES) -m "not gpu and not browser"
@@ -75,7 +79,7 @@ lock: ## compile requirements.txt anew from pyproject.toml (needs uv and a packa
 	@mv requirements.new requirements.txt
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .browser .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find utils tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DONE): requirements.txt pyproject.toml .ci/environment.py

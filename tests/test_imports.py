@@ -62,6 +62,7 @@ FLOORS = (  # from the ground up; a file may import from its own floor and from 
         "utils._tables",
         "utils._pages",
         "utils.progress",
+        "utils.colab_links",
     ),
     ("utils.loading", "utils.examples", "utils.testing"),
     ("utils.adapters",),

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib  # pytest brings it on Python 3.10
 
 from utils.install import normalised
+from utils.ui import link_command
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("template.ipynb", "training.ipynb")
@@ -53,7 +54,7 @@ ON_PURPOSE = {  # installed without being imported by name: package → why
     "pytest-xdist": "the Makefile's -n option",
     "onnxscript": "torch.onnx.export(dynamo=True) imports it",
     "torchmetrics": "Lightning imports it",
-    "ipywidgets": "the `ui` extra stands for the wizard, which is yet to come",
+    "ipywidgets": "the wizard asks for it through `require`, by name",
 }
 FLOORS = [  # releases that must stay out, and why
     ("torch", "2.9.1", "CVE-2026-24747"),
@@ -195,6 +196,7 @@ def test_one_address_of_the_repository() -> None:
     for name in NOTEBOOKS:
         fields = re.findall(r'REPOSITORY = "([^"]+)"', "\n".join(_cells(name, "code")))
         assert fields == [address], f"{name} names {fields}"
+    assert address == link_command.REPOSITORY
 
 
 def test_root_holds_only_known_entries() -> None:
@@ -226,7 +228,14 @@ def test_notebooks_are_clean_forms(name: str) -> None:
         previous = cell["cell_type"]
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/TROUBLESHOOTING.md", "docs/API.md"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{name}.md" for name in ("API", "TROUBLESHOOTING", "PLATFORM_RECOMMENDATIONS")),
+    ],
+)
 def test_documents_point_at_files_that_exist(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,9 @@ from checks import models as m
 
 from utils import tier1_critical_validation as tier1
 from utils.adapters.model_adapter import adapt
+from utils.checks import shapes
 from utils.checks.report import CheckResult
+from utils.checks.runner import Check, model_check
 from utils.checks.session import Session
 from utils.errors import CheckError, ConfigError
 from utils.progress import ignore_progress
@@ -79,11 +82,7 @@ def test_a_check_that_cannot_finish_never_counts_as_passed():
 
 
 def _passing(name):
-    def check(adapted, sampler, limits):
-        return CheckResult(name, "pass", "")
-
-    check.check_name = name
-    return check
+    return Check(name, lambda adapted, sampler: CheckResult(name, "pass", ""))
 
 
 @pytest.mark.parametrize("place", range(len(NAMES)))
@@ -92,24 +91,24 @@ def test_every_check_takes_part(place, monkeypatch):
     checks = list(tier1.TIER1)
     original = checks[place]
 
-    def failing(adapted, sampler, limits):
-        result = original(adapted, sampler, limits)
+    def failing(adapted, sampler):
+        result = original(adapted, sampler)
         assert (result.name, result.status) == (NAMES[place], "pass"), result.summary()
         result.status = "fail"
         return result
 
-    failing.check_name = original.check_name
-    beside = [failing if number == place else _passing(check.check_name) for number, check in enumerate(checks)]
+    beside = [_passing(check.name) for check in checks]
+    beside[place] = Check(original.name, failing)
     monkeypatch.setattr(tier1, "TIER1", tuple(beside))
     report = tier1.validate(m.Healthy(layers=1), patches=False)
     assert report.verdict == f"1 of {len(NAMES)} checks failed: {NAMES[place]}."
 
 
 def test_an_interrupt_keeps_what_is_done():
-    def interrupted(adapted, sampler, limits):
+    @model_check("stopped")
+    def interrupted(adapted, sampler):
         raise KeyboardInterrupt
 
-    interrupted.check_name = "stopped"
     session = Session.of("Tier 1", m.Healthy(layers=1))
     report = session.run((*tier1.TIER1[:2], interrupted, tier1.TIER1[3]), ignore_progress)
     assert [check.name for check in report.checks] == NAMES[:2]
@@ -146,10 +145,26 @@ def test_a_model_that_hangs_while_it_is_adapted_is_ended_too():
         tier1.validate(HangsAtOnce(), seconds_per_check=0.5)
 
 
-@pytest.mark.parametrize("settings", [{"seconds_per_check": 0}, {"memory_limit_gb": -1}, {"seconds_per_check": "1"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seconds_per_check": 0},
+        {"memory_limit_gb": -1},
+        {"seconds_per_check": "1"},
+        {"seconds_per_check": True},
+        {"seconds_per_check": math.inf},
+        {"memory_limit_gb": math.nan},
+    ],
+)
 def test_a_bound_that_is_no_positive_number_is_refused(settings):
     with pytest.raises(ConfigError, match="must be a positive number"):
         tier1.validate(m.Healthy(), **settings)
+
+
+@pytest.mark.parametrize("patches", [0, 1, None])
+def test_what_is_no_true_or_false_serves_as_one(patches, monkeypatch):
+    monkeypatch.setattr(tier1, "TIER1", (shapes.check,))
+    assert tier1.validate(m.HiddenLimit(), {"vocab_size": m.VOCABULARY, "max_seq_len": 32}, patches=patches).checks
 
 
 def test_progress_names_each_check():

@@ -19,7 +19,7 @@ def test_tier_2_runs_every_analysis_and_draws_each():
     torch.manual_seed(0)
     seen = []
     report = utils.validate(m.Healthy(), tier=2, progress=lambda *step: seen.append(step))
-    assert [check.name for check in report.checks] == NAMES == [check.check_name for check in tier2.TIER2]
+    assert [check.name for check in report.checks] == NAMES == [check.name for check in tier2.TIER2]
     assert report.verdict == "All 6 checks passed." and report.title == "Tier 2: Healthy"
     assert [note for _, _, note in seen[:-1]] == NAMES
     assert list(report.figures()) == NAMES

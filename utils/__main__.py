@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import export_commands, push_command, runs_command, train_command, validate_command
+from utils.ui import export_commands, link_command, push_command, runs_command, train_command, validate_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     push = commands.add_parser("push", help="send an exported folder to the Hugging Face Hub, private by default")
     push_command.add_arguments(push)
     push.set_defaults(run=push_command.run_push)
+    link = commands.add_parser("link", help='"Open in Colab" links for a gist, and notebooks that carry its id')
+    link_command.add_arguments(link)
+    link.set_defaults(run=link_command.run_link)
     return parser
 
 

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import utils.examples
 from utils._files import sha256_of, whole_file
 from utils._pages import render
+from utils.colab_links import fragment, open_in_colab, pinned
 from utils.errors import ConfigError, ExportError, GistIdError, TransformerBuilderError
 from utils.loading.gist_reference import looks_like_gist, parse_gist_reference
 from utils.progress import ProgressCallback, ignore_progress
@@ -148,11 +149,6 @@ def _from_link() -> str:
         return ""
     match = IN_FRAGMENT.search(str(addresses or ""))
     return pinned(match[1], match[2]) if match else ""
-
-
-def pinned(gist_id: str, revision: str | None) -> str:
-    """What to paste, or to hand to `load_model`, for exactly this revision of a gist; the id alone where it is unknown."""
-    return f"https://gist.github.com/{gist_id}/{revision}" if gist_id and revision else gist_id
 
 
 def _from_identity(environ: Mapping[str, str]) -> str:
@@ -350,18 +346,15 @@ def onward(report: Report, choice: ModelChoice, repository: str, revision: str |
         repository: address of the repository on github.com; Colab opens training.ipynb from there.
         revision: of the gist as it was read (`Reading.revision`), so that training takes the code that was checked.
     """
-    fragment = f"#gist_id={choice.gist_id}" if choice.gist_id else ""
-    fragment += f"&revision={revision}" if fragment and revision else ""
     model = pinned(choice.gist_id, revision)
-    return Onward(report.verdict, report.passed, model, f"{training_notebook(repository)}{fragment}")
+    return Onward(report.verdict, report.passed, model, _training_notebook(repository, choice.gist_id, revision))
 
 
-def training_notebook(repository: str) -> str:
+def _training_notebook(repository: str, gist_id: str, revision: str | None) -> str:
     """Address of training.ipynb: through Colab in Colab, the file beside this notebook elsewhere."""
-    if not in_colab():
-        return "training.ipynb"
-    owner_and_name = repository.removesuffix("/").removesuffix(".git").split("github.com/")[-1]
-    return f"https://colab.research.google.com/github/{owner_and_name}/blob/main/training.ipynb"
+    if in_colab():
+        return open_in_colab(repository, "training.ipynb", gist_id, revision)
+    return f"training.ipynb{fragment(gist_id, revision)}"
 
 
 def drive_folder(wanted: bool) -> str | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from utils.checks import (
     accumulation,
     causality,
@@ -29,7 +27,7 @@ from utils.checks import (
     stability,
 )
 from utils.checks.report import TABLE, CheckCallback, CheckResult, Report, ignore_check
-from utils.checks.runner import Check
+from utils.checks.runner import Check, model_check
 from utils.checks.session import Session
 from utils.checks.single import as_dict, finished
 from utils.errors import ConfigError
@@ -39,11 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from utils.adapters.model_adapter import AdaptedModel
-    from utils.checks.limits import Limits
     from utils.checks.sampling import Sampler
-    from utils.loading.model_loader import LoadedModel
-
-    Model = AdaptedModel | LoadedModel | nn.Module
+    from utils.checks.session import AnyModel
 
 __all__ = [
     "run_all_tier1_tests",
@@ -57,14 +52,13 @@ __all__ = [
 ]
 
 
-def _export_dry_run(adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None) -> CheckResult:
+@model_check("export dry run")
+def _export_dry_run(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Try the exporters; imported when it runs, since they stand above the checks and take seconds to import."""
     from utils.export import dry_run
 
-    return dry_run.check(adapted, sampler, limits)
+    return dry_run.check.body(adapted, sampler)
 
-
-_export_dry_run.check_name = "export dry run"  # type: ignore[attr-defined]
 
 TIER1: tuple[Check, ...] = (
     shapes.check,
@@ -87,7 +81,7 @@ TIER1: tuple[Check, ...] = (
 
 
 def validate(
-    model: Model,
+    model: AnyModel,
     config: object = None,
     tier: int = 1,
     progress: bool | ProgressCallback = False,
@@ -134,7 +128,7 @@ def validate(
     checks = _checks_of(tier)
     session = Session.of(f"Tier {tier}", model, config, seconds_per_check, memory_limit_gb, isolated)
     with showing(progress, f"Tier {tier}", unit="checks") as show:
-        return session.run(checks, show, patches, on_check)
+        return session.run(checks, show, bool(patches), on_check)
 
 
 def _checks_of(tier: int) -> tuple[Check, ...]:
@@ -148,12 +142,12 @@ def _checks_of(tier: int) -> tuple[Check, ...]:
     raise ConfigError(f"tier={tier!r} is unknown; there are tier=1, the critical checks, and tier=2, the analysis.")
 
 
-def run_all_tier1_tests(model: Model, config: object = None) -> Report:
+def run_all_tier1_tests(model: AnyModel, config: object = None) -> Report:
     """Run every check of tier 1; the same as `validate(model, config)`."""
     return validate(model, config)
 
 
-def test_shape_robustness(model: Model, config: object = None) -> pd.DataFrame:
+def test_shape_robustness(model: AnyModel, config: object = None) -> pd.DataFrame:
     """Run the model at every batch size and length up to its limit, and one token beyond.
 
     Returns:
@@ -173,7 +167,7 @@ def test_shape_robustness(model: Model, config: object = None) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["Input Shape", "Output Shape", "Status"])
 
 
-def test_gradient_flow(model: Model, config: object = None) -> dict[str, Any]:
+def test_gradient_flow(model: AnyModel, config: object = None) -> dict[str, Any]:
     """Look at the gradient of every parameter: missing, zero, vanishing, exploding, NaN; modules never called.
 
     Returns:
@@ -183,7 +177,7 @@ def test_gradient_flow(model: Model, config: object = None) -> dict[str, Any]:
     return as_dict(finished(gradients.check, model, config))
 
 
-def test_output_stability(model: Model, config: object = None) -> dict[str, Any]:
+def test_output_stability(model: AnyModel, config: object = None) -> dict[str, Any]:
     """Look for NaN, extreme or constant logits, and disagreement of mixed precision.
 
     Returns:
@@ -192,17 +186,17 @@ def test_output_stability(model: Model, config: object = None) -> dict[str, Any]
     return as_dict(finished(stability.check, model, config))
 
 
-def test_parameter_initialization(model: Model, config: object = None) -> pd.DataFrame:
+def test_parameter_initialization(model: AnyModel, config: object = None) -> pd.DataFrame:
     """Compare the first loss with ln V, and the scale of each layer with its kind: one row per matrix."""
     return finished(initialisation.check, model, config).details
 
 
-def test_memory_footprint(model: Model, config: object = None) -> pd.DataFrame:
+def test_memory_footprint(model: AnyModel, config: object = None) -> pd.DataFrame:
     """Measure what a training step keeps in memory: one row per part, in GB (10**9 bytes)."""
     return finished(memory.check, model, config).details
 
 
-def test_inference_speed(model: Model, config: object = None) -> dict[str, Any]:
+def test_inference_speed(model: AnyModel, config: object = None) -> dict[str, Any]:
     """Time the forward pass per batch and length.
 
     Returns:

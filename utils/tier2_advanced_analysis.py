@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from utils.checks import (
     attention_patterns,
     attribution,
@@ -25,10 +23,7 @@ from utils.checks.single import as_dict, finished
 if TYPE_CHECKING:
     import pandas as pd
 
-    from utils.adapters.model_adapter import AdaptedModel
-    from utils.loading.model_loader import LoadedModel
-
-    Model = AdaptedModel | LoadedModel | nn.Module
+    from utils.checks.session import AnyModel
 
 __all__ = ["TIER2", "test_attention_patterns", "test_attribution_analysis", "test_robustness"]
 
@@ -43,7 +38,7 @@ TIER2: tuple[Check, ...] = (
 """The checks of tier 2 in the order in which they run."""
 
 
-def test_attention_patterns(model: Model, config: object = None) -> dict[str, Any]:
+def test_attention_patterns(model: AnyModel, config: object = None) -> dict[str, Any]:
     """Describe each attention head: its kind, entropy, sparsity, distance, and its nearest twin.
 
     Returns:
@@ -53,7 +48,7 @@ def test_attention_patterns(model: Model, config: object = None) -> dict[str, An
     return as_dict(finished(attention_patterns.check, model, config))
 
 
-def test_attribution_analysis(model: Model, config: object = None) -> dict[str, Any]:
+def test_attribution_analysis(model: AnyModel, config: object = None) -> dict[str, Any]:
     """Explain the model's answer on a random input by integrated gradients.
 
     Returns:
@@ -63,7 +58,7 @@ def test_attribution_analysis(model: Model, config: object = None) -> dict[str, 
     return as_dict(finished(attribution.check, model, config))
 
 
-def test_robustness(model: Model, config: object = None) -> pd.DataFrame:
+def test_robustness(model: AnyModel, config: object = None) -> pd.DataFrame:
     """Change the input a little: one row per change and amount, with KL divergence (nats) and top-1 agreement."""
     return finished(robustness.check, model, config).details
 

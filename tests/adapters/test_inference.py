@@ -209,6 +209,12 @@ def test_images(kind: type[nn.Module], shape: tuple[int, int, int], flat: bool) 
         adapted.check_inputs(torch.rand(2, 7, 7, 7))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_images_come_in_the_type_of_the_weights(kind: torch.dtype) -> None:
+    adapted = adapt(Convolution().to(kind))
+    assert adapted(torch.rand(2, 3, 32, 32)).logits.dtype == kind
+
+
 class Classifier(Base):
     def forward(self, input_ids):
         return self.head(self.embed(input_ids).mean(1))[:, :4]

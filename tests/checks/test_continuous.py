@@ -47,8 +47,12 @@ def test_the_place_is_found_and_can_be_written(build, name):
     assert not any(module._forward_hooks for module in adapted.modules())
 
 
-def test_padding_is_the_neutral_input():
-    adapted = adapt(m.Healthy(), {"pad_token_id": 3}).eval()
+@pytest.mark.parametrize(("config", "own"), [({"pad_token_id": 3}, None), (None, 3)])
+def test_padding_is_the_neutral_input(config, own):
+    """As the config says it, or the embedding itself."""
+    model = m.Healthy()
+    model.token_embedding.padding_idx = own
+    adapted = adapt(model, config).eval()
     place = ContinuousInput.of(adapted, torch.tensor([[5, 6, 7]]))
     assert torch.equal(place.neutral(), adapted.model.token_embedding(torch.tensor([[3, 3, 3]])))
 

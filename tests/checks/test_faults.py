@@ -12,7 +12,7 @@ from utils.tier1_critical_validation import TIER1
 
 pytestmark = pytest.mark.usefixtures("no_onnx_dry_run")
 
-ALL = {check.check_name: check for check in TIER1}
+ALL = {check.name: check for check in TIER1}
 
 
 def _label(value):
@@ -63,6 +63,12 @@ def _run(check, build):
         ),
         (m.FixedBatch, "shape robustness", "fail", ["depends on the batch alone", "batch 1, 4 fails, 2 works"]),
         (m.HiddenLimit, "shape robustness", "warn", ["No limit is stated", "has 12", "max_seq_len=12"]),
+        (
+            lambda: adapt(m.Healthy(limit=1100), {"max_seq_len": 2048}),
+            "shape robustness",
+            "fail",
+            ["stated limit is 2048", "has 1100", "or enlarge"],
+        ),
         (m.NarrowHead, "shape robustness", "fail", ["scores 51 tokens", "knows 61"]),
         (
             lambda: m.Healthy(batch_first=False),

@@ -118,3 +118,11 @@ def test_a_packaged_model_that_ones_own_forward_forgets_is_warned_of():
     result = _run(lambda: WithEncoder(idle=True))
     assert result.status == "warn", result.summary()
     assert "never called: second.embeddings" in result.headline
+
+
+def test_a_weight_that_is_made_in_each_call_is_asked_for_no_gradient(recwarn):
+    model = m.Healthy()
+    nn.utils.weight_norm(model.blocks[0].mlp[0])
+    result = gradients.check(adapt(model))
+    assert result.status == "pass", result.summary()
+    assert not [w for w in recwarn if "not a leaf" in str(w.message)]

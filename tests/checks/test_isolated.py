@@ -106,3 +106,19 @@ def test_nothing_is_left_behind():
         checks.run(rows.check, Limits(60))
         home, process = checks._home, checks._process
     assert not home.exists() and process.poll() is not None
+
+
+class EndsItsProcess(m.Healthy):
+    def __init__(self):
+        super().__init__()
+        self.home = os.getpid()
+
+    def forward(self, input_ids):
+        if os.getpid() != self.home:
+            os._exit(7)
+        raise AssertionError("ran in the process of the caller")
+
+
+def test_a_model_that_ends_its_process_at_its_first_call_leaves_this_one():
+    with pytest.raises(CheckError, match=r"how the model is called .* status 7.* Run the model on a few token ids"):
+        validate(EndsItsProcess(), isolated=True)

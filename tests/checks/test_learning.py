@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from checks import models as m
 from utils.adapters.model_adapter import adapt
@@ -45,12 +46,89 @@ class ShiftsLogits(m.Healthy):
         return F.pad(super().forward(input_ids), (0, 0, 1, -1))
 
 
+class WrongLoss(OwnLoss):
+    """Makes of its logits and labels something else than the mean of cross-entropies."""
+
+    def forward(self, input_ids, labels=None):
+        given = super().forward(input_ids, labels)
+        return given if labels is None else {**given, "loss": self.wrong(given["logits"][:, :-1], labels[:, 1:])}
+
+
+class Negated(WrongLoss):
+    def wrong(self, logits, labels):
+        return -F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class Severed(WrongLoss):
+    def wrong(self, logits, labels):
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()).detach()
+
+
+class Summed(WrongLoss):
+    def wrong(self, logits, labels):
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+class SquashedTwice(WrongLoss):
+    def wrong(self, logits, labels):
+        return F.cross_entropy(logits.flatten(0, 1).softmax(-1), labels.flatten())
+
+
+class Smoothed(WrongLoss):
+    """Healthy."""
+
+    def wrong(self, logits, labels):
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+
+
+class Focal(WrongLoss):
+    """Healthy: easy tokens count less."""
+
+    def wrong(self, logits, labels):
+        chances = logits.flatten(0, 1).softmax(-1).gather(1, labels.flatten()[:, None])
+        return (-((1 - chances) ** 2) * chances.log()).mean()
+
+
+class Probabilities(m.Healthy):
+    def forward(self, input_ids):
+        return super().forward(input_ids).softmax(-1)
+
+
+class Adapted(nn.Module):
+    """Healthy: a frozen layer with a low-rank correction that starts at zero (Hu et al. 2021)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Parameter(0.02 * torch.randn(4, layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, 4))
+
+    def forward(self, x):
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+class LowRank(m.Healthy):
+    """Healthy: everything is frozen but the corrections."""
+
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+        for block in self.blocks:
+            block.mlp[0], block.mlp[2] = Adapted(block.mlp[0]), Adapted(block.mlp[2])
+
+
 class Targets(m.Healthy):
     """nanoGPT's way: the caller shifts."""
 
     def forward(self, idx, targets=None):
         logits = super().forward(idx)
         return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class NegatedTargets(Targets):
+    def forward(self, idx, targets=None):
+        logits, loss = super().forward(idx, targets)
+        return logits, None if loss is None else -loss
 
 
 class Explodes(m.Healthy):
@@ -69,7 +147,9 @@ def _checked(build):
     return learning.check(adapt(build()))
 
 
-@pytest.mark.parametrize("build", [m.Healthy, m.ZeroHead, m.PartlyFrozen, OwnLoss, Targets, lambda: m.Healthy(limit=1)])
+@pytest.mark.parametrize(
+    "build", [m.Healthy, m.ZeroHead, m.PartlyFrozen, OwnLoss, Smoothed, Focal, Targets, lambda: m.Healthy(limit=1)]
+)
 def test_a_healthy_model_learns_a_batch_by_heart(build):
     result = _checked(build)
     assert result.status == "pass", result.summary()
@@ -90,14 +170,31 @@ def test_hugging_face_defaults_learn(name, build):
         (Explodes, ["loss becomes nan"]),
         (NeverShifted, ["shifted 0 times", "own loss", "labels[:, 1:]"]),
         (ShiftedTwice, ["shifted twice", "t + 2"]),
+        (Probabilities, ["returns probabilities", "softmax"]),
+        (Negated, ["wrong sign", "negated"]),
+        (NegatedTargets, ["wrong sign", "negated"]),
+        (Severed, ["carries no gradient", "detach"]),
+        (Summed, ["56 times", "a sum in place of the mean"]),
+        (SquashedTwice, ["0.01", "softmax"]),
         (ShiftsTokens, ["shifted twice", "never read token t"]),
         (ShiftsLogits, ["shifted twice", "never read token t"]),
     ],
 )
 def test_what_cannot_learn_or_shifts_wrongly_is_named(build, words):
     result = _checked(build)
-    assert result.status == ("warn" if build is NeverShifted else "fail"), result.summary()
+    assert result.status == ("warn" if build in (NeverShifted, Summed, SquashedTwice) else "fail"), result.summary()
     assert [word for word in words if word not in result.summary()] == [], result.summary()
+
+
+def test_what_is_frozen_need_not_reach_the_goal():
+    result = _checked(LowRank)
+    assert result.status == "pass" and result.measured["last_loss"] > result.measured["goal"], result.summary()
+
+
+def test_two_tokens_are_enough_to_see_what_is_read():
+    result = _checked(lambda: m.Healthy(vocabulary=2))
+    assert result.measured["reads_current_token"] is True
+    assert result.status == "pass", result.summary()
 
 
 def test_after_the_training_positions_name_the_next_token():

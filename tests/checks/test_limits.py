@@ -68,3 +68,20 @@ def test_what_the_system_says_grows_with_a_large_tensor():
     before = resident_bytes()
     tensor = torch.ones(30_000_000)
     assert resident_bytes() - before > 0.8 * tensor.numel() * 4
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(seconds=60.0, bytes=1e12)], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize("way_out", [SystemExit(3), GeneratorExit()], ids=["sys.exit", "another"])
+def test_a_model_cannot_end_the_program(limits, way_out):
+    with pytest.raises(CheckError, match=f"ended the program: {type(way_out).__name__}"), bounded(limits):
+        raise way_out
+
+
+def test_a_bound_longer_than_the_clock_can_hold_is_no_error():
+    with bounded(Limits(seconds=1e300)):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 1e7
+
+
+def test_an_interrupt_passes_through():
+    with pytest.raises(KeyboardInterrupt), bounded(Limits()):
+        raise KeyboardInterrupt

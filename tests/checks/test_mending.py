@@ -20,6 +20,7 @@ from utils.checks.limits import Limits
 from utils.checks.mending import Mender, by_name
 from utils.checks.rebuilding import UserSource, patched_model
 from utils.checks.report import CheckResult
+from utils.checks.runner import Check
 from utils.checks.session import Session
 from utils.errors import CheckError
 from utils.progress import ignore_progress
@@ -240,13 +241,7 @@ def test_nothing_is_offered_without_source_or_for_what_is_green():
 
 
 def _judge(name, verdict):
-    """A check in the shape that `model_check` gives."""
-
-    def check(adapted, sampler=None, limits=None):
-        return CheckResult(name, verdict(adapted), "seen")
-
-    check.check_name = name
-    return check
+    return Check(name, lambda adapted, sampler: CheckResult(name, verdict(adapted), "seen"))
 
 
 def _mender(checks, results, seconds=20.0):
@@ -265,11 +260,14 @@ def _is_patched(adapted):
         ("pass", "pass", True),
         ("pass", "warn", False),
         ("pass", "fail", False),
+        ("pass", "skip", False),
+        ("warn", "warn", True),
+        ("warn", "fail", False),
         ("fail", "fail", True),
         ("skip", "fail", True),
     ],
 )
-def test_a_patch_turns_no_green_check_red(other, then, offered):
+def test_a_patch_makes_no_other_check_worse(other, then, offered):
     mends = _judge("determinism", lambda adapted: "pass" if _is_patched(adapted) else "fail")
     guard = _judge("other", lambda adapted: then)
     mender = _mender((mends, guard), {"determinism": "fail", "other": other}, 5.0)

@@ -214,6 +214,15 @@ def test_order_that_is_read_passes(build):
     assert result.measured["moved_by_order"] > 1e-3 * result.measured["moved_by_other_tokens"]
 
 
+@pytest.mark.parametrize("vocabulary", [2, 3])
+@pytest.mark.parametrize(("build", "status"), [(m.Healthy, "pass"), (NoPositions, "warn")])
+def test_few_tokens_are_enough_to_see_the_order(vocabulary, build, status):
+    torch.manual_seed(0)
+    config = {"vocab_size": vocabulary, "max_seq_len": m.LIMIT}
+    result = positions.check(adapt(build(vocabulary=vocabulary), config))
+    assert result.status == status, result.summary()
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

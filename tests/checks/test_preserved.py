@@ -52,7 +52,7 @@ def _lived_in(model):
     return model
 
 
-@pytest.mark.parametrize("check", TIER1, ids=lambda check: check.check_name)
+@pytest.mark.parametrize("check", TIER1, ids=lambda check: check.name)
 @pytest.mark.parametrize(
     "build", [m.Healthy, m.Untidy, m.ZeroHead, m.RaisesInTraining], ids=lambda build: build.__name__
 )

@@ -37,4 +37,4 @@ def test_name_and_time_are_filled_in():
 
     result = check(adapt(m.Healthy()))
     assert (result.name, result.headline) == ("named", "61 ids")
-    assert check.check_name == "named"
+    assert check.name == "named"

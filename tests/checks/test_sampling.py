@@ -36,6 +36,8 @@ class NoEmbedding(nn.Module):
         (m.Healthy, {"max_seq_len": 20}, 20, 20),
         (m.BufferLimit, None, 12, 12),
         (m.BufferLimit, {"max_seq_len": 30}, 12, 30),
+        (m.Healthy, {"max_seq_len": 2048}, m.LIMIT, 2048),
+        (lambda: m.Healthy(limit=1100), {"max_seq_len": 2048}, 1100, 2048),
     ],
 )
 def test_the_limit_is_what_runs(build, config, limit, stated):

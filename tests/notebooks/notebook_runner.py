@@ -67,11 +67,12 @@ def execute(
     colab: bool = False,
     environ: dict[str, str] | None = None,
     stop_at_error: bool = True,
+    seconds: int = 240,
     python: str = os.environ.get("NOTEBOOK_PYTHON", sys.executable),
 ) -> NotebookNode:
     """Run all cells in `folder` and return the notebook with its outputs.
 
-    Set NOTEBOOK_PYTHON to run the kernel in another environment, for example one with Colab's package versions.
+    A cell may take `seconds`. Set NOTEBOOK_PYTHON to run the kernel in another environment, for example one with Colab's package versions.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed and `stop_at_error` is set.
@@ -79,7 +80,7 @@ def execute(
     kernels = folder / ".jupyter"
     _write_kernelspec(kernels, python, colab, {"RECORD_COMMANDS": str(folder / "commands.txt"), **(environ or {})})
     client = nbclient.NotebookClient(
-        notebook, timeout=240, kernel_name="under-test", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=seconds, kernel_name="under-test", resources={"metadata": {"path": str(folder)}}
     )
     client.allow_errors = not stop_at_error
     client.create_kernel_manager()

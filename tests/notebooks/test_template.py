@@ -132,7 +132,7 @@ def test_a_look_inside_shows_pictures(tmp_path: Path, environ: dict[str, str]) -
     notebook = set_form(read("template.ipynb"), LOOK_INSIDE=True)
     execute(notebook, folder, environ=environ)
     inside = outputs(code_cells(notebook)[7])
-    assert all(check.check_name in inside for check in TIER2) and inside.count("data:image/png") >= 5
+    assert all(check.name in inside for check in TIER2) and inside.count("data:image/png") >= 5
 
 
 @pytest.mark.slow  # the whole notebook once more

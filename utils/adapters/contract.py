@@ -97,8 +97,9 @@ class CallContract:
 
     @property
     def writes_floats(self) -> bool:
-        """Whether a call writes numbers of the model's own dtype: additive masks, weights of a mask, one-hot vectors."""
+        """Whether a call writes numbers of the model's own dtype: pixels, additive masks, weights of a mask, one-hot vectors."""
         floating = self.mask is not None and self.mask.dtype == "float"
+        floating = floating or not self.takes_tokens  # weights of 16 or 64 bits take no pixels of 32
         return floating or self.encoding == "one-hot" or any("float" in kind for kind in self.built.values())
 
     @property
@@ -121,7 +122,7 @@ class CallContract:
             attention_mask: (B, T), 1 = real token.
             decoder_ids: (B, T_dec) ids.
             model: gives its mode, its first state and its embedding to the arguments that are built of them.
-            dtype: floating dtype of additive masks and one-hot vectors.
+            dtype: floating dtype of pixels, additive masks and one-hot vectors.
         """
         keywords: dict[str, Any] = dict(self.constants)
         if self.mask_name is not None and self.mask is not None and (attention_mask is not None or self.mask_required):
@@ -151,7 +152,7 @@ class CallContract:
         """The main input as the model takes it."""
         if not self.takes_tokens:
             turned = inputs.permute(0, 2, 3, 1) if self.channels_last and inputs.dim() == 4 else inputs
-            return turned.flatten(1) if self.flat_pixels else turned
+            return (turned.flatten(1) if self.flat_pixels else turned).to(dtype)
         if self.encoding == "flat":
             return inputs.flatten() if attention_mask is None else inputs[attention_mask.bool()]
         given = self._turned(inputs)

@@ -96,7 +96,8 @@ class AdaptedModel(nn.Module):
         """Call the model.
 
         Args:
-            input_ids: (B, T) int64, every id below `contract.vocab_size`; for vision (B, C, H, W) pixels.
+            input_ids: (B, T) int64, every id below `contract.vocab_size`; for vision (B, C, H, W) pixels of any floating
+                type: they are handed on in that of the weights.
             attention_mask: (B, T), 1 for a real token, 0 for padding. Passed on where the model takes one.
             labels: -100 where no loss counts. "lm": (B, T) unshifted, pass `input_ids`; "masked": (B, T), the true token at
                 each position; "seq2seq": (B, T_dec) what the decoder should say; "classification" and "vision": (B,).

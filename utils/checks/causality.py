@@ -21,6 +21,24 @@ CLEAR_LEAK = 1e-3
 
 
 @model_check(NAME)
+def first_look(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
+    """One short text with two endings: a leak that this shows needs no longer question, and none is proven away by it."""
+    length = sampler.length(LENGTH)
+    if adapted.contract.task != "lm" or length < 2 or _both_ways_by_design(adapted):
+        return CheckResult(NAME, "pass", "Nothing to ask in a moment.")
+    adapted.eval()
+    text, other = sampler.ids(1, length), sampler.ids(1, length, seed=1)
+    cut = length // 2
+    with torch.no_grad():
+        pair = (text, torch.cat([text[:, :cut], other[:, cut:]], 1))
+        one, two = (run_model(adapted, ids).logits[:, :cut].float() for ids in pair)
+    moved = relative_gap(one, two)
+    if moved > CLEAR_LEAK:
+        return CheckResult(NAME, "warn", f"Another ending moves earlier logits by {moved:.3g} (relative).")
+    return CheckResult(NAME, "pass", f"Another ending moves earlier logits by {moved:.0e} (relative) at most.")
+
+
+@model_check(NAME, screen=first_look)
 def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     """Warn where a later token moves earlier logits: next-token training would let the model read its answers.
 
@@ -53,27 +71,6 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
             measured=details,
         )
     return CheckResult(NAME, "pass", f"No later token moves an earlier logit: {report.evidence}.", measured=details)
-
-
-@model_check(NAME)
-def first_look(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
-    """One short text with two endings: a leak that this shows needs no longer question, and none is proven away by it."""
-    length = sampler.length(LENGTH)
-    if adapted.contract.task != "lm" or length < 2 or _both_ways_by_design(adapted):
-        return CheckResult(NAME, "pass", "Nothing to ask in a moment.")
-    adapted.eval()
-    text, other = sampler.ids(1, length), sampler.ids(1, length, seed=1)
-    cut = length // 2
-    with torch.no_grad():
-        pair = (text, torch.cat([text[:, :cut], other[:, cut:]], 1))
-        one, two = (run_model(adapted, ids).logits[:, :cut].float() for ids in pair)
-    moved = relative_gap(one, two)
-    if moved > CLEAR_LEAK:
-        return CheckResult(NAME, "warn", f"Another ending moves earlier logits by {moved:.3g} (relative).")
-    return CheckResult(NAME, "pass", f"Another ending moves earlier logits by {moved:.0e} (relative) at most.")
-
-
-check.screen = first_look  # type: ignore[attr-defined]
 
 
 def _both_ways_by_design(adapted: AdaptedModel) -> str:

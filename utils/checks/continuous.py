@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.masking import padding_id
 from utils.checks.sampling import run_model
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -70,8 +71,7 @@ class ContinuousInput:
         """Values of an input that says nothing: the embedding of the padding id (0 where none is known), or grey; as `values`."""
         if not self.name:
             return torch.full_like(self.values, 0.5)
-        padding = getattr(self.adapted.config, "pad_token_id", None)
-        ids = torch.full_like(self.inputs, padding if isinstance(padding, int) and padding >= 0 else 0)
+        ids = torch.full_like(self.inputs, padding_id(self.adapted) or 0)
         found: list[torch.Tensor] = []
 
         def keep(values: torch.Tensor) -> torch.Tensor:

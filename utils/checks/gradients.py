@@ -232,7 +232,11 @@ def _dead_units(model: nn.Module) -> dict[str, float]:
     shares = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Linear) or weight is None or weight.grad is None or weight.grad.is_sparse:
+        if (
+            not isinstance(module, nn.Linear) or weight is None or not weight.is_leaf
+        ):  # weight_norm makes it in each call
+            continue
+        if weight.grad is None or weight.grad.is_sparse:
             continue
         share = float((weight.grad.abs().amax(1) == 0).float().mean())
         if share > 0:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -24,8 +25,14 @@ from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.limits import MB, Limits
 from utils.checks.report import CheckResult
 from utils.checks.runner import Check
-from utils.checks.sampling import Sampler
 from utils.errors import CheckError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.loading.model_loader import LoadedModel
+
+    Model = AdaptedModel | LoadedModel | nn.Module
 
 GRACE = 5.0
 """Seconds beyond its bound that a check gets to end by itself, which tells more than ending its process."""
@@ -46,7 +53,8 @@ class IsolatedChecks:
     """The process that runs checks, started at the first of them and again after one that ended it.
 
     Args:
-        adapted: the model; a copy of it goes over, so that it stays as it is whatever happens.
+        adapted: the model; a copy of it goes over, so that it stays as it is whatever happens. What it is and what comes
+            with it is handed to the checks as it stands: `session.rehearse` sends a model that is not adapted yet.
         sampler: draws its inputs.
 
     Raises:
@@ -57,8 +65,8 @@ class IsolatedChecks:
         ...     result = checks.run(shapes.check, Limits(seconds=60))
     """
 
-    def __init__(self, adapted: AdaptedModel, sampler: Sampler) -> None:
-        self._name = adapted.name
+    def __init__(self, adapted: Model, sampler: object) -> None:
+        self._name = _name_of(adapted)
         self._process: subprocess.Popen[bytes] | None = None
         self._number, self._resident = 0, 0
         self._folder = tempfile.TemporaryDirectory(prefix="checks-child-", ignore_cleanup_errors=True)
@@ -80,7 +88,6 @@ class IsolatedChecks:
 
     def run(self, check: Check, limits: Limits) -> CheckResult:
         """The result of one check; one that ended the process, or did not answer in time, has failed."""
-        name: str = check.check_name  # type: ignore[attr-defined]
         started = time.monotonic()
         try:
             if self._process is None:
@@ -89,7 +96,7 @@ class IsolatedChecks:
         except _Ended as ended:
             self._end()
             return CheckResult(
-                name,
+                check.name,
                 "fail",
                 f"The check could not finish on {self._name}: {ended}",
                 cause="The model ended or blocked the process that it ran in.",
@@ -175,7 +182,12 @@ class IsolatedChecks:
         (self._home / "ready.json").unlink(missing_ok=True)
 
 
-def _write_down(adapted: AdaptedModel, sampler: Sampler, path: Path) -> None:
+def _name_of(model: Model) -> str:
+    """What people call a model, in whichever wrapping it is."""
+    return str(getattr(model, "name", None) or type(getattr(model, "model", model)).__name__)
+
+
+def _write_down(adapted: Model, sampler: object, path: Path) -> None:
     """The model and its sampler as a file. Classes of a notebook's own cells go along by value."""
     import cloudpickle
     import torch
@@ -187,6 +199,6 @@ def _write_down(adapted: AdaptedModel, sampler: Sampler, path: Path) -> None:
             cloudpickle.dump((adapted, sampler), file)
     except Exception as error:  # whatever a stranger's __reduce__ raises: told once, with what to do
         raise CheckError(
-            f"{adapted.name} cannot be sent to another process ({type(error).__name__}: {error}). Check it in this one: "
+            f"{_name_of(adapted)} cannot be sent to another process ({type(error).__name__}: {error}). Check it in this one: "
             "validate(…, isolated=False)."
         ) from error

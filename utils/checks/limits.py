@@ -24,6 +24,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from utils.errors import CheckError
 
 MB = 1e6
+LONGEST = 1e8
+"""Seconds (three years) that the alarm clock is set to at most: it holds no number of more than 9.2e9."""
 RING_AGAIN = 1.0
 """Seconds until the alarm rings again, where a stranger's bare `except:` swallowed the first."""
 
@@ -51,17 +53,37 @@ class _Passed(BaseException):
 
 @contextlib.contextmanager
 def bounded(limits: Limits, resident: Callable[[], int] | None = None) -> Iterator[None]:
-    """Within the block, raise `CheckError` as soon as a bound is passed.
+    """Within the block, raise `CheckError` as soon as a bound is passed, and where a stranger's code would end the program.
 
     Args:
         limits: the bounds.
         resident: bytes that the process holds in memory now; None asks the system.
     """
+    with _no_way_out(), _watched(limits, resident or resident_bytes):
+        yield
+
+
+@contextlib.contextmanager
+def _no_way_out() -> Iterator[None]:
+    """`sys.exit` in a model, or another exception that nobody catches, ends the block and not the notebook."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise CheckError(
+            f"The model would have ended the program: {type(error).__name__}: {error}. Let forward raise an Exception "
+            "(ValueError, RuntimeError) where it cannot go on."
+        ) from error
+
+
+@contextlib.contextmanager
+def _watched(limits: Limits, held: Callable[[], int]) -> Iterator[None]:
+    """Looks at time and memory within the block, where they are bounded."""
     if limits.seconds is None and limits.bytes is None:
         yield
         return
     ends = None if limits.seconds is None else time.monotonic() + limits.seconds
-    held = resident or resident_bytes
     start = held() if limits.bytes is not None else 0
 
     def look(*_: Any) -> None:
@@ -121,7 +143,7 @@ def _alarm(limits: Limits) -> Iterator[None]:
         raise _Passed(_too_slow(limits))
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, limits.seconds, RING_AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, min(limits.seconds, LONGEST), RING_AGAIN)
     try:
         yield
     finally:

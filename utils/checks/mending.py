@@ -29,7 +29,9 @@ MOST_TRIALS = 150
 MOST_PAIRS = 40
 """Of these, copies with two changes."""
 GUARD_SECONDS = 3.0
-"""A check that was green and took longer is not run again for each patch; `Report.apply` runs them all."""
+"""A check that had not failed and took longer is not run again for each patch; `Report.apply` runs them all."""
+STILL_FINE = {"pass": ("pass",), "skip": ("pass", "skip"), "warn": ("pass", "warn", "skip")}
+"""What another check may say after a patch, by what it said before."""
 UNMENDABLE = ("memory", "inference speed")
 """Checks that measure; no text of a model mends their findings."""
 
@@ -82,7 +84,7 @@ class Mender:
         return [result.name for result in sorted(bad, key=lambda result: order.index(result.status))]
 
     def patch_for(self, name: str, until: float | None = None) -> Patch | None:
-        """The first change after which a check is green and no green check turned red; None where none was found.
+        """The first change after which a check is green and no other says something worse; None where none was found.
 
         Args:
             name: of the check.
@@ -152,8 +154,7 @@ class Mender:
         if self._is_narrower(copy, sampler):
             return None
         check = self.checks[name]
-        screen: Check | None = getattr(check, "screen", None)  # a moment's look, where a check has one
-        seen = screen(copy, sampler, self._limits(ends)) if screen is not None else None
+        seen = check.screen(copy, sampler, self._limits(ends)) if check.screen is not None else None
         return seen if seen is not None and seen.status != "pass" else check(copy, sampler, self._limits(ends))
 
     def _is_narrower(self, copy: AdaptedModel, sampler: Sampler) -> bool:
@@ -170,21 +171,21 @@ class Mender:
         )
 
     def _seen_anew(self, trial: Trial, name: str, ends: float) -> str:
-        """What a check that is red now was before: "pass", "skip" where none was green, or "" where no other turned red.
+        """What a check that says something worse now said before: "" where none does, else "skip" where only such ones do.
 
         A check that was skipped, because the fault hid what it looks at, may find a second fault: then another change may
-        mend both.
+        mend both. One that was green and is skipped now was silenced, which mends nothing.
         """
-        guards = [r for r in self.results.values() if r.name != name and r.status in ("pass", "skip")]
+        guards = [r for r in self.results.values() if r.name != name and r.status in STILL_FINE]
         hidden = ""
         for before in sorted(guards, key=lambda result: (result.status, result.seconds)):
             if before.seconds > GUARD_SECONDS:
                 continue
             result = self._result(trial.text, trial.change.fresh, before.name, ends)
-            if result is None or result.status not in ("pass", "skip"):
-                logger.debug("%s turns %s red", trial.change.words, before.name)
+            if result is None or result.status not in STILL_FINE[before.status]:
+                logger.debug("%s makes %s worse", trial.change.words, before.name)
                 hidden = before.status
-                if hidden == "pass":
+                if hidden != "skip":
                     break
         return hidden
 
@@ -229,4 +230,4 @@ def _rank(result: CheckResult | None) -> int:
 
 def by_name(checks: Sequence[Check]) -> dict[str, Check]:
     """Checks by their names."""
-    return {check.check_name: check for check in checks}  # type: ignore[attr-defined]
+    return {check.name: check for check in checks}

@@ -94,9 +94,15 @@ def _texts(adapted: AdaptedModel, sampler: Sampler, length: int) -> tuple[torch.
         known = torch.arange(sampler.vocabulary, device=sampler.device)
     told = known.repeat(length)[:length][None]
     inner = slice(1 if length > 3 else 0, length - 1)
+    if few := len(known) < length:  # runs of one id: repeated in turn, they could read the same from both ends
+        told = known.repeat_interleave(-(-length // len(known)))[:length][None]
     turned, changed = told.clone(), told.clone()
     turned[:, inner] = told[:, inner].flip(1)
-    changed[:, inner] = known.roll(-length if len(known) > 2 * length else -1).repeat(length)[:length][None, inner]
+    changed[:, inner] = (
+        known[-1]
+        if few
+        else known.roll(-length if len(known) > 2 * length else -1).repeat(length)[:length][None, inner]
+    )
     return told, turned, changed
 
 

@@ -20,33 +20,50 @@ from utils.errors import TransformerBuilderError
 logger = logging.getLogger(__name__)
 
 Body = Callable[[AdaptedModel, Sampler], CheckResult]
-Check = Callable[..., CheckResult]
 
 
-def model_check(name: str) -> Callable[[Body], Check]:
-    """Decorate `body(adapted, sampler) -> CheckResult` into `check(adapted, sampler=None) -> CheckResult`.
+class Check:
+    """A check by its name: it leaves the model as it was, and always ends with a result.
 
-    The check carries its name as `check.check_name`. A body that raises, or takes more than `limits` allow, ends as "fail"
-    with the reason in its headline and in `unfinished`: never as a crash of the run, never as passed.
+    A body that raises, or takes more than `limits` allow, ends as "fail" with the reason in the headline and in
+    `unfinished`: never as a crash of the run, never as passed.
+
+    Args:
+        name: what the report calls it, e.g. "gradient flow".
+        body: looks at the model; may run, train and hook it.
+        screen: a moment's look that may spare the long one where many copies of a model are compared: what it does not
+            pass, the check does not pass either.
+
+    Example:
+        >>> check = Check("odd", lambda adapted, sampler: CheckResult("", "pass", f"{sampler.vocabulary} ids"))
+        >>> check(adapted).headline
+        '61 ids'
     """
 
-    def decorate(body: Body) -> Check:
-        @functools.wraps(body)
-        def check(adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None) -> CheckResult:
-            started = time.perf_counter()
-            try:
-                with preserved(adapted), bounded(limits or Limits()):
-                    result = body(adapted, sampler if sampler is not None else Sampler.of(adapted))
-            except Exception as error:  # the report shows it; the run goes on with the next check
-                logger.info("check %r on %s did not finish", name, adapted.name, exc_info=error)
-                result = _unfinished(name, adapted, error)
-            result.name, result.seconds = name, time.perf_counter() - started
-            return result
+    __name__: str  # of the body, as is what else tells where it stands
 
-        check.check_name = name  # type: ignore[attr-defined]
-        return check
+    def __init__(self, name: str, body: Body, screen: Check | None = None) -> None:
+        functools.update_wrapper(self, body)
+        self.name, self.body, self.screen = name, body, screen
 
-    return decorate
+    def __call__(
+        self, adapted: AdaptedModel, sampler: Sampler | None = None, limits: Limits | None = None
+    ) -> CheckResult:
+        """The result of the check on one model."""
+        started = time.perf_counter()
+        try:
+            with preserved(adapted), bounded(limits or Limits()):
+                result = self.body(adapted, sampler if sampler is not None else Sampler.of(adapted))
+        except Exception as error:  # the report shows it; the run goes on with the next check
+            logger.info("check %r on %s did not finish", self.name, adapted.name, exc_info=error)
+            result = _unfinished(self.name, adapted, error)
+        result.name, result.seconds = self.name, time.perf_counter() - started
+        return result
+
+
+def model_check(name: str, screen: Check | None = None) -> Callable[[Body], Check]:
+    """Decorate `body(adapted, sampler) -> CheckResult` into a `Check`."""
+    return lambda body: Check(name, body, screen)
 
 
 def _unfinished(name: str, adapted: AdaptedModel, error: Exception) -> CheckResult:

@@ -108,16 +108,23 @@ def _working_limit(adapted: AdaptedModel, vocabulary: int, stated: int | None) -
 
     Tried on the CPU: an index beyond a position table would take a GPU down with it.
     """
-    wanted = ASSUMED_LIMIT if stated is None else stated
+    wanted, source = (
+        (ASSUMED_LIMIT, f"assumed: none is stated, and {ASSUMED_LIMIT} tokens run")
+        if stated is None
+        else (stated, "stated")
+    )
+    longest = adapted.contract.max_length
+    if longest is not None and longest < wanted:  # a config may state more than the model's table of positions holds
+        wanted, source = longest, "the model takes no more"
     if wanted > LONGEST:
-        return wanted, f"stated; lengths up to {LONGEST} are run"
+        return wanted, f"{source}; lengths up to {LONGEST} are run"
     device = torch.device("cpu")
     tried = adapted if adapted.device == device else copy.deepcopy(adapted).to(device)
     with preserved(tried):
         tried.eval()
         longest = _search(tried, Sampler(vocabulary, wanted), wanted)
     if longest is None or longest == wanted:
-        return wanted, f"assumed: none is stated, and {ASSUMED_LIMIT} tokens run" if stated is None else "stated"
+        return wanted, source
     return (
         longest,
         f"found by trying: {longest} tokens run, {longest + 1} do not; state it as max_seq_len in the config",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ from utils.checks.rebuilding import UserSource, patched_model
 from utils.checks.report import CheckCallback, CheckResult, Report, ignore_check
 from utils.checks.runner import Check
 from utils.checks.sampling import Sampler
-from utils.errors import CheckError, ConfigError
+from utils.errors import CheckError, ConfigError, TransformerBuilderError
 from utils.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     from torch import nn
 
     from utils.loading.model_loader import LoadedModel
+
+    AnyModel = AdaptedModel | LoadedModel | nn.Module
+    """What `validate` and its kin take: adapted, loaded, or a plain module."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Session:
     def of(
         cls,
         title: str,
-        model: AdaptedModel | LoadedModel | nn.Module,
+        model: AnyModel,
         config: object = None,
         seconds_per_check: float | None = None,
         memory_limit_gb: float | None = None,
@@ -71,15 +75,18 @@ class Session:
 
         Raises:
             ConfigError: a bound is no positive number, or nothing tells the vocabulary size.
-            CheckError: finding out how the model is called passed a bound.
+            CheckError: finding out how the model is called passed a bound, or ended the process that it was tried in.
             GraphCompletionError: the export cannot be completed.
             CallContractError: how to call the model cannot be settled.
         """
         for name, value in (("seconds_per_check", seconds_per_check), ("memory_limit_gb", memory_limit_gb)):
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
                 raise ConfigError(f"{name}={value!r} must be a positive number, or None.")
         allowed = available_memory() * FREE_SHARE if memory_limit_gb is None else memory_limit_gb * GB
         limits = Limits(seconds_per_check, allowed)
+        if isolated:
+            rehearse(model, config, limits)
         with bounded(limits):
             adapted, sampler = prepared(model, config)
         return cls(f"{title}: {adapted.name}", adapted, sampler, limits, isolated)
@@ -104,7 +111,7 @@ class Session:
         try:
             with self._place() as run:
                 for done, check in enumerate(checks):
-                    progress(done, len(checks), check.check_name)  # type: ignore[attr-defined]
+                    progress(done, len(checks), check.name)
                     results.append(run(check))
                     on_check(results[-1])
         except KeyboardInterrupt:
@@ -200,7 +207,61 @@ class Examined:
         return session.run(self.checks, progress, among, on_check)
 
 
-def prepared(model: AdaptedModel | LoadedModel | nn.Module, config: object = None) -> tuple[AdaptedModel, Sampler]:
-    """A model behind the calling contract, and what draws its inputs."""
-    adapted = adapt(model, config)
+def prepared(model: AnyModel, config: object = None) -> tuple[AdaptedModel, Sampler]:
+    """A model behind the calling contract, and what draws its inputs.
+
+    Raises:
+        CheckError: the model's weights are quantised.
+    """
+    adapted = adapt(_unwrapped(model), config)
+    _refuse_quantised(adapted)
     return adapted, Sampler.of(adapted, config)
+
+
+def rehearse(model: AnyModel, config: object, limits: Limits) -> None:
+    """Find out in another process how the model is called, so that one that ends its process does not end this one.
+
+    Raises:
+        CheckError: it ended that process, or passed a bound there.
+    """
+    from utils.checks.isolated import IsolatedChecks
+
+    with IsolatedChecks(model, config) as process:
+        result = process.run(_rehearsal, limits)  # type: ignore[arg-type]  # called as a check is
+    if result.unfinished:
+        raise CheckError(
+            f"Finding out how the model is called could not be finished: {result.unfinished} Run the model on a few token ids by "
+            "itself, in a script, in train and in eval mode, and mend what ends it."
+        )
+
+
+def _rehearsal(model: AnyModel, config: object, limits: Limits) -> CheckResult:
+    """Runs in the other process; what is wrong with the model in clear words is found again in this one."""
+    try:
+        with bounded(limits):
+            prepared(model, config)
+    except TransformerBuilderError as error:
+        logger.info("the rehearsal ended with: %s", error)
+    return CheckResult(_rehearsal.name, "pass", "The process is still there.")  # type: ignore[attr-defined]
+
+
+_rehearsal.name = "finding out how the model is called"  # type: ignore[attr-defined]
+
+
+def _unwrapped(model: AnyModel) -> AnyModel:
+    """What `torch.compile` wraps: the same weights, and every check hooks modules, which a compiled call does not bear."""
+    from torch import nn
+
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _refuse_quantised(adapted: AdaptedModel) -> None:
+    """Integers have no gradient, and the scale of a whole batch is measured in every call: half the checks would complain."""
+    for name, module in adapted.model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise CheckError(
+                f"{adapted.name} is quantised ({name} is a {type(module).__module__}.{type(module).__name__}), so it can neither "
+                "be trained nor compared to the last digits. Check the model before it is quantised; export() proves what "
+                "quantisation changes."
+            )

@@ -34,6 +34,7 @@ def check(adapted: AdaptedModel, sampler: Sampler) -> CheckResult:
     details = {TABLE: rows, "limit": sampler.limit, "limit_source": sampler.limit_source, "refusals": refusals}
     wrong = [row for row in rows if row["status"] != OK]
     faults = [_shape_fault(adapted, wrong, rows)] if wrong else []
+    faults += _finite_faults(adapted, rows)
     faults += [*_limit_faults(adapted, sampler), *_refusal_faults(refusals), *_width_faults(adapted, sampler)]
     longest = max(row["length"] for row in rows)
     fine = f"{len(rows)} shapes run, up to {longest} tokens. Limit {sampler.limit}: {sampler.limit_source}."
@@ -57,6 +58,7 @@ def _try(adapted: AdaptedModel, sampler: Sampler, batch: int, length: int) -> di
         "length": length,
         "input": str(tuple(inputs.shape)),
         "output": None,
+        "finite": None,
         "status": OK,
     }
     width = adapted.contract.output_size or sampler.vocabulary
@@ -67,8 +69,13 @@ def _try(adapted: AdaptedModel, sampler: Sampler, batch: int, length: int) -> di
             logits = run_model(adapted, inputs).logits
     except CheckError as error:
         return {**row, "status": str(error)}
-    shape = tuple(logits.shape)
-    return {**row, "output": str(shape), "status": OK if shape == expected else f"expected {expected}, got {shape}"}
+    shape, finite = tuple(logits.shape), bool(torch.isfinite(logits).all())
+    return {
+        **row,
+        "output": str(shape),
+        "finite": finite,
+        "status": OK if shape == expected else f"expected {expected}, got {shape}",
+    }
 
 
 def _refusals(adapted: AdaptedModel, sampler: Sampler) -> dict[str, bool]:
@@ -100,6 +107,23 @@ def _shape_fault(adapted: AdaptedModel, wrong: list[dict[str, Any]], rows: list[
         f"In forward of {adapted.name} take batch and length from input_ids.shape instead of constants, and slice masks and "
         "position tables to the length.",
     )
+
+
+def _finite_faults(adapted: AdaptedModel, rows: list[dict[str, Any]]) -> list[Fault]:
+    """Shapes whose logits are no numbers where those of others are; where all are, numerical stability says more."""
+    odd, ran = [row for row in rows if row["finite"] is False], [row for row in rows if row["finite"] is not None]
+    if not odd or len(odd) == len(ran):
+        return []
+    shapes = [f"{row['batch']}×{row['length']}" for row in odd]
+    return [
+        Fault(
+            "fail",
+            f"At {len(odd)} of {len(ran)} shapes (batch×length) the logits are NaN or infinite: {listed(shapes)}.",
+            _pattern(odd, [row for row in ran if row["finite"]]),
+            f"In forward of {adapted.name} look for what a single element leaves undefined: std() or var() over one (use "
+            "correction=0 and an epsilon), a division by length - 1, a mean over an empty slice.",
+        )
+    ]
 
 
 def _limit_faults(adapted: AdaptedModel, sampler: Sampler) -> list[Fault]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.report import CheckResult
 from utils.checks.runner import Check
 from utils.checks.session import prepared
 from utils.errors import CheckError
 
 if TYPE_CHECKING:
-    from utils.loading.model_loader import LoadedModel
+    from utils.checks.session import AnyModel
 
 
-def finished(check: Check, model: AdaptedModel | LoadedModel | nn.Module, config: object) -> CheckResult:
+def finished(check: Check, model: AnyModel, config: object) -> CheckResult:
     """The result of one check.
 
     Raises:

@@ -242,7 +242,7 @@ class Forecast:
         epochs = self.steps / self.steps_per_epoch
         rows = [
             ("time", f"{_time(self.minutes)}: {self.steps:,} steps of {1000 * self.cost.step:.0f} ms on {self.device}"),
-            ("per epoch", f"{_time(self.minutes_per_epoch)} ({self.steps_per_epoch:,} steps; {epochs:.2g} epochs)"),
+            ("per epoch", f"{_time(self.minutes_per_epoch)} ({self.steps_per_epoch:,} steps; {_count(epochs)} epochs)"),
             ("validations", f"{_time(self.validation_seconds / 60)} of that"),
             ("memory", f"about {_gb(self.memory_bytes)}{_of(self.memory_available)}"),
             ("checkpoint", f"{_gb(self.checkpoint_bytes)} each, {self.generations} at most"),
@@ -370,6 +370,11 @@ def _gb(size: float) -> str:
 
 def _of(size: float | None) -> str:
     return "" if size is None else f" of {_gb(size)}"
+
+
+def _count(number: float) -> str:
+    """A number of passes: two digits below ten, whole above."""
+    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
 
 
 def _time(minutes: float) -> str:

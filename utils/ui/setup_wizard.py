@@ -205,7 +205,8 @@ class SetupWizard:
             tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
-        widgets.show(self._stop, self.worker.busy and self.worker.in_thread)
+        running = self.worker.busy and self.worker.in_thread
+        widgets.show(self._stop, running and self._place < len(STEPS))  # the results have a button of their own
 
     def _go_back(self) -> None:
         self.go(max(self._place - 1, 0))
@@ -245,6 +246,7 @@ class SetupWizard:
             return False
         if begin:
             self.say(begin, "busy")
+        place = self._place
 
         def ended(outcome: Outcome) -> None:
             self._paint_frame()
@@ -254,6 +256,8 @@ class SetupWizard:
                 self.say(outcome.error, "bad")
             if done is not None:
                 done(outcome)
+            if self._place != place:  # the person went on meanwhile, and what was done concerns that step too
+                self._page(self._place).enter()
 
         begun = self.worker.start(job, show or self._show_progress, ended)
         self._paint_frame()

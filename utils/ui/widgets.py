@@ -6,6 +6,7 @@ through a description (7.7.1 runs markup in those) and never as it came.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import html
@@ -14,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote
 
 from utils._extras import require
 from utils._pages import render
 
 ASSETS = Path(__file__).with_name("assets")
+
+MOST_LINKED_BYTES = 64 << 20
+"""Largest file that a page is given as a link; it lies in the browser's memory."""
 
 Widget = Any
 """A widget; ipywidgets has no types."""
@@ -66,24 +69,18 @@ def heading(text: str) -> Widget:
     return html_block(value=f'<h4 class="tb-heading">{html.escape(text)}</h4>')
 
 
-def link_place(*classes: str) -> Widget:
-    """A place for a link to a file of this machine; see `show_link`."""
-    return marked(toolkit().Output(), *classes)
+def show_download(place: Widget, path: Path) -> None:
+    """Show a link in an `html_block` that saves a file of this machine on the person's own.
 
-
-def show_link(place: Widget, path: str | None, text: str) -> None:
-    """Show a link to a file, which the notebook's page turns into an address of its server.
-
-    Args:
-        place: what `link_place` made.
-        path: of the file, relative to the folder of the notebook; None where the page cannot reach it: nothing is shown.
-        text: of the link.
+    The link holds the file itself: where the server's files lie, seen from the page, the kernel does not know, and the
+    Output widget, whose links JupyterLab would turn into such an address, fails in classic Notebook with ipywidgets 7.7.1.
+    A file above `MOST_LINKED_BYTES` is named only.
     """
-    if path is None:
-        place.outputs = ()
-        return
-    link = f'<a href="{html.escape(quote(path))}" download target="_blank">{html.escape(text)}</a>'
-    place.outputs = ({"output_type": "display_data", "data": {"text/html": link, "text/plain": path}, "metadata": {}},)
+    size = path.stat().st_size
+    content = base64.b64encode(path.read_bytes()).decode("ascii") if size <= MOST_LINKED_BYTES else ""
+    place.value = text_html(
+        "download.html", name=path.name, path=str(path), size=f"{size / 1e6:.1f} MB", content=content
+    )
 
 
 def intro(text: str) -> Widget:

@@ -18,7 +18,7 @@ from utils.tier1_critical_validation import TIER1
 
 FAULTS: tuple[Fault, ...] = (*ATTENTION_FAULTS, *SIGNAL_FAULTS, *OTHER_FAULTS)
 
-CHECKS: dict[str, Check] = {check.check_name: check for check in TIER1}  # type: ignore[attr-defined]
+CHECKS: dict[str, Check] = {check.name: check for check in TIER1}
 """The checks of tier 1 by name."""
 
 FLAGGED = ("warn", "fail")

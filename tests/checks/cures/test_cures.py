@@ -43,6 +43,13 @@ def _proposals(cure, source):
 
 
 IN_FORWARD = [
+    (targets.scores, "return self.up(x).softmax(dim=-1)", "return self.up(x)"),
+    (targets.scores, "return F.softmax(self.up(x), -1)", "return self.up(x)"),
+    (targets.scores, "return F.cross_entropy(x.softmax(-1), y)", "return F.cross_entropy(x, y)"),
+    (targets.direction, "loss = -F.cross_entropy(x, y)", "loss = F.cross_entropy(x, y)"),
+    (targets.direction, "return x, -loss", "return x, loss"),
+    (targets.direction, "return x, loss.detach()", "return x, loss"),
+    (targets.direction, "loss = F.cross_entropy(x, y).item()", "loss = F.cross_entropy(x, y)"),
     (axes.softmax_axis, "return F.softmax(x, dim=1)", "return F.softmax(x, dim=-1)"),
     (axes.softmax_axis, "return x.softmax(2)", "return x.softmax(-1)"),
     (axes.softmax_axis, "return torch.softmax(x, -2)", "return torch.softmax(x, -1)"),
@@ -275,6 +282,12 @@ def test_unused_positions_are_added():
     source = _source(CONSTRUCTOR, "self.position = nn.Embedding(limit, width)\nself.head = nn.Linear(width, limit)")
     added = "(self.embedding(x) + self.position(torch.arange(x.shape[1], device=x.device)))"
     assert any(added in text for text in _proposals(registration.unused, source))
+
+
+def test_a_width_that_is_a_multiple_is_no_table_cut_short():
+    """`4 * width` of a feed-forward layer stays: making it narrower builds another model."""
+    source = _source(CONSTRUCTOR, "self.up, self.down = nn.Linear(width, width * 4), nn.Linear(width * 4, width)")
+    assert _proposals(sizes.positions, source) == []
 
 
 def test_cures_have_names_of_their_own_and_only_wanted_classes_are_touched():

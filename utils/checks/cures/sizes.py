@@ -281,7 +281,8 @@ def _tables(code: Code) -> Iterator[Change]:
     every: dict[str, list[Edit]] = {}
     for call in code.calls("Embedding", "Linear", *_CREATING, "randn", "rand", functions=code.constructors):
         for argument in call.args:
-            if isinstance(argument, ast.BinOp) and number(argument.right) is not None:
+            short = isinstance(argument, ast.BinOp) and isinstance(argument.op, (ast.Add, ast.Sub))
+            if short and isinstance(argument, ast.BinOp) and number(argument.right) is not None:
                 every.setdefault(code.source(argument), []).append(code.replace(argument, code.source(argument.left)))
     for written, edits in every.items():
         yield from (Change.of(f"{edit.new} in place of {written}", [edit]) for edit in edits)

@@ -109,4 +109,33 @@ def ignored(code: Code) -> Iterator[Change]:
             yield Change.of("the mean over tokens", [code.drop_argument(call, reduction)])
 
 
-CURES = (loss_shift, shift, ignored)
+@cure("scores in place of probabilities", "learning", asked="softmax")
+def scores(code: Code) -> Iterator[Change]:
+    """A softmax at the end of `forward`, or before a loss that applies its own, removed; the last one of a function first."""
+    for function in code.forwards:
+        for call in sorted(code.calls("softmax", functions=[function]), key=lambda call: -call.lineno):
+            owner = subject(call)
+            if owner is not None:
+                yield Change.of("the scores themselves", [code.replace(call, code.source(owner))])
+
+
+@cure("loss that trains towards its labels", "learning", asked="own loss")
+def direction(code: Code) -> Iterator[Change]:
+    """A loss that is negated or detached, as it is."""
+    for negation in code.find(ast.UnaryOp):
+        if isinstance(negation.op, ast.USub) and _is_loss(negation.operand):
+            yield Change.of("the loss not negated", [code.replace(negation, code.source(negation.operand))])
+    for call in code.calls("detach", "item"):
+        owner = receiver(call)
+        if owner is not None and _is_loss(owner):
+            yield Change.of("the loss keeps its gradient", [code.replace(call, code.source(owner))])
+
+
+def _is_loss(node: ast.expr) -> bool:
+    """Whether an expression is a loss, by its name or by what it calls."""
+    if isinstance(node, ast.Call):
+        return called(node) in ("cross_entropy", "nll_loss", "criterion", "loss_fn")
+    return isinstance(node, ast.Name) and "loss" in node.id.lower()
+
+
+CURES = (loss_shift, shift, ignored, scores, direction)

@@ -49,6 +49,8 @@ class Review:
         training, results = self._setup.training, self._setup.results
         if not training.ready:
             return ["The model is read, and what nobody chose takes its default."]
+        if self.problems():
+            return ["Nothing, until the settings of step 4 hold."]
         config = training.config()
         found = []
         if not results.prepared:
@@ -134,6 +136,8 @@ class Review:
         training = self._setup.training
         if not training.ready:
             return [("settings", "those that fit the model")]
+        if self.problems():
+            return [("settings", "do not hold yet")]
         config, (precision, why) = training.config(), training.precision()
         effective = f"{config.batch_size} × {config.gradient_accumulation_steps}"
         rows = [

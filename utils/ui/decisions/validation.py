@@ -166,7 +166,7 @@ class ValidationDecision:
         """
         from utils.tier1_critical_validation import TIER1, validate
 
-        self._begin([check.check_name for check in TIER1], changed)  # type: ignore[attr-defined]
+        self._begin([check.name for check in TIER1], changed)
         model = self.adapted if self.adapted is not None else self.prepare()
         report = validate(
             model, patches=False, progress=self._progress(ticket, changed), on_check=self._on_check(changed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ class ResultsStep:
         self._download = widgets.button(
             "Download", "tb-download", click=self.download, style="success", icon="download"
         )
-        self._link = widgets.link_place("tb-download-link")
+        self._link = widgets.html_block("tb-saved")
         self._after = widgets.column(
             self._facts,
             widgets.heading("Dashboard"),
@@ -119,7 +118,7 @@ class ResultsStep:
         if isinstance(outcome.value, Path):
             size = f"{outcome.value.stat().st_size / 1e6:.1f} MB"
             self.shell.say(f"Everything is in {outcome.value} ({size}).", "good")
-            widgets.show_link(self._link, _served(outcome.value), f"{outcome.value.name} ({size})")
+            widgets.show_download(self._link, outcome.value)
         elif outcome.done:
             self.shell.say(str(outcome.value), "good")
 
@@ -227,11 +226,3 @@ def _dashboard(result: Any) -> str:
         return Dashboard(result)._repr_html_()
     except TransformerBuilderError as error:
         return widgets.plain_html(str(error))
-
-
-def _served(path: Path) -> str | None:
-    """The address of a file for a page of the notebook server: relative to the folder of the notebook; None outside of it."""
-    try:
-        return Path(os.path.abspath(path)).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return None

@@ -135,8 +135,9 @@ class TrainingStep:
     def _changed(self) -> None:
         """Something moved: everything that follows from it, but none of the controls under the person's hand."""
         if self.decision.ready:
-            self._paint_reasons()
             self._paint_forecast()
+            if not self.decision.problems():  # a value that does not hold has no reason, and may be no number
+                self._paint_reasons()
         self._paint_places()
 
     # ---- painting ---------------------------------------------------------------------------------------------------
