@@ -1,7 +1,6 @@
 """What can be imported, what importing costs, and what it needs.
 
-The statements of people's notebooks are listed once. Those that wait for a feature are listed again below that feature, and
-must not exist yet: whoever builds one takes it off the list. The last part holds the floors: nothing imports from above.
+The statements of people's notebooks are listed once. The last part holds the floors: nothing imports from above.
 """
 
 from __future__ import annotations
@@ -49,9 +48,6 @@ DOCUMENTED = {  # module → names that people's notebooks import from it
         test_memory_footprint test_inference_speed run_all_tier1_tests test_attention_patterns test_attribution_analysis
         test_robustness test_fine_tuning test_hyperparameter_search test_benchmark_comparison""",
 }
-LATER = {  # feature → what it will bring, "module: names" in each line
-    "tier 3 studies": """utils.test_functions: test_fine_tuning test_benchmark_comparison""",
-}
 FLOORS = (  # from the ground up; a file may import from its own floor and from those below it
     (
         "utils.errors",
@@ -72,7 +68,7 @@ FLOORS = (  # from the ground up; a file may import from its own floor and from 
         "utils.tier2_advanced_analysis",
         "utils.tokenization",
     ),
-    ("utils.training", "utils.test_functions"),
+    ("utils.training", "utils.tier3_training_utilities", "utils.test_functions"),
     ("utils.export",),
     ("utils.ui", "utils.notebook", "utils.install", "utils.__main__"),
 )
@@ -108,16 +104,6 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def later() -> dict[tuple[str, str], str]:
-    """(module, name) → the feature that brings it."""
-    found = {}
-    for feature, text in LATER.items():
-        for line in text.splitlines():
-            module, names = line.strip().split(": ")
-            found |= {(module, name): feature for name in names.split()}
-    return found
-
-
 def documented() -> list[tuple[str, str]]:
     return [(module, name) for module, names in DOCUMENTED.items() for name in names.split()]
 
@@ -151,22 +137,14 @@ def test_an_unknown_name_says_what_there_is() -> None:
         _ = utils.load_modle
 
 
-@pytest.mark.parametrize(("module", "name"), [pair for pair in documented() if pair not in later()])
+@pytest.mark.parametrize(("module", "name"), documented())
 def test_documented_imports_work(module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name) is not None
 
 
-@pytest.mark.parametrize(("module", "name", "feature"), [(*pair, feature) for pair, feature in later().items()])
-def test_later_imports_are_not_there_yet(module: str, name: str, feature: str) -> None:
-    assert (module, name) in documented()
-    found = _offered(module, name)
-    assert found is None, f"{module}.{name} exists: take it off LATER ({feature!r})"
-
-
 def test_one_name_is_one_object() -> None:
-    pairs = [pair for pair in documented() if pair not in later()]
     homes: dict[str, object] = {}
-    for module, name in pairs:
+    for module, name in documented():
         found = getattr(importlib.import_module(module), name)
         assert homes.setdefault(name, found) is found, f"{name} means two things"
 
@@ -282,14 +260,3 @@ def _modules_below(root: str) -> list[str]:
         if not info.name.startswith(("utils.examples.", "utils.loading.generated.")):
             found.append(info.name)
     return found
-
-
-def _offered(module: str, name: str) -> object:
-    """`module.name`, or None where the module or the name is not there."""
-    if not all(_exists(".".join(module.split(".")[:depth])) for depth in range(1, module.count(".") + 2)):
-        return None
-    return getattr(importlib.import_module(module), name, None)
-
-
-def _exists(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

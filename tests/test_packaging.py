@@ -38,6 +38,7 @@ DISTRIBUTIONS = {  # import name → the distribution that holds it, where the n
     "lightning_fabric": "pytorch-lightning",  # its lower half, in the same wheel
     "onnx_ir": "onnxscript",  # its data structures, a dependency of it
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
     "markupsafe": "jinja2",  # its escaped strings, a dependency of it
     "google": "",  # Colab's own
     "benchmarks": "",  # ours

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from checks import models as m
 
-from utils import test_functions, tier1_critical_validation, tier2_advanced_analysis
+from utils import test_functions, tier1_critical_validation, tier2_advanced_analysis, tier3_training_utilities
 from utils.errors import CheckError
 from utils.training import hyperparameter_search
 
@@ -68,9 +68,11 @@ def test_pytest_does_not_collect_them():
 
 def test_names_are_handed_on_not_copied():
     for name in test_functions.__all__:
-        homes = [
-            tier
-            for tier in (tier1_critical_validation, tier2_advanced_analysis, hyperparameter_search)
-            if hasattr(tier, name)
-        ]
+        tiers = (
+            tier1_critical_validation,
+            tier2_advanced_analysis,
+            tier3_training_utilities,
+            hyperparameter_search,
+        )
+        homes = [tier for tier in tiers if hasattr(tier, name)]
         assert [getattr(home, name) for home in homes] == [getattr(test_functions, name)]

@@ -19,6 +19,7 @@ _HOMES = {
     "train": "utils.training.training_core",
     "search": "utils.training.hyperparameter_search",
     "recover": "utils.training.recovery",
+    "load_run": "utils.training.runs",
     "generate": "utils.training.generation",
     "generate_stream": "utils.training.generation",
     "push_to_hub": "utils.export.hub",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from utils.training.generation import generate, generate_stream
     from utils.training.hyperparameter_search import search
     from utils.training.recovery import recover
+    from utils.training.runs import load_run
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import TrainingCoordinator, train
     from utils.ui.setup_wizard import SetupWizard
@@ -93,6 +95,7 @@ __all__ = [
     "generate",
     "generate_stream",
     "load_model",
+    "load_run",
     "push_to_hub",
     "recover",
     "search",

@@ -1,4 +1,4 @@
-"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `search`, `export`, … Parses, calls the rooms, prints.
+"""The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `search`, `runs`, `export`, … Parses, calls the rooms, prints.
 
 Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
 """
@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from utils.errors import TransformerBuilderError
-from utils.ui import export_commands, link_command, push_command, search_command, train_command, validate_command
+from utils.ui import (
+    export_commands,
+    link_command,
+    push_command,
+    runs_command,
+    search_command,
+    train_command,
+    validate_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     rerun.add_argument("--trust", action="store_true", help="run code in spite of risky calls that the review found")
     rerun.set_defaults(run=_rerun)
+    runs = commands.add_parser("runs", help="list, show, compare and clean the runs of a workspace")
+    runs_command.add_arguments(runs, _positive)
     export = commands.add_parser("export", help="write a trained run or a model as files that are proven equal to it")
     export_commands.add_export(export)
     export_commands.add_serve(commands.add_parser("serve", help="serve an exported folder over HTTP"))

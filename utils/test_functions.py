@@ -12,12 +12,15 @@ from utils.tier1_critical_validation import (
     test_shape_robustness,
 )
 from utils.tier2_advanced_analysis import test_attention_patterns, test_attribution_analysis, test_robustness
+from utils.tier3_training_utilities import test_benchmark_comparison, test_fine_tuning
 from utils.training.hyperparameter_search import test_hyperparameter_search
 
 __all__ = [
     "run_all_tier1_tests",
     "test_attention_patterns",
     "test_attribution_analysis",
+    "test_benchmark_comparison",
+    "test_fine_tuning",
     "test_gradient_flow",
     "test_hyperparameter_search",
     "test_inference_speed",

@@ -45,7 +45,7 @@ def test_the_mirror_alone_is_enough(finished, tmp_path, how):
     if how == "name":
         found = recover("r", mirror_dir=drive, workspace=tmp_path)
     elif how == "folder":
-        found = recover(next(drive.iterdir()), workspace=tmp_path)
+        found = recover(next(path for path in drive.iterdir() if path.is_dir()), workspace=tmp_path)
     else:
         found = recover(finished.run_folder, mirror_dir=drive, workspace=tmp_path)  # the local one, which is there
     assert found["step_loss_history"] == finished["step_loss_history"] and found.finished

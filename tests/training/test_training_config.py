@@ -363,3 +363,41 @@ def test_every_setting_is_read_somewhere(name):
 def test_settings_need_no_torch():
     code = "import sys, utils.training.training_config as m; m.TrainingConfig().validate(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WRITTEN = {
+    "learning_rate: 5e-5\nepochs: 3": {"learning_rate": 5e-5, "epochs": 3},
+    "compile_mode: off\nnotes: no": {"compile_mode": "off", "notes": "no"},
+    "deterministic: true\nmax_steps: null\nexport_formats: [onnx, pt2]": {
+        "deterministic": True,
+        "max_steps": None,
+        "export_formats": ["onnx", "pt2"],
+    },
+    "notes: 2026-05-01\nwarmup_ratio: .2\nval_every_n_steps: 10": {
+        "notes": "2026-05-01",
+        "warmup_ratio": 0.2,
+        "val_every_n_steps": 10,
+    },
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_yaml_is_read_as_it_is_meant(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text, "utf-8")
+    assert TrainingConfig.load(tmp_path / "run.yaml") == TrainingConfig(**WRITTEN[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: [1", r"run\.yml is no YAML"),
+        ("epochs: 1\nepochs: 2", "names epochs twice"),
+        ("- epochs", "must hold a YAML mapping of settings; it holds a list"),
+        ("lr: 1", "did you mean 'learning_rate'"),
+        ("notes: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.yml").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=words):
+        TrainingConfig.load(tmp_path / "run.yml")

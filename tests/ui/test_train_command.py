@@ -67,6 +67,9 @@ def test_flags_override_a_file_and_a_preset(tmp_path: Path, capsys: pytest.Captu
     file = TrainingConfig(batch_size=2, notes="kept", max_steps=5).save(tmp_path / "run.json")
     config = printed_config(capsys, "--config", str(file), "--batch-size", "3", "--max-steps", "none")
     assert config == TrainingConfig(batch_size=3, notes="kept")
+    (tmp_path / "run.yaml").write_text("batch_size: 2\nlearning_rate: 5e-5\nmax_steps: 5\n", "utf-8")
+    config = printed_config(capsys, "--config", str(tmp_path / "run.yaml"), "--batch-size", "3")
+    assert config == TrainingConfig(batch_size=3, learning_rate=5e-5, max_steps=5)
     for name in PRESETS:
         assert printed_config(capsys, "--preset", name, "--notes", "x") == TrainingConfig.preset(name, notes="x")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#64b5cd")
 GREY = "#808080"
 MOST_POINTS = 1000
 """Points of a curve that are drawn; more are averaged in runs of equal length."""
@@ -146,12 +146,14 @@ def _bars(axes: Axes, panel: Panel) -> None:
 
 
 def _curves(axes: Axes, panel: Panel) -> None:
-    handles = [_line(axes, series, COLOURS[place % 4]) for place, series in enumerate(panel.series)]
+    handles = [_line(axes, series, COLOURS[place % len(COLOURS)]) for place, series in enumerate(panel.series)]
     if panel.right:
         other = axes.twinx()
         other.set_ylabel(_plain_text(panel.right_label))
         first = len(panel.series)
-        handles += [_line(other, series, COLOURS[(first + place) % 4]) for place, series in enumerate(panel.right)]
+        handles += [
+            _line(other, series, COLOURS[(first + place) % len(COLOURS)]) for place, series in enumerate(panel.right)
+        ]
         _in_grey(other)
         other.grid(visible=False)
     for name, value in panel.marks:

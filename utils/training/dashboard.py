@@ -230,13 +230,13 @@ def loss_panel(train: Column, validation: Column, axis: str = "optimizer step") 
     series = [Series("training", train.x, train.y)] if train else []
     window = min(_SMOOTHED, len(train.y) // 10)
     if window > 1:
-        series.append(Series(f"training, mean of {window}", train.x, _running_mean(train.y, window)))
+        series.append(Series(f"training, mean of {window}", train.x, running_mean(train.y, window)))
     if validation:
         series.append(Series("validation", validation.x, validation.y, dots=True))
     return Panel("loss", axis, "nats per token", series)
 
 
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
+def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values at each place; of fewer at the beginning."""
     means, total = [], 0.0
     for place, value in enumerate(values):

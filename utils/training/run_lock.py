@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 import weakref
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,9 @@ LOCK_FILE = ".lock"
 """Empty hidden file in the folder that carries the lock; it stays, and means nothing while nobody holds it."""
 
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+_GLANCE = (0.01, 0.05)
+"""Seconds before a held lock is asked for again: whoever only looks is gone by then."""
 
 _held_here: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
@@ -37,14 +41,36 @@ class FolderLock:
     def acquire(cls, folder: Path) -> FolderLock | None:
         """The lock of an existing folder; None where another training holds it."""
         file = (folder / LOCK_FILE).open("ab")
-        try:
-            lock_file(file)
-        except OSError as error:
-            if error.errno in _HELD:
+        for wait in (*_GLANCE, None):
+            try:
+                lock_file(file)
+                break
+            except OSError as error:
+                if error.errno not in _HELD:
+                    logger.warning("%s cannot be locked (%s): let no second training use it", folder, error)
+                    break
+            if wait is None:
                 file.close()
                 return None
-            logger.warning("%s cannot be locked (%s): let no second training use it", folder, error)
+            time.sleep(wait)  # somebody may only be looking, see `is_held`
         return cls(file)
+
+    @staticmethod
+    def is_held(folder: Path) -> bool:
+        """Whether a training holds the lock of a folder; a look that changes nothing and lasts microseconds.
+
+        False also where the file system knows no locks.
+        """
+        try:
+            file = (folder / LOCK_FILE).open("rb")
+        except OSError:  # none was ever taken, or it is not ours to read
+            return False
+        with file:
+            try:
+                lock_file(file)  # ends with the block
+            except OSError as error:
+                return error.errno in _HELD
+        return False
 
     def release(self) -> None:
         """Let others use the folder; a second call does nothing."""

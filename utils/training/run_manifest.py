@@ -149,11 +149,12 @@ def describe_model(adapted: AdaptedModel) -> dict[str, Any]:
     """Where a model's code came from."""
     source = adapted.source
     if source is None:
-        return {"kind": "object", "name": adapted.name}
+        return {"kind": "object", "name": adapted.name, "parameters": adapted.num_parameters()}
     kind = "source" if source.file_name in source.files else "saved"  # a folder of save_pretrained holds no code
     return {
         "kind": kind,
         "name": adapted.name,
+        "parameters": adapted.num_parameters(),
         "origin": source.origin,
         "revision": source.revision,
         "file_name": source.file_name,

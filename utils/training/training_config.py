@@ -12,7 +12,6 @@ import functools
 import html
 import inspect
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from utils._files import write_json
 from utils.errors import ConfigError, UnknownSettingError
 from utils.tokenization.split import VALIDATION_FRACTION
+from utils.training.config_files import read_settings
 from utils.training.config_versions import FORMAT_VERSION, upgraded
 from utils.training.presets import PRESETS
 from utils.training.secrets import shown
@@ -245,21 +245,12 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
-        """Read settings that `save` wrote, of this version or an older one.
+        """Read settings that `save` wrote, of this version or an older one, or that a person wrote in JSON or YAML.
 
         Raises:
-            ConfigError: no such file, no JSON, a newer format, or settings that `validate` refuses.
+            ConfigError: no such file, not what its ending says, a newer format, or settings that `validate` refuses.
         """
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ConfigError(f"There is no file {file} to read a TrainingConfig from.")
-        try:
-            values = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file.name} is no JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{file.name} must hold a JSON object of settings; it holds a {type(values).__name__}.")
-        return cls.from_dict(upgraded(values, file.name))
+        return cls.from_dict(upgraded(read_settings(path), Path(path).name))
 
 
 class ConfigDifferences(dict[str, tuple[Any, Any]]):

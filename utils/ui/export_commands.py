@@ -19,7 +19,8 @@ from utils.export.formats import FORMATS, MANIFEST
 def add_export(command: argparse.ArgumentParser) -> None:
     """Add what `export` takes."""
     command.add_argument(
-        "source", help="folder of a training run; or gist id, gist URL, folder or model.py of a model as it came"
+        "source",
+        help="a training run: its folder, or its name in runs; or gist id, gist URL, folder or model.py of a model as it came",
     )
     command.add_argument(
         "--formats",
@@ -46,8 +47,11 @@ def export(options: argparse.Namespace) -> int:
     from utils.progress import Progress
     from utils.tokenization.tokenizer_files import load_saved
     from utils.training.run_mirror import RUN_FILE
+    from utils.training.runs import WORKSPACE
 
     source = Path(options.source).expanduser()
+    if not source.exists() and (WORKSPACE / source / RUN_FILE).is_file():  # a run by its name
+        source = WORKSPACE / source
     is_run = (source / RUN_FILE).is_file()
     text = None if options.text is None else _text(Path(options.text).expanduser())
     given = _trained(source, options.trust) if is_run else _as_it_came(options.source, options.trust)
@@ -65,17 +69,9 @@ def export(options: argparse.Namespace) -> int:
 
 def _trained(run: Path, trust: bool) -> object:
     """A run's result with its model built again from the run's own folder."""
-    from utils.loading.model_loader import load_model
-    from utils.training.recovery import recover
-    from utils.training.run_manifest import Recipe
+    from utils.training.runs import load_run
 
-    recipe = Recipe.read(run)
-    problems = [problem for problem in recipe.problems(data="not needed") if problem.startswith("model")]
-    if problems:
-        raise ConfigError(
-            f"{run} cannot be exported from its folder: {'; '.join(problems)}. Call utils.export in Python."
-        )
-    return recover(run, load_model(recipe.source(), class_name=recipe.values["model"]["class_name"], trust=trust))
+    return load_run(run, run.parent).result(trust=trust)
 
 
 def _as_it_came(source: str, trust: bool) -> object:

@@ -41,7 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--data", default="python-docs", help="text: a bundled name, a path or a Hub data set (default: %(default)s)"
     )
     base = command.add_mutually_exclusive_group()
-    base.add_argument("--config", metavar="FILE", help="settings that TrainingConfig.save wrote; flags override them")
+    base.add_argument("--config", metavar="FILE", help="settings as JSON or YAML; flags override them")
     listed = ", ".join(PRESETS)
     base.add_argument("--preset", metavar="NAME", help=f"settings for a purpose, instead of a file: {listed}")
     command.add_argument("--print-config", action="store_true", help="print the settings as JSON and train nothing")

@@ -64,6 +64,8 @@ from utils.training.objective import choose_objective
 from utils.training.recovery import histories, places
 from utils.training.result import TrainingResult
 from utils.training.run_folder import RunFolder, open_run, run_fingerprint
+from utils.training.run_index import RunIndex
+from utils.training.run_index_mirror import send_snapshot
 from utils.training.run_manifest import write_recipe
 from utils.training.seed_manager import set_random_seed
 from utils.training.training_config import TrainingConfig
@@ -167,10 +169,15 @@ class Trainer:
         plan = self._setup_data(train_data, val_data)
         self.hooks.on_model_ready(self.adapted, self.tokenizer)
         run = self._setup_run(plan)
+        index = RunIndex(self.workspace)
         try:
+            index.record(run.path)
             return self._run(plan, run, objective)
         finally:
             run.leave(self._weights_left())
+            index.record(run.path)
+            if self.settings.mirror_dir is not None:
+                send_snapshot(index, self.settings.mirror_dir)
 
     def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
         """All that happens while this process holds the run's folder."""
