@@ -48,6 +48,7 @@ def test_a_sound_model_is_0_and_its_page_is_written(model: Path, capsys: pytest.
     assert "gradient flow" in page.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_report_is_written_as_json_and_checks_run_in_a_process_of_their_own(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def run_blocks(file: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_api_examples_run(tmp_path: Path) -> None:
     printed = run_blocks("docs/API.md", tmp_path)
     assert "torch.Size([2, 8, 100])" in printed
@@ -40,6 +41,7 @@ def test_api_examples_run(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_training_guide_examples_run(tmp_path: Path) -> None:
     printed = run_blocks("docs/TRAINING_GUIDE.md", tmp_path)
     shown = (ROOT / "docs/TRAINING_GUIDE.md").read_text(encoding="utf-8")

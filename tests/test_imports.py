@@ -6,6 +6,7 @@ The statements of people's notebooks are listed once. The last part holds the fl
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -162,6 +163,7 @@ def test_the_blocker_blocks() -> None:
     assert "blocked by the test" in done.stderr
 
 
+@pytest.mark.slow
 def test_validation_runs_without_the_training_packages() -> None:
     code = BLOCKER.format(blocked=set(ABSENT_FROM_COLAB)) + (
         "import utils, utils.examples\n"
@@ -210,6 +212,7 @@ def test_the_imports_of_a_file_are_seen(tmp_path: Path, code: str, expected: set
     assert _imports_of(tmp_path / "file.py") == expected
 
 
+@functools.cache
 def _own_files() -> dict[str, Path]:
     """Module name → file, for every file of the package that we wrote; bundled models are not ours."""
     root = Path(utils.__file__).parent

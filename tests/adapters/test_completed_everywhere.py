@@ -86,6 +86,7 @@ def test_a_copy_is_a_model_of_its_own(name: str) -> None:
     assert float(again(ids_of(2, 7)).logits.detach().abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_all_are_unpickled_by_another_process(tmp_path: Path) -> None:
     models = {name: adapted(name) for name in CASES}
     models["made causal"] = make_causal(adapted("typical"))

@@ -68,11 +68,12 @@ def test_results_are_those_of_the_same_process_and_the_model_stays():
 @pytest.mark.parametrize(
     ("build", "limits", "words"),
     [
-        (Crashes, Limits(60), "its process ended with signal SIGSEGV"),
-        (Sleeps, Limits(1), "did not end within 1 s, and its process was ended"),
-        (Hoards, Limits(60, 3e8), r"took [3-9]\d\d MB of memory and may take 300 MB"),
+        pytest.param(Crashes, Limits(60), "its process ended with signal SIGSEGV", id="crashes"),
+        pytest.param(
+            Sleeps, Limits(1), "did not end within 1 s, and its process was ended", id="sleeps", marks=pytest.mark.slow
+        ),
+        pytest.param(Hoards, Limits(60, 3e8), r"took [3-9]\d\d MB of memory and may take 300 MB", id="hoards"),
     ],
-    ids=["crashes", "sleeps", "hoards"],
 )
 def test_a_model_that_ends_its_process_fails_one_check_and_the_next_one_runs(build, limits, words, monkeypatch):
     monkeypatch.setattr(isolated, "GRACE", 0.5)
@@ -84,6 +85,7 @@ def test_a_model_that_ends_its_process_fails_one_check_and_the_next_one_runs(bui
         assert checks.run(rows.check, Limits(60)).status == "pass"
 
 
+@pytest.mark.slow
 def test_a_model_of_a_notebook_cell_goes_along_and_prints_do_no_harm():
     class Local(m.Healthy):
         def forward(self, input_ids):

@@ -52,6 +52,7 @@ def started_commands(folder: Path) -> str:
     return record.read_text(encoding="utf-8") if record.exists() else ""
 
 
+@pytest.mark.slow
 def test_in_a_checkout_with_nothing_given(tmp_path: Path, environ: dict[str, str], gists: GistServer) -> None:
     folder = copy_repository(tmp_path / "checkout")
     notebook = execute(read("template.ipynb"), folder, environ=environ)

@@ -198,6 +198,7 @@ print(max(mapped() - before for batch in DataLoaderFactory().train(blocks, Windo
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_a_shuffled_epoch_does_not_fill_the_memory_with_the_file(tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run([sys.executable, "-c", MEASURED, root, str(tmp_path)], capture_output=True, text=True)

@@ -146,6 +146,7 @@ def test_train_exports_where_that_is_asked_for(project: list[str], capsys: pytes
     assert list(Path("runs/r/export").glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_train_needs_no_terminal_and_floods_no_log(project: list[str]) -> None:
     environ = {**os.environ, "PYTHONPATH": str(Path(utils.__file__).parents[1])}
     done = subprocess.run(

@@ -92,6 +92,7 @@ def test_a_single_sample_that_does_not_fit_ends_with_advice(tmp_path):
         run(tmp_path, room=0)
 
 
+@pytest.mark.slow
 def test_validation_is_cut_too_and_measures_the_same(tmp_path, monkeypatch):
     _, plenty = run(tmp_path, "plenty", BLOCKS)
     original = Scarce.forward
