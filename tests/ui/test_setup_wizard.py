@@ -126,6 +126,15 @@ def test_a_person_walks_through_the_first_steps(start, in_thread):
 
 
 @WAYS
+def test_the_next_step_is_made_while_nobody_waits_and_stays_hidden(start, in_thread):
+    wizard = to_step(start(in_thread, data=SENTENCES), 1)
+    assert not is_visible(wizard, find(wizard, "tb-dataset"))
+    click(wizard, "tb-next")
+    assert is_visible(wizard, find(wizard, "tb-dataset"))
+    assert not is_visible(wizard, find(wizard, "tb-tokenizer"))
+
+
+@WAYS
 def test_going_back_keeps_what_was_done(start, in_thread):
     wizard = to_step(start(in_thread, data=SENTENCES), 3)
     find(wizard, "tb-tok-try").value = "seven words"

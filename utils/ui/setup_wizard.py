@@ -6,6 +6,7 @@ What is decided lies in `utils.ui.decisions`, what a step shows in `utils.ui.ste
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ class SetupWizard:
         self.setup = Setup(model, config, folder=folder, mirror=mirror, data=data, training_config=training_config)
         self.worker = Worker(in_thread)
         self._pages: dict[int, Step] = {}
+        self._making = threading.RLock()  # a click and the end of work may both want the same page
         self._place = min(self.setup.state.step, len(STEPS))
         self._view: Any = None
         self._cell: Any = None
@@ -172,13 +174,20 @@ class SetupWizard:
         )
 
     def _page(self, place: int) -> Step:
-        """A step's view, made when it is first shown: the first paint waits for one step only."""
-        if place not in self._pages:
-            _, module, name = (*STEPS, RESULTS)[place]
-            kind = getattr(importlib.import_module(f"utils.ui.steps.{module}"), name)
-            self._pages[place] = kind(self)
-            self._body.children = [*self._body.children, self._pages[place].view]
-        return self._pages[place]
+        """A step, made when it is first wanted: the first paint waits for one step only. Its view is hidden until `go`."""
+        with self._making:
+            if place not in self._pages:
+                _, module, name = (*STEPS, RESULTS)[place]
+                page = getattr(importlib.import_module(f"utils.ui.steps.{module}"), name)(self)
+                widgets.show(page.view, False)
+                self._body.children = [*self._body.children, page.view]
+                self._pages[place] = page
+            return self._pages[place]
+
+    def _prepare_next(self) -> None:
+        """Make the next step while nobody waits for it, so that Next shows it at once."""
+        if self._view is not None and self._place + 1 < len(STEPS):
+            self._page(self._place + 1)
 
     def _going_to(self, place: int) -> Callable[[], None]:
         return lambda: self.go(place)
@@ -186,7 +195,7 @@ class SetupWizard:
     def go(self, place: int) -> None:
         """Show the step at a place, 0 for the first; asks nothing of the present one, whose input stays."""
         page = self._page(place)
-        for other, step in self._pages.items():
+        for other, step in list(self._pages.items()):
             widgets.show(step.view, other == place)
         self._place = place
         self._paint_frame()
@@ -258,6 +267,8 @@ class SetupWizard:
                 done(outcome)
             if self._place != place:  # the person went on meanwhile, and what was done concerns that step too
                 self._page(self._place).enter()
+            else:
+                self._prepare_next()
 
         begun = self.worker.start(job, show or self._show_progress, ended)
         self._paint_frame()
