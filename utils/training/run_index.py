@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ PATIENCE = 5.0
 _KINDS = {"str": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
 _STAMP = "stamp"
 _NAMES = (*COLUMNS, _STAMP)
+
+ROOM = 10_000_000
+"""Free bytes below which nothing is noted: what is left belongs to checkpoints, and the folders tell the same."""
 
 
 class RunIndex:
@@ -59,6 +63,8 @@ class RunIndex:
         """
         path = Path(folder)
         try:
+            if shutil.disk_usage(self.workspace).free < ROOM:
+                raise OSError(f"less than {ROOM // 10**6} MB of the disk are free, which the training needs")
             stamp, found = stamp_of(path), RunRecord.of_folder(path)
             with self._opened() as connection, _writing(connection):
                 _put(connection, found, stamp)

@@ -90,7 +90,7 @@ def _send(index: RunIndex, root: Path, files: FileSystem) -> None:
     workspace = hashlib.sha256(f"{platform.node()}:{index.workspace.resolve()}".encode()).hexdigest()[:8]
     stamp = f"{time.time_ns() // 1000:016d}"
     name = f"index-{workspace}-{stamp}-{hashlib.sha256(content).hexdigest()[:16]}.sqlite"
-    files.make_folder(root)
+    files.names(root)  # the run's own mirror made it; one that has vanished since is not made anew
     files.write(root / name, [content])
     _content(root / name, files)
     for older in _snapshots(root, files):
