@@ -159,6 +159,7 @@ def test_the_newest_good_and_the_best_checkpoint_stay(tmp_path: Path) -> None:
 # ---- on a mirror ----------------------------------------------------------------------------------------------------
 def test_another_machine_learns_of_the_runs(tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
+    mirror.mkdir()
     make_run(tmp_path / "one", "a")
     make_run(tmp_path / "two", "b")
     for _ in range(2):  # the second snapshot of a workspace takes the place of the first
@@ -177,5 +178,8 @@ def test_a_mirror_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCapt
             raise OSError(28, "No space left on device")
 
     make_run(tmp_path / "one", "a")
+    (tmp_path / "mirror").mkdir()
     assert send_snapshot(RunIndex(tmp_path / "one"), tmp_path / "mirror", Full()) is False
     assert "No space left" in caplog.text
+    assert send_snapshot(RunIndex(tmp_path / "one"), tmp_path / "vanished") is False
+    assert not (tmp_path / "vanished").exists()
