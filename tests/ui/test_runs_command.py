@@ -37,7 +37,8 @@ def test_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list_of_a_mirror(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(Path("elsewhere"), "far")
-    send_snapshot(RunIndex("elsewhere"), "mirror")
+    Path("mirror").mkdir()
+    assert send_snapshot(RunIndex("elsewhere"), "mirror")
     assert "mirrored" in printed(capsys, "list", "--mirror", "mirror") and "far" not in printed(capsys, "list")
 
 

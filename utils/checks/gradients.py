@@ -232,9 +232,9 @@ def _dead_units(model: nn.Module) -> dict[str, float]:
     shares = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if (
-            not isinstance(module, nn.Linear) or weight is None or not weight.is_leaf
-        ):  # weight_norm makes it in each call
+        if not isinstance(module, nn.Linear) or weight is None:
+            continue
+        if not weight.is_leaf:  # weight_norm makes it in each call
             continue
         if weight.grad is None or weight.grad.is_sparse:
             continue

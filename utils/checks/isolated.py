@@ -15,24 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import psutil
 
-from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.limits import MB, Limits
 from utils.checks.report import CheckResult
 from utils.checks.runner import Check
 from utils.errors import CheckError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from utils.loading.model_loader import LoadedModel
-
-    Model = AdaptedModel | LoadedModel | nn.Module
+    from utils.checks.session import AnyModel
 
 GRACE = 5.0
 """Seconds beyond its bound that a check gets to end by itself, which tells more than ending its process."""
@@ -65,7 +61,7 @@ class IsolatedChecks:
         ...     result = checks.run(shapes.check, Limits(seconds=60))
     """
 
-    def __init__(self, adapted: Model, sampler: object) -> None:
+    def __init__(self, adapted: AnyModel, sampler: object) -> None:
         self._name = _name_of(adapted)
         self._process: subprocess.Popen[bytes] | None = None
         self._number, self._resident = 0, 0
@@ -88,15 +84,25 @@ class IsolatedChecks:
 
     def run(self, check: Check, limits: Limits) -> CheckResult:
         """The result of one check; one that ended the process, or did not answer in time, has failed."""
+        return self.ask(check, check.name, limits)
+
+    def ask(self, job: Callable[..., CheckResult], name: str, limits: Limits) -> CheckResult:
+        """What a function of a module says of the model and of what came with it; called there as a check is.
+
+        Args:
+            job: found again there by its module and name.
+            name: of the result, where the process ended.
+            limits: of the job.
+        """
         started = time.monotonic()
         try:
             if self._process is None:
                 self._start()
-            return self._ask(check, limits)
+            return self._ask(job, limits)
         except _Ended as ended:
             self._end()
             return CheckResult(
-                check.name,
+                name,
                 "fail",
                 f"The check could not finish on {self._name}: {ended}",
                 cause="The model ended or blocked the process that it ran in.",
@@ -118,13 +124,13 @@ class IsolatedChecks:
         self._wait(self._home / "ready.json", STARTING, None)
         self._resident = self._held()
 
-    def _ask(self, check: Check, limits: Limits) -> CheckResult:
+    def _ask(self, job: Callable[..., CheckResult], limits: Limits) -> CheckResult:
         assert self._process is not None and self._process.stdin is not None
         self._number += 1
         answer = self._home / f"{self._number}.pickle"
         order = {
-            "module": check.__module__,
-            "check": check.__name__,
+            "module": job.__module__,
+            "check": job.__name__,
             "seconds": limits.seconds,
             "bytes": limits.bytes,
             "answer": str(answer),
@@ -182,12 +188,12 @@ class IsolatedChecks:
         (self._home / "ready.json").unlink(missing_ok=True)
 
 
-def _name_of(model: Model) -> str:
+def _name_of(model: AnyModel) -> str:
     """What people call a model, in whichever wrapping it is."""
     return str(getattr(model, "name", None) or type(getattr(model, "model", model)).__name__)
 
 
-def _write_down(adapted: Model, sampler: object, path: Path) -> None:
+def _write_down(adapted: AnyModel, sampler: object, path: Path) -> None:
     """The model and its sampler as a file. Classes of a notebook's own cells go along by value."""
     import cloudpickle
     import torch

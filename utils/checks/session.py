@@ -39,6 +39,7 @@ PATCH_SECONDS = 30.0
 """How long patches are looked for, for all checks of a report together: what a person waits for with a look at the screen."""
 AT_ONCE = 3
 """Each search may take this part of the time that is left: one fault turns many checks red, and one patch mends them all."""
+REHEARSAL = "finding out how the model is called"
 FREE_SHARE = 0.8
 """Share of the free memory that a check may take where nobody says how much: the notebook itself needs the rest."""
 
@@ -227,7 +228,7 @@ def rehearse(model: AnyModel, config: object, limits: Limits) -> None:
     from utils.checks.isolated import IsolatedChecks
 
     with IsolatedChecks(model, config) as process:
-        result = process.run(_rehearsal, limits)  # type: ignore[arg-type]  # called as a check is
+        result = process.ask(_rehearsal, REHEARSAL, limits)
     if result.unfinished:
         raise CheckError(
             f"Finding out how the model is called could not be finished: {result.unfinished} Run the model on a few token ids by "
@@ -242,10 +243,7 @@ def _rehearsal(model: AnyModel, config: object, limits: Limits) -> CheckResult:
             prepared(model, config)
     except TransformerBuilderError as error:
         logger.info("the rehearsal ended with: %s", error)
-    return CheckResult(_rehearsal.name, "pass", "The process is still there.")  # type: ignore[attr-defined]
-
-
-_rehearsal.name = "finding out how the model is called"  # type: ignore[attr-defined]
+    return CheckResult(REHEARSAL, "pass", "The process is still there.")
 
 
 def _unwrapped(model: AnyModel) -> AnyModel:

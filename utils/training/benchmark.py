@@ -33,7 +33,7 @@ from utils.training.dataset_utilities import DatasetLoader, TextData, resolve_da
 from utils.training.engine.memory import estimate_memory
 from utils.training.objective import choose_objective
 from utils.training.run_record import RunRecord, number, size
-from utils.training.training_config import TrainingConfig
+from utils.training.training_config import TrainingConfig, settings_of
 from utils.training.training_core import TrainingCoordinator
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def benchmark(
     Example:
         >>> print(benchmark(model, config, settings={"max_steps": 300}))
     """
-    chosen = (
-        settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings or {"max_steps": 300})
-    )
+    chosen = settings_of(settings or {"max_steps": 300})
     adapted, reason = choose_objective(copy.deepcopy(adapt(model, config)), chosen.objective)
     kind = _KINDS.get(adapted.contract.task)
     if kind is None:

@@ -23,7 +23,7 @@ from utils.training.run_manifest import describe_data
 from utils.training.search_report import importances, save_page, table_rows, trials_table
 from utils.training.search_space import SearchSpace
 from utils.training.search_study import BEST_FILE, RUNS, SearchStudy
-from utils.training.training_config import TrainingConfig, compare_configs
+from utils.training.training_config import TrainingConfig, compare_configs, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +199,7 @@ def search(
     require("optuna", extra="search", feature="Hyper-parameter search")
     require("pytorch_lightning", extra="training", feature="Training")
     _check_budget(trials, seconds)
-    settings = _settings(config)
+    settings = settings_of(config)
     adapted, parts = adapt(model), _space(space, settings)
     root = Path(workspace if workspace is not None else settings.checkpoint_dir).expanduser()
     study = SearchStudy(
@@ -302,12 +302,6 @@ def _start_rate(
         return None
     logger.info("range test: learning rate %.2g, %s", found.suggestion, found.reason)
     return found.suggestion
-
-
-def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
-    found = config if isinstance(config, TrainingConfig) else TrainingConfig.from_dict(config or {})
-    found.validate()
-    return found
 
 
 def _space(space: Mapping[str, Any] | SearchSpace | None, settings: TrainingConfig) -> SearchSpace:

@@ -146,11 +146,10 @@ def compare_runs(names: Sequence[str] = (), workspace: str | Path = WORKSPACE) -
 
 def _cells(run: Run) -> tuple[str, ...]:
     record = run.record
-    of = "" if record.total_steps is None else f" / {record.total_steps:,}"
     return (
         run.name,
         run.state,
-        f"{record.steps:,}{of}",
+        record.steps_of_total,
         number(record.bits_per_byte),
         number(record.val_loss),
         number(record.train_loss),

@@ -66,6 +66,11 @@ class RunRecord:
     settings: str = "{}"
     notes: str = ""
 
+    @property
+    def steps_of_total(self) -> str:
+        """Steps done, and of how many where that is known, for a table."""
+        return f"{self.steps:,}" if self.total_steps is None else f"{self.steps:,} / {self.total_steps:,}"
+
     @classmethod
     def of_folder(cls, folder: Path) -> RunRecord:
         """Read a run's folder, finished or not.

@@ -101,7 +101,7 @@ def unknown_choice(name: str, value: object, allowed: Iterable[str]) -> str:
 # ---- one setting alone ---------------------------------------------------------------------------------------------------
 def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """(setting, complaint), at most one for each setting."""
-    hints = _hints(type(config))  # type: ignore[arg-type] # instances have no hash, their class has
+    hints = hints_of(type(config))  # type: ignore[arg-type] # instances have no hash, their class has
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         complaint = _type_problem(field.name, value, hints[field.name])
@@ -112,7 +112,7 @@ def _alone(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
     """Types of the settings; resolved once, since a form asks with every move of a slider."""
     return typing.get_type_hints(kind)
 

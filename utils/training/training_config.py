@@ -273,6 +273,22 @@ class ConfigDifferences(dict[str, tuple[Any, Any]]):
         return f"<table><tr><th>setting</th><th>before</th><th>after</th></tr>{''.join(cells)}</table>"
 
 
+def settings_of(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
+    """The settings that a verb's `config=` means.
+
+    Raises:
+        ConfigError: they do not hold, all problems together; or it is neither settings nor a mapping.
+    """
+    if config is None:
+        return TrainingConfig()
+    if isinstance(config, TrainingConfig):
+        config.validate()
+        return config
+    if isinstance(config, Mapping):
+        return TrainingConfig.from_dict(config)
+    raise ConfigError(f"config= takes a TrainingConfig or a mapping of settings; got {type(config).__name__}.")
+
+
 def compare_configs(
     first: TrainingConfig | Mapping[str, Any], second: TrainingConfig | Mapping[str, Any]
 ) -> ConfigDifferences:

@@ -12,7 +12,7 @@ from torch import nn
 
 from utils._extras import require
 from utils.adapters.model_adapter import AdaptedModel, adapt
-from utils.errors import ConfigError, DataError, TokenizerError
+from utils.errors import DataError, TokenizerError
 from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.split import sides
@@ -22,7 +22,7 @@ from utils.training.result import TrainingResult
 from utils.training.run_manifest import describe_data
 from utils.training.task_examples import EXAMPLES
 from utils.training.task_spec import example
-from utils.training.training_config import TrainingConfig
+from utils.training.training_config import TrainingConfig, settings_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -143,7 +143,7 @@ class TrainingCoordinator:
         plot: LivePlot | None = None,
     ) -> None:
         require("pytorch_lightning", extra="training", feature="Training")
-        self.settings = _settings(training_config)
+        self.settings = settings_of(training_config)
         self.adapted = adapt(model, config)
         self.dataset, self.tokenizer, self.spec = dataset, tokenizer, task_spec
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
@@ -246,17 +246,6 @@ class TrainingCoordinator:
             self.tokenizer = AdaptiveTokenizer.load_or_create(_rows(self.adapted), texts, cache, progress=notes)
             logger.info("tokenizer: %s", self.tokenizer.choice.reason)
         return _proven(self.adapted, self.tokenizer)
-
-
-def _settings(config: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
-    if config is None:
-        return TrainingConfig()
-    if isinstance(config, TrainingConfig):
-        config.validate()
-        return config
-    if isinstance(config, Mapping):
-        return TrainingConfig.from_dict(config)
-    raise ConfigError(f"config= takes a TrainingConfig or a mapping of settings; got {type(config).__name__}.")
 
 
 def _proven(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

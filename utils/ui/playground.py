@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.training.generation import TokenChoice
 from utils.ui import widgets
-from utils.ui.decisions.playground import FINAL, Playground, Sampler
+from utils.ui.decisions.playground import FINAL, Drawing, Playground
 
 if TYPE_CHECKING:
     from utils.ui.steps.step import Shell
@@ -93,7 +93,7 @@ class PlaygroundView:
         """Both texts grow together, a token each in turn."""
         playground, prompt = self._playground, str(self._prompt.value)
         assert playground is not None
-        how = Sampler(self._temperature.value, self._top_k.value, self._tokens.value, self._seed.value)
+        how = Drawing(self._temperature.value, self._top_k.value, self._tokens.value, self._seed.value)
         names = [self._left.value, *([self._right.value] if self._right.value != NONE else [])]
         self._texts[1].value = ""
         words = dict(playground.checkpoints)

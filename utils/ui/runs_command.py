@@ -15,7 +15,9 @@ from utils._tables import text_table
 from utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from utils.training.dashboard import Dashboard
     from utils.training.run_cleaning import Removal
+    from utils.training.run_comparison import RunComparison
     from utils.training.run_record import RunRecord
     from utils.training.runs import Run
 
@@ -78,10 +80,8 @@ def run_show(options: argparse.Namespace) -> int:
 
     run = load_run(options.name, _workspace(options))
     print(run.summary())
-    if options.html:
-        print(f"\nPage: {run.dashboard().save_html(options.html)}")
-    if options.png:
-        print(f"\nPicture: {run.dashboard().save_png(options.png)}")
+    if options.html or options.png:
+        _save(run.dashboard(), options)
     return 0
 
 
@@ -95,10 +95,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
     comparison = compare_runs(options.names, _workspace(options))
     print(comparison.summary())
-    if options.html:
-        print(f"\nPage: {comparison.save_html(options.html)}")
-    if options.png:
-        print(f"\nPicture: {comparison.save_png(options.png)}")
+    _save(comparison, options)
     return 0
 
 
@@ -176,10 +173,17 @@ def _only_mirrored(mirror_dir: str, here: list[Run]) -> list[RunRecord]:
 def _cells(record: RunRecord, state: str) -> tuple[str, ...]:
     from utils.training.run_record import number, size
 
-    of = "" if record.total_steps is None else f" / {record.total_steps:,}"
     figures = (number(record.bits_per_byte), number(record.val_loss), size(record.bytes))
     begun = record.begun[:16].replace("T", " ")
-    return (record.name, begun, state, f"{record.steps:,}{of}", record.model, record.data, *figures)
+    return (record.name, begun, state, record.steps_of_total, record.model, record.data, *figures)
+
+
+def _save(view: Dashboard | RunComparison, options: argparse.Namespace) -> None:
+    """Write the page and the picture that were asked for."""
+    if options.html:
+        print(f"\nPage: {view.save_html(options.html)}")
+    if options.png:
+        print(f"\nPicture: {view.save_png(options.png)}")
 
 
 def _workspace(options: argparse.Namespace) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from tests.training.tiny import make_tiny
 from tests.ui.small_setup import small_setup
 from utils.training.generation import generate, generate_tokens
-from utils.ui.decisions.playground import FINAL, Playground, Sampler
+from utils.ui.decisions.playground import FINAL, Drawing, Playground
 from utils.ui.work import Ticket
 
 
@@ -21,7 +21,7 @@ def result(tmp_path_factory, tokenizer):
     return setup.results.train(Ticket())
 
 
-@pytest.mark.parametrize("how", [Sampler(), Sampler(temperature=0.0), Sampler(top_k=0, temperature=1.5, seed=3)])
+@pytest.mark.parametrize("how", [Drawing(), Drawing(temperature=0.0), Drawing(top_k=0, temperature=1.5, seed=3)])
 def test_the_playground_writes_what_the_verb_writes(result, how):
     choices = list(Playground(result).write(FINAL, "8 green", how))
     text = generate(
@@ -50,14 +50,14 @@ def test_earlier_checkpoints_write_their_own_text_and_the_trained_model_stays(re
     names = [name for name, _ in playground.checkpoints]
     assert names[0] == FINAL and len(names) >= 3 and "validation loss" in playground.checkpoints[1][1]
     before = {name: value.clone() for name, value in result.model.state_dict().items()}
-    how = Sampler(temperature=0.0, tokens=20)
+    how = Drawing(temperature=0.0, tokens=20)
     texts = {name: [choice.probability for choice in playground.write(name, "8 green", how)] for name in names}
     assert texts[names[1]] == texts[FINAL] and texts[names[-1]] != texts[FINAL]  # the newest one is the trained model
     assert all(result.model.state_dict()[name].equal(value) for name, value in before.items())
 
 
 def test_two_texts_can_grow_in_turn(result):
-    playground, how = Playground(result), Sampler(tokens=8)
+    playground, how = Playground(result), Drawing(tokens=8)
     oldest = playground.checkpoints[-1][0]
     alone = [list(playground.write(name, "8 ", how)) for name in (FINAL, oldest)]
     together = list(zip(playground.write(FINAL, "8 ", how), playground.write(oldest, "8 ", how)))

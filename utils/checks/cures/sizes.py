@@ -281,8 +281,9 @@ def _tables(code: Code) -> Iterator[Change]:
     every: dict[str, list[Edit]] = {}
     for call in code.calls("Embedding", "Linear", *_CREATING, "randn", "rand", functions=code.constructors):
         for argument in call.args:
-            short = isinstance(argument, ast.BinOp) and isinstance(argument.op, (ast.Add, ast.Sub))
-            if short and isinstance(argument, ast.BinOp) and number(argument.right) is not None:
+            if not isinstance(argument, ast.BinOp) or not isinstance(argument.op, (ast.Add, ast.Sub)):
+                continue  # `4 * width` is a size of its own, no table cut short
+            if number(argument.right) is not None:
                 every.setdefault(code.source(argument), []).append(code.replace(argument, code.source(argument.left)))
     for written, edits in every.items():
         yield from (Change.of(f"{edit.new} in place of {written}", [edit]) for edit in edits)

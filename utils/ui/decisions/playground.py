@@ -20,7 +20,7 @@ FINAL = "final"
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Drawing:
     """How texts are written; as `utils.generate` takes it.
 
     Attributes:
@@ -63,7 +63,7 @@ class Playground:
             return f"A model for {task} continues no text. Its measures are in the dashboard, and its export runs elsewhere."
         return ""
 
-    def write(self, checkpoint: str, prompt: str, how: Sampler) -> Iterator[TokenChoice]:
+    def write(self, checkpoint: str, prompt: str, how: Drawing) -> Iterator[TokenChoice]:
         """Continue a prompt, token by token.
 
         Args:

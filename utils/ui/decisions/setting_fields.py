@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from utils.errors import ConfigError
 from utils.training.secrets import secret_in, where_it_belongs
-from utils.training.setting_problems import CHOICES
+from utils.training.setting_problems import CHOICES, hints_of
 from utils.training.setting_text import read, written
 from utils.training.training_config import GROUPS, TrainingConfig, setting_docs
 
@@ -65,7 +63,7 @@ class SettingField:
         text = str(shown).strip()
         if kind := secret_in(text):
             raise ConfigError(f"{self.name}: what you typed looks like {kind}; {where_it_belongs()}.")
-        return read(text, _hints()[self.name])
+        return read(text, hints_of(TrainingConfig)[self.name])
 
 
 def advanced_fields() -> list[SettingField]:
@@ -75,12 +73,8 @@ def advanced_fields() -> list[SettingField]:
 
 def _field(name: str, group: str) -> SettingField:
     help_text = setting_docs()[name]
-    if _hints()[name] is bool:
+    if hints_of(TrainingConfig)[name] is bool:
         return SettingField(name, group, help_text, "tick")
     if name in CHOICES:
         return SettingField(name, group, help_text, "choice", tuple(CHOICES[name]))
     return SettingField(name, group, help_text, "text")
-
-
-def _hints() -> Mapping[str, Any]:
-    return typing.get_type_hints(TrainingConfig)

@@ -8,7 +8,7 @@ from utils.errors import DataError
 from utils.training.data_sources import KINDS as FILE_KINDS
 from utils.training.data_upload import MAX_WIDGET_BYTES
 from utils.ui import widgets
-from utils.ui.steps.step import Shell
+from utils.ui.steps.step import Shell, begin
 from utils.ui.steps.validation import STATUS_WORDS
 from utils.ui.work import Outcome
 
@@ -83,10 +83,7 @@ class DatasetStep:
 
     def load(self) -> None:
         """Read what is chosen."""
-        missing = self.decision.missing()
-        if missing:
-            self.shell.say(missing, "bad")
-        elif self.shell.work(self.decision.load, done=self._ended, begin="Reading …"):
+        if begin(self.shell, self.decision.missing(), self.decision.load, self._ended, "Reading …"):
             self._paint_buttons()
 
     def _listen(self) -> None:

@@ -79,3 +79,11 @@ class Shell(Protocol):
 
     def show_results(self) -> None:
         """Show the page that follows the five steps."""
+
+
+def begin(shell: Shell, missing: str, job: Job, done: Callable[[Outcome], None], note: str) -> bool:
+    """Begin the work of a step's button, or say what is missing for it; whether it was begun."""
+    if missing:
+        shell.say(missing, "bad")
+        return False
+    return shell.work(job, done=done, begin=note)

@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.ui import widgets
 from utils.ui.decisions.tokenizer import STRATEGIES
-from utils.ui.steps.step import Shell
+from utils.ui.steps.step import Shell, begin
 from utils.ui.work import Outcome
 
 INTRO = "A model reads numbers, not letters: the tokenizer cuts text into pieces that each have a number."
@@ -56,10 +56,8 @@ class TokenizerStep:
 
     def make(self) -> None:
         """Make what is chosen."""
-        missing = self.decision.missing()
-        if missing:
-            self.shell.say(missing, "bad")
-        elif self.shell.work(self.decision.make, done=self._ended, begin="Preparing the tokenizer …"):
+        decision = self.decision
+        if begin(self.shell, decision.missing(), decision.make, self._ended, "Preparing the tokenizer …"):
             self._paint_buttons()
 
     def _chosen(self, at_once: bool = False, **values: Any) -> None:
