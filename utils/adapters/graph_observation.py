@@ -15,6 +15,7 @@ from torch import nn
 
 from utils.adapters.canvas import Node
 from utils.adapters.probing import left_as_it_was
+from utils.adapters.refusals import REFUSED, unless_refused
 
 if TYPE_CHECKING:
     from utils.adapters.graph_values import ForwardCompleter
@@ -68,15 +69,17 @@ def observe(model: nn.Module, ids: torch.Tensor, extras: Mapping[str, Any]) -> O
             seen.gave.setdefault(name, []).extend(_tensors(output))
 
         hooks.append(child.register_forward_hook(note, with_kwargs=True))
-    try:
+
+    def run() -> Any:
         with left_as_it_was(model):
-            seen.result = model(ids, **extras)
-    except Exception:  # noqa: BLE001 - whatever a stranger's forward raises, the answer is that it does not run
-        return None
+            return model(ids, **extras)
+
+    try:
+        seen.result = unless_refused(run, REFUSED)
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return None if seen.result is REFUSED else seen
 
 
 def _tensors(value: Any) -> Iterator[Seen]:

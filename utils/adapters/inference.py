@@ -37,6 +37,7 @@ from utils.adapters.probing import (
     tables_of,
     watched,
 )
+from utils.adapters.refusals import REFUSED, unless_refused
 from utils.errors import CallContractError
 from utils.loading.model_config import ModelConfig
 
@@ -263,10 +264,8 @@ class _Visit(Guesses):
     def _grows(self, answer: _Answer, selector: LogitsSelector) -> bool:
         """Whether a row of numbers grows with the text, and so holds no classes."""
         shorter = answer.ids[:, :-1]
-        try:
-            return self.logits(replace(answer.contract, logits=selector), shorter).shape[-1] == shorter.shape[1]
-        except Exception:  # noqa: BLE001 - a model that takes one length only cannot be asked
-            return False
+        asked = replace(answer.contract, logits=selector)
+        return unless_refused(lambda: self.logits(asked, shorter).shape[-1] == shorter.shape[1], False)
 
     def _told_apart(self, rows: int | None, width: int, table_width: int, guess: CallContract) -> int | None:
         """Rows that count as vocabulary: fewer than the table's where the scores leave the last few out."""
@@ -288,9 +287,8 @@ class _Visit(Guesses):
     def runs_at(self, contract: CallContract, length: int) -> bool:
         """Whether the model takes texts of this length."""
         ids = torch.zeros((PROBE_BATCH, length), dtype=torch.long, device=device_of(self.model))
-        try:
-            logits = contract.logits(self.ask(contract, ids), PROBE_BATCH)
-        except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
+        logits = unless_refused(lambda: contract.logits(self.ask(contract, ids), PROBE_BATCH), None)
+        if logits is None:
             return False
         return logits.dim() < 3 or contract.decoder_name is not None or length in logits.shape[:2]
 
@@ -350,10 +348,7 @@ class _Visit(Guesses):
         return contract
 
     def _decodes(self, contract: CallContract, ids: torch.Tensor) -> bool:
-        try:
-            return self._decodes_causally(contract, ids)
-        except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
-            return False
+        return unless_refused(lambda: self._decodes_causally(contract, ids), False)
 
     def _with_rows(self, contract: CallContract) -> CallContract:
         """Rows where no lookup was seen (a scripted model): a size of a matrix whose last id runs and the next one fails."""
@@ -369,11 +364,7 @@ class _Visit(Guesses):
         return contract
 
     def _runs_with(self, contract: CallContract, ids: torch.Tensor) -> bool:
-        try:
-            self.ask(contract, ids)
-        except Exception:  # noqa: BLE001 - a refusal is the answer that was asked for
-            return False
-        return True
+        return unless_refused(lambda: self.ask(contract, ids), REFUSED) is not REFUSED
 
     def _changed(self, ids: torch.Tensor, row: int | None, position: int) -> torch.Tensor:
         """The ids with another token at one position of one row, or of every row; the token stands in the row elsewhere."""
@@ -392,15 +383,8 @@ class _Visit(Guesses):
         time_first_modules = any(getattr(module, "batch_first", True) is False for module in self.model.modules())
         if contract.logits.layout not in ("BTV", "TBV", "(BT)V") or not time_first_modules:
             return contract
-        try:
-            with watched() as seen:
-                plain = self.logits(contract, ids)
-            held = min(position_rows(self.model), default=None)
-            counts = held is not None and not self.runs_at(contract, held + 1)
-            if counts or position_limits(ids.shape[1], seen.lookups):
-                return contract  # it counts positions along the second axis: mixing rows is a fault, not a layout
-            moved = (self.logits(contract, self._changed(ids, 0, 3)) - plain).abs().amax(-1)  # (B, T)
-        except Exception:  # noqa: BLE001 - a model that runs once and fails on other ids is judged by its first answer
+        moved = unless_refused(lambda: self._moved_by_one_token(contract, ids), None)
+        if moved is None:  # a model that runs once and fails on other ids is judged by its first answer
             return contract
         mixes_rows = float(moved[1].max()) > _TOLERANCE
         keeps_positions = float(moved[:, [t for t in range(ids.shape[1]) if t != 3]].max()) <= _TOLERANCE
@@ -408,11 +392,18 @@ class _Visit(Guesses):
             return contract
         layout = "(TB)V" if contract.logits.layout == "(BT)V" else "TBV"
         turned = replace(contract, time_first=True, logits=replace(contract.logits, layout=layout))
-        try:
-            shape = self.logits(turned, ids).shape
-        except Exception:  # noqa: BLE001 - as above
-            return contract
-        return turned if shape[:2] == ids.shape else contract
+        shape = unless_refused(lambda: self.logits(turned, ids).shape, None)
+        return turned if shape is not None and shape[:2] == ids.shape else contract
+
+    def _moved_by_one_token(self, contract: CallContract, ids: torch.Tensor) -> torch.Tensor | None:
+        """(B, T) movements of the scores by another token in the first row; None where positions count along the second axis."""
+        with watched() as seen:
+            plain = self.logits(contract, ids)
+        held = min(position_rows(self.model), default=None)
+        counts = held is not None and not self.runs_at(contract, held + 1)
+        if counts or position_limits(ids.shape[1], seen.lookups):
+            return None  # mixing rows is a fault then, not a layout
+        return (self.logits(contract, self._changed(ids, 0, 3)) - plain).abs().amax(-1)
 
     def _is_causal_at_any_length(self, contract: CallContract, ids: torch.Tensor) -> bool | None:
         """As `_is_causal`; where no token moves any other, asked again of a longer text: attention by blocks may need one."""
@@ -420,18 +411,17 @@ class _Visit(Guesses):
         if not causal or ids.shape[1] <= HIDDEN + 1 or self._reads_earlier(contract, ids):
             return causal
         length = min(contract.max_length or _LONGER, _LONGER)
-        try:
-            longer = probe_ids(self.model, self.config, contract.vocab_size, length)
-            return self._is_causal(contract, longer) is not False
-        except Exception:  # noqa: BLE001 - the usual length has answered
-            return causal
+        longer = unless_refused(lambda: probe_ids(self.model, self.config, contract.vocab_size, length), None)
+        return causal if longer is None else self._is_causal(contract, longer) is not False
 
     def _is_causal(self, contract: CallContract, ids: torch.Tensor) -> bool | None:
-        try:
-            last = ids.shape[1] - 1
-            before, after = (self.logits(contract, given)[:, :last] for given in (ids, self._changed(ids, None, last)))
-        except Exception:  # noqa: BLE001 - the answer stays open
+        last = ids.shape[1] - 1
+        pair = unless_refused(
+            lambda: [self.logits(contract, given)[:, :last] for given in (ids, self._changed(ids, None, last))], None
+        )
+        if pair is None:
             return None
+        before, after = pair
         return bool((after - before).abs().max() <= 1e-6 * max(1.0, float(before.abs().max())))
 
     def _settle_mask(self, contract: CallContract, ids: torch.Tensor) -> CallContract:
@@ -439,9 +429,8 @@ class _Visit(Guesses):
         names = self._optional_masks(contract) if ids.shape[1] > 2 else []
         if not names:
             return contract
-        try:
-            plain = self.logits(replace(contract, mask_name=None, mask=None), ids)
-        except Exception:  # noqa: BLE001 - a model that runs once and fails on other ids is judged by its first answer
+        plain = unless_refused(lambda: self.logits(replace(contract, mask_name=None, mask=None), ids), None)
+        if plain is None:  # a model that runs once and fails on other ids is judged by its first answer
             return contract
         fallback: list[tuple[int, CallContract]] = []
         for name, convention in ((n, c) for n in names for c in candidates(n, contract.decoder_name is not None)):

@@ -17,6 +17,7 @@ from utils.adapters.logits import LogitsSelector
 from utils.adapters.losses import auxiliary_loss, cross_entropy, next_token_loss
 from utils.adapters.model_outputs import find_logits, is_loss_name, losses_in, scalars_in
 from utils.adapters.probing import left_as_it_was
+from utils.adapters.refusals import REFUSED, unless_refused
 from utils.adapters.roles import LABEL_NAMES, Argument
 
 Path = tuple[str | int, ...]
@@ -65,9 +66,10 @@ def _asked_in(
         for module in visit.model.modules():
             if module.training != training:
                 module.training = training
-        try:
-            output = visit.ask(contract, inputs, decoder=visit.decoder_ids(contract, inputs))
-        except Exception:  # noqa: BLE001 - then nothing more is known, and eval mode has told what matters
+        output = unless_refused(
+            lambda: visit.ask(contract, inputs, decoder=visit.decoder_ids(contract, inputs)), REFUSED
+        )
+        if output is REFUSED:  # then nothing more is known, and eval mode has told what matters
             return None, {}
         given = {path: tensor for path, tensor in losses_in(output).items() if float(tensor.detach()) != 0.0}
         return output, given or dict(_left_behind(visit.model))
@@ -121,11 +123,15 @@ def _with_own_loss(visit: Visit, contract: CallContract, ids: torch.Tensor) -> C
     if visit.arguments[name].required and name != contract.label_name:
         return contract
     labels = ids.t() if contract.time_first else ids
-    try:
+
+    def asked() -> tuple[Any, torch.Tensor]:
         output = visit.ask(replace(contract, label_name=None), ids, **{name: labels.clone()})
-        logits = contract.logits(output, ids.shape[0]).float()
-    except Exception:  # noqa: BLE001 - labels in another form: the model's own loss stays unused
+        return output, contract.logits(output, ids.shape[0]).float()
+
+    found = unless_refused(asked, None)
+    if found is None:  # it wants labels in another form: the model's own loss stays unused
         return contract
+    output, logits = found
     own = [value for _, value in scalars_in(output)]
     if not own or logits.shape[:-1] != ids.shape:
         return contract
@@ -145,7 +151,8 @@ def _with_start(visit: Visit, contract: CallContract, ids: torch.Tensor) -> Call
         return contract
     labels = visit.decoder_ids(contract, ids)
     assert labels is not None  # asked of encoder-decoders only
-    try:
+
+    def compared() -> CallContract:
         alone = replace(contract, decoder_name=None)
         own = contract.logits(visit.ask(alone, ids, **{name: labels.clone()}), ids.shape[0])
         for start in dict.fromkeys((contract.start_id, None, *range(4))):
@@ -153,9 +160,9 @@ def _with_start(visit: Visit, contract: CallContract, ids: torch.Tensor) -> Call
             if torch.allclose(contract.logits(made, ids.shape[0]), own, atol=1e-5):
                 reason = "the model makes decoder ids of labels in this way"
                 return replace(contract, start_id=start, reasons={**contract.reasons, "decoder begins with": reason})
-    except Exception:  # noqa: BLE001 - the model makes no decoder ids of labels; the config has the word
         return contract
-    return contract
+
+    return unless_refused(compared, contract)  # one that makes no decoder ids of labels: the config has the word
 
 
 def _weighed(contract: CallContract, output: Any, own: list[float], entropy: float, model: nn.Module) -> CallContract:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils.adapters.probing import PROBE_BATCH, device_of, dtype_of, probe_ids
+from utils.adapters.refusals import unless_refused
 from utils.adapters.roles import Argument
 from utils.loading.model_config import ModelConfig
 
@@ -26,10 +27,9 @@ def keys_asked(model: nn.Module, config: ModelConfig, signature: inspect.Signatu
     if len(required) != 1:
         return []
     asked = _Asked(model, config)
-    try:
-        model(asked)
-    except Exception:  # noqa: BLE001 - what matters is which keys were read before; none is the answer "no mapping"
-        return list(asked.keys_read.values())
+    unless_refused(
+        lambda: model(asked), None
+    )  # what matters is which keys were read, before it failed too; none means "no mapping"
     return list(asked.keys_read.values())
 
 
