@@ -289,30 +289,57 @@ def forecast(
         >>> print(forecast(adapted, config, blocks, validation_blocks).summary())
     """
     device = device or training_device()
-    free = free or free_bytes
     window = window or fit_window(len(train), config.batch_size, config.gradient_accumulation_steps)
-    per_epoch = window.steps(len(train))
-    steps = config.max_steps if config.max_steps is not None else config.epochs * per_epoch
     precision = config.precision if config.precision != "auto" else pick_precision(device)[0]
     cost = cost or measure_batch(
         adapted, _usual_batch(train, window, config), window.accumulation, precision, device=device
     )
-    ema = config.ema_decay is not None
-    memory = estimate_memory(adapted, largest_batches(train), ema).total(window.batch_size)
+    memory = estimate_memory(adapted, largest_batches(train), config.ema_decay is not None).total(window.batch_size)
+    held_out = 0 if validation is None else len(validation)
+    return projected(adapted, config, len(train), held_out, window, cost, memory, device, workspace, free)
+
+
+def projected(
+    adapted: AdaptedModel,
+    config: TrainingConfig,
+    samples: int,
+    validation: int,
+    window: Window,
+    cost: Cost,
+    memory_bytes: float,
+    device: torch.device,
+    workspace: str | Path | None = None,
+    free: Callable[[Path], float | None] | None = None,
+) -> Forecast:
+    """The forecast that follows from what was measured; nothing is run.
+
+    Args:
+        adapted: the model.
+        config: the settings.
+        samples: of the training part.
+        validation: samples of the other part; without them nothing is validated.
+        window: micro-batch and accumulation.
+        cost: of a step with them.
+        memory_bytes: of a step with them.
+        device: where training runs.
+        workspace: where runs lie; None takes `config.checkpoint_dir`.
+        free: bytes free at a folder; None asks the system.
+    """
+    free = free or free_bytes
+    per_epoch = window.steps(samples)
+    steps = config.max_steps if config.max_steps is not None else config.epochs * per_epoch
     return Forecast(
         steps=steps,
         steps_per_epoch=per_epoch,
         cost=cost,
-        validation_seconds=validation_seconds(
-            config, steps, per_epoch, 0 if validation is None else len(validation), window, cost
-        ),
-        checkpoint_bytes=checkpoint_bytes(adapted, ema, steps),
-        generations=config.keep_checkpoints + (validation is not None) + 1,
-        memory_bytes=memory,
-        memory_available=memory_of(device),
+        validation_seconds=_validation_seconds(config, steps, per_epoch, validation, window, cost),
+        checkpoint_bytes=checkpoint_bytes(adapted, config.ema_decay is not None, steps),
+        generations=config.keep_checkpoints + (validation > 0) + 1,
+        memory_bytes=memory_bytes,
+        memory_available=_memory_of(device),
         local_free=free(Path(workspace if workspace is not None else config.checkpoint_dir).expanduser()),
         mirror_free=None if config.mirror_dir is None else free(Path(config.mirror_dir).expanduser()),
-        device=name_of(device),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
     )
 
 
@@ -346,7 +373,7 @@ def _usual_batch(train: Samples, window: Window, config: TrainingConfig) -> Mapp
     return train.__getitems__(batches[int(np.argsort(sizes)[len(sizes) // 2])])
 
 
-def validation_seconds(
+def _validation_seconds(
     config: TrainingConfig, steps: int, per_epoch: int, samples: int, window: Window, cost: Cost
 ) -> float:
     """Of all validations of so many samples: before the first step, at intervals, and at the end."""
@@ -354,12 +381,7 @@ def validation_seconds(
     return (1 + -(-steps // every)) * -(-samples // window.batch_size) * cost.validation_batch
 
 
-def name_of(device: torch.device) -> str:
-    """A device for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def memory_of(device: torch.device) -> float:
+def _memory_of(device: torch.device) -> float:
     """Bytes that training may take: those of the GPU, or what this machine has free."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else available_memory()
 

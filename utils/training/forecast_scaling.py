@@ -18,17 +18,7 @@ from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.batch_order import fit_window
 from utils.tokenization.samples import DEFAULT_BLOCK_LENGTH
 from utils.training.engine.memory import MemoryEstimate, estimate_memory, is_out_of_memory
-from utils.training.forecast import (
-    Cost,
-    Forecast,
-    checkpoint_bytes,
-    free_bytes,
-    measure_batch,
-    memory_of,
-    name_of,
-    training_device,
-    validation_seconds,
-)
+from utils.training.forecast import Cost, Forecast, measure_batch, projected, training_device
 from utils.training.training_config import TrainingConfig
 
 REPEATS = 3
@@ -120,25 +110,11 @@ class MeasuredModel:
         length = min(config.max_length or self.length, self.length)
         train, validation = extent.samples(length)
         window = fit_window(train, config.batch_size, config.gradient_accumulation_steps)
-        per_epoch = window.steps(train)
-        steps = config.max_steps if config.max_steps is not None else config.epochs * per_epoch
         cost = self.cost(window.batch_size, length, window.accumulation)
         if config.gradient_checkpointing:
             cost = Cost(cost.step * CHECKPOINTING_TIME, cost.validation_batch)
-        folder = Path(workspace if workspace is not None else config.checkpoint_dir).expanduser()
-        return Forecast(
-            steps=steps,
-            steps_per_epoch=per_epoch,
-            cost=cost,
-            validation_seconds=validation_seconds(config, steps, per_epoch, validation, window, cost),
-            checkpoint_bytes=checkpoint_bytes(self.adapted, config.ema_decay is not None, steps),
-            generations=config.keep_checkpoints + (validation > 0) + 1,
-            memory_bytes=self._memory_bytes(config, window.batch_size, length),
-            memory_available=memory_of(self.device),
-            local_free=free_bytes(folder),
-            mirror_free=None if config.mirror_dir is None else free_bytes(Path(config.mirror_dir).expanduser()),
-            device=name_of(self.device),
-        )
+        memory = self._memory_bytes(config, window.batch_size, length)
+        return projected(self.adapted, config, train, validation, window, cost, memory, self.device, workspace)
 
     def _memory_bytes(self, config: TrainingConfig, batch_size: int, length: int) -> float:
         """What a sample takes grows with its length; attention that keeps its scores grows faster, so less is an upper bound."""

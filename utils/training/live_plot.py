@@ -64,7 +64,7 @@ def _column(pairs: Sequence[tuple[float, float]]) -> Column:
     return Column(tuple(x for x, _ in pairs), tuple(y for _, y in pairs))
 
 
-class View(Protocol):
+class PictureView(Protocol):
     """Where pictures go."""
 
     def show(self, picture: LivePicture) -> None:
@@ -116,10 +116,13 @@ class LivePlot:
     """
 
     def __init__(
-        self, view: View | None = None, clock: Callable[[], float] = time.monotonic, seconds: float = PLOT_SECONDS
+        self,
+        view: PictureView | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = PLOT_SECONDS,
     ) -> None:
         self.state, self._clock = LiveLoss(clock, seconds), clock
-        self._view: View | None = view if view is not None else NotebookView() if in_notebook() else None
+        self._view: PictureView | None = view if view is not None else NotebookView() if in_notebook() else None
 
     @property
     def wanted(self) -> bool:

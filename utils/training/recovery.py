@@ -102,9 +102,8 @@ def recover(
     """
     require("pytorch_lightning", extra="training", feature="Reading a run")
     path = _run_folder(run, mirror_dir, Path(workspace).expanduser(), files)
-    known = _run_file(path)
+    store = _store_of(path)
     config = TrainingConfig.load(path / "config.json")
-    store = CheckpointStore(path / "checkpoints", known["run_id"], tidy=False)  # somebody may be writing
     if mirror_dir is not None:
         top_up(store, path.name, mirror_dir, files)
     metadata = store.newest()
@@ -136,8 +135,7 @@ def recover(
 
 def saved_generations(run_folder: str | Path) -> list[CheckpointMetadata]:
     """What was saved of a run and is still kept, the newest first."""
-    path = Path(run_folder)
-    return CheckpointStore(path / "checkpoints", _run_file(path)["run_id"], tidy=False).generations()
+    return _store_of(Path(run_folder)).generations()
 
 
 def load_weights(adapted: AdaptedModel, run_folder: str | Path, saved: CheckpointMetadata) -> None:
@@ -146,10 +144,14 @@ def load_weights(adapted: AdaptedModel, run_folder: str | Path, saved: Checkpoin
     Raises:
         CheckpointError: the file does not verify, or the model is another one.
     """
-    path = Path(run_folder)
-    store = CheckpointStore(path / "checkpoints", _run_file(path)["run_id"], tidy=False)
+    store = _store_of(Path(run_folder))
     adapted.load_state_dict(weights_for(adapted, _weights_in(store.load(store.folder / saved.file)), saved.file))
     adapted.eval()
+
+
+def _store_of(path: Path) -> CheckpointStore:
+    """The checkpoints of a run's folder; untidied, since somebody may be writing."""
+    return CheckpointStore(path / "checkpoints", _run_file(path)["run_id"], tidy=False)
 
 
 def _weights_in(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

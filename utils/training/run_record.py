@@ -110,7 +110,7 @@ def _values_of(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no readable {RUN_FILE} in it.")
     recipe, manifest, config = (_json(folder / name) for name in (RECIPE_FILE, MANIFEST_FILE, CONFIG_FILE))
     fingerprint, model, data = _part(run, "fingerprint"), _part(recipe, "model"), _part(recipe, "data")
-    store = _store(folder, run["run_id"])
+    store = store_of(folder, run["run_id"])
     generations = [] if store is None else store.generations()
     return {
         "name": folder.name,
@@ -165,8 +165,8 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
-def _store(folder: Path, run_id: str) -> CheckpointStore | None:
-    """The checkpoints, where there are any: a store would make the folder."""
+def store_of(folder: Path, run_id: str) -> CheckpointStore | None:
+    """The checkpoints of a run, for reading; None where it has no folder of them, which a store would make."""
     place = folder / CHECKPOINTS
     return CheckpointStore(place, run_id, tidy=False) if place.is_dir() else None
 

@@ -21,7 +21,7 @@ from utils.training.run_index import RunIndex
 from utils.training.run_lock import FolderLock
 from utils.training.run_manifest import Recipe
 from utils.training.run_mirror import RUN_FILE
-from utils.training.run_record import CHECKPOINTS, CONFIG_FILE, RunRecord, number, size
+from utils.training.run_record import CHECKPOINTS, CONFIG_FILE, RunRecord, number, size, store_of
 from utils.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class Run:
 
     def store(self) -> CheckpointStore | None:
         """Its checkpoints, for reading; None where it has no folder of them."""
-        place = self.folder / CHECKPOINTS
-        return CheckpointStore(place, self.record.run_id, tidy=False) if place.is_dir() else None
+        return store_of(self.folder, self.record.run_id)
 
     def summary(self) -> str:
         """The run in a few lines of text."""

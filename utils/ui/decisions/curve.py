@@ -6,7 +6,7 @@ The dashboard's pictures take a tenth of a second each, which a training would f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from utils.training.curves import COLOURS, Panel, Series
@@ -72,8 +72,13 @@ class LossCurve:
         return cls(lines, across, along, panel.ylabel, panel.xlabel)
 
 
-def _line(series: Series, pairs: Sequence[tuple[float, float]], colour: str, place: object) -> Line:
-    placed = [place(x, y) for x, y in pairs]  # type: ignore[operator]
+def _line(
+    series: Series,
+    pairs: Sequence[tuple[float, float]],
+    colour: str,
+    place: Callable[[float, float], tuple[float, float]],
+) -> Line:
+    placed = [place(x, y) for x, y in pairs]
     points = " ".join(f"{x},{y}" for x, y in placed)
     return Line(
         series.label, colour, points, tuple(placed) if series.dots else (), f"{pairs[-1][1]:.3f}" if pairs else ""
