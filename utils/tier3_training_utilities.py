@@ -14,27 +14,20 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from utils.adapters.model_adapter import AdaptedModel
-    from utils.loading.model_loader import LoadedModel
+    from utils.checks.session import AnyModel
     from utils.progress import ProgressCallback
     from utils.training.benchmark import Benchmark
     from utils.training.result import TrainingResult
-
-    Model = AdaptedModel | LoadedModel | nn.Module
 
 __all__ = ["test_benchmark_comparison", "test_fine_tuning"]
 
 USUAL_DATA = {"lm": "python-docs", "masked": "python-docs", "seq2seq": "seq2seq_tiny", "classification": "cls_tiny"}
 """Task → what a model is trained on where nobody says; "cls_tiny" has three classes."""
 
-PROJECT = "transformer-builder"
-"""Project on Weights & Biases, where that is wanted and none is named."""
-
 
 def test_fine_tuning(
-    model: Model,
+    model: AnyModel,
     config: object = None,
     n_epochs: int = 3,
     learning_rate: float = 5e-5,
@@ -74,13 +67,14 @@ def test_fine_tuning(
         >>> results["metrics_summary"], results["best_epoch"]
     """
     from utils.adapters.model_adapter import adapt
+    from utils.training.tracking import USUAL_PROJECT
     from utils.training.training_config import TrainingConfig
     from utils.training.training_core import train
 
     adapted = adapt(model, config)
     named: dict[str, Any] = {"epochs": n_epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     if use_wandb:
-        named["wandb_project"] = settings.pop("wandb_project", None) or PROJECT
+        named["wandb_project"] = settings.pop("wandb_project", None) or USUAL_PROJECT
     return train(
         adapted,
         _usual_data(adapted) if data is None else data,
@@ -92,7 +86,7 @@ def test_fine_tuning(
 
 
 def test_benchmark_comparison(
-    model: Model,
+    model: AnyModel,
     config: object = None,
     data: Any = None,
     max_steps: int = 300,
@@ -139,7 +133,7 @@ def test_benchmark_comparison(
 
     named = {"max_steps": max_steps, "learning_rate": learning_rate, "batch_size": batch_size}
     return benchmark(
-        model,  # type: ignore[arg-type]
+        model,
         config,
         data,
         {**settings, **named},

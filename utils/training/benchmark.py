@@ -39,6 +39,7 @@ from utils.training.training_core import TrainingCoordinator
 if TYPE_CHECKING:
     import pandas as pd
 
+    from utils.checks.session import AnyModel
     from utils.training.loaded_dataset import LoadedDataset
     from utils.training.result import TrainingResult
 
@@ -144,7 +145,7 @@ class Benchmark(Mapping[str, Any]):
 
 
 def benchmark(
-    model: nn.Module,
+    model: AnyModel,
     config: Any = None,
     data: Any = None,
     settings: TrainingConfig | Mapping[str, Any] | None = None,

@@ -19,7 +19,7 @@ from utils._files import write_json
 from utils.errors import ConfigError
 from utils.training.engine.metrics import perplexity
 from utils.training.run_folder import write_csv
-from utils.training.tracking import STEP, Destination, Sink
+from utils.training.tracking import STEP, USUAL_PROJECT, Destination, Sink
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class MetricsTracker:
     def __init__(
         self,
         use_wandb: bool = True,
-        project: str = "transformer-builder",
+        project: str = USUAL_PROJECT,
         folder: str | Path | None = None,
         run_name: str | None = None,
         config: Mapping[str, Any] | None = None,

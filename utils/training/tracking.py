@@ -27,6 +27,9 @@ from utils.training.setting_problems import expected_project
 
 logger = logging.getLogger(__name__)
 
+USUAL_PROJECT = "transformer-builder"
+"""Project on Weights & Biases, where a run is wanted there and none is named."""
+
 KEY = "WANDB_API_KEY"
 """Name of the environment variable, and of the secret in Colab, that holds the key."""
 STEP = "step"

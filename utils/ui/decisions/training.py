@@ -18,7 +18,7 @@ from utils.progress import ProgressCallback, ignore_progress
 from utils.tokenization.batch_order import fit_window
 from utils.training.presets import PRESETS
 from utils.training.setting_problems import problems_of
-from utils.training.tracking import WandbMode, choose_mode
+from utils.training.tracking import USUAL_PROJECT, WandbMode, choose_mode
 from utils.training.training_config import TrainingConfig
 from utils.ui.decisions.suggestions import Situation, Suggestion, suggest, suggest_end, suggest_preset
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 GIVEN = "given"
 """Name of the choice "as passed to the wizard", where settings were passed."""
-WANDB_PROJECT = "transformer-builder"
 SAMPLE_CHARACTERS = 50_000
 """Characters of the text by which tokens are counted."""
 ASSUMED_BYTES_PER_TOKEN = 3.0
@@ -55,7 +54,7 @@ class TrainingForm:
     mirror: bool | None = None
     mirror_folder: str = ""
     wandb: bool = False
-    wandb_project: str = WANDB_PROJECT
+    wandb_project: str = USUAL_PROJECT
 
 
 class TrainingDecision:
