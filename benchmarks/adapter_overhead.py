@@ -121,6 +121,13 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(0, rank - 1)], ordered[min(total - 1, total - rank)]
 
 
+def within(what: str, ratios: list[float], limit: float) -> bool:
+    """Print median and interval of ratios beside their limit; False where the whole interval lies above it."""
+    low, high = median_interval(ratios)
+    print(f"{what}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}), limit {limit}")  # noqa: T201 - a command: it speaks
+    return low <= limit
+
+
 def measure(bare: Callable[[], object], adapted: Callable[[], object], pairs: int) -> Overhead:
     """Run both in turns, each first in every other turn; `TURNS` turns make one pair of times."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
