@@ -34,7 +34,7 @@ test-slow: $(DONE) ## the long tests
 	$(RUN) -m pytest $(CORES) -m slow
 
 test-browser: $(DONE) ## a real Chromium in JupyterLab 4 and in Colab's generation of Notebook (the first time it installs both)
-	$(RUN) -m tests.browser.environments
+	$(RUN) -m tests.environments lab classic
 	$(RUN) -m pytest -m browser tests/browser $(AGAIN)
 
 test-all: $(DONE) ## both, without those that need a GPU or a browser

@@ -7,6 +7,9 @@ from one request for a batch to the next, so that setting up and ending a run do
 and gives one ratio each; figures are medians over all rounds with their 95% intervals, by the clock and by processor time.
 The bare loop runs twice a round: the control says what this machine alone adds.
 
+Each engine has the AdamW that it comes with: loop and plain Lightning what `torch.optim.AdamW` makes without being asked,
+`transformers.Trainer` and ours the one of a single kernel. A third loop, which asks for that one too, says what it is worth.
+
 The own cost of each engine is what a step of a model without arithmetic takes longer than in the bare loop: the least of all
 rounds, since other work only ever adds time.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import statistics
@@ -59,6 +63,7 @@ NAMES = {
     "ours": "our Trainer",
     "loop": "bare loop",
     "control": "bare loop again",
+    "fused": "bare loop, fused AdamW",
     "lightning": "plain Lightning",
     "transformers": "transformers.Trainer",
 }
@@ -144,9 +149,11 @@ class PlainModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def optimizer_of(model: nn.Module, task: Task) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a schedule, the same for every engine but ours, whose own does as much."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY)
+def optimizer_of(
+    model: nn.Module, task: Task, fused: bool | None = None
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a schedule; `transformers` and ours make theirs themselves, which do as much."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY, fused=fused)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / task.steps)
 
 
@@ -157,10 +164,10 @@ def loader_of(blocks: Turns) -> torch.utils.data.DataLoader[Any]:
     )
 
 
-def by_loop(blocks: Turns, folder: Path) -> None:
+def by_loop(blocks: Turns, folder: Path, fused: bool | None = None) -> None:
     """Train as a person writes it down."""
     model = WithLoss(blocks.job).train()
-    optimizer, schedule = optimizer_of(model, blocks.job)
+    optimizer, schedule = optimizer_of(model, blocks.job, fused)
     while True:
         for batch in loader_of(blocks):
             optimizer.zero_grad()
@@ -201,6 +208,9 @@ def by_transformers(blocks: Turns, folder: Path) -> None:
         max_steps=task.steps,
         per_device_train_batch_size=task.batch,
         max_grad_norm=CLIP,
+        learning_rate=RATE,
+        adam_beta2=0.95,
+        weight_decay=DECAY,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
@@ -208,9 +218,7 @@ def by_transformers(blocks: Turns, folder: Path) -> None:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    transformers.Trainer(
-        model, arguments, train_dataset=blocks, data_collator=lambda batch: batch, optimizers=optimizer_of(model, task)
-    ).train()
+    transformers.Trainer(model, arguments, train_dataset=blocks, data_collator=lambda batch: batch).train()
 
 
 TURNS: dict[str, Callable[[Turns, Path], None]] = {
@@ -219,6 +227,7 @@ TURNS: dict[str, Callable[[Turns, Path], None]] = {
     "lightning": by_lightning,
     "transformers": by_transformers,
     "control": by_loop,
+    "fused": functools.partial(by_loop, fused=True),
 }
 
 
@@ -393,7 +402,7 @@ def _throughput(wall: Seconds, cpu: Seconds, say: Callable[[str], None]) -> bool
         by_wall, by_cpu = statistics.median(wall.of[name]), statistics.median(cpu.of[name])
         say(f"{NAMES[name]:<22} {1000 * by_wall:6.1f} ms a step, {1000 * by_cpu:6.1f} ms of processors")
     kept = True
-    for other in (*LIMITS, "control"):
+    for other in (*LIMITS, "fused", "control"):
         ours = "loop" if other == "control" else "ours"
         ratios = wall.throughput(other, ours)
         low, high = median_interval(ratios)

@@ -6,58 +6,24 @@ for installed, resolves, and reports what it would do. Needs an index, and downl
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import packaging
 import pytest
+from colab_snapshots import Snapshot, newest, snapshots
 from notebook_runner import code_cells, read
 
 from utils.install import normalised
 
 ROOT = Path(__file__).resolve().parents[1]
-SNAPSHOTS = ROOT / "tests" / "data" / "colab_snapshots.csv"
 TRAINING = ROOT / "requirements-training.txt"
-PYTHON_ROW, ABSENT = "(python)", "-"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Colab's packages on one day: version of Python, and normalised name → version."""
-
-    name: str
-    python: str
-    packages: dict[str, str]
-
-    @property
-    def interpreter(self) -> str:
-        """The snapshot's Python where this machine has it, else the one that runs: markers and wheels are read for it."""
-        found = shutil.which(f"python{self.python}")
-        works = found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
-        return found if found and works else sys.executable
-
-
-def snapshots() -> list[Snapshot]:
-    """Every column of the table; an empty cell means "as in the column before"."""
-    with SNAPSHOTS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    names = rows[0][1:]
-    held: list[dict[str, str]] = [{} for _ in names]
-    for package, *versions in rows[1:]:
-        last = ABSENT
-        for column, version in enumerate(versions):
-            last = version or last
-            if last != ABSENT:
-                held[column][package] = last
-    return [Snapshot(name, packages.pop(PYTHON_ROW), packages) for name, packages in zip(names, held, strict=True)]
 
 
 @functools.cache
@@ -125,7 +91,7 @@ def test_nothing_that_colab_ships_is_changed(snapshot: Snapshot, tmp_path: Path,
 @pytest.mark.slow  # makes an environment with pip, and resolves once
 def test_the_install_cell_only_adds(tmp_path: Path, index: None) -> None:
     """The cell as it stands in the notebook, as a dry run in an environment with the newest snapshot's packages."""
-    snapshot = max(snapshots(), key=lambda item: item.name.split()[::-1] if item.name.endswith("cpu") else [])
+    snapshot = newest()
     python = play(snapshot, tmp_path / "colab", with_pip=True)
     site = next((tmp_path / "colab" / "lib").glob("python*/site-packages"))
     shutil.copytree(Path(packaging.__file__).parent, site / "packaging")  # what the cell imports of Colab's packages

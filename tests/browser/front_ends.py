@@ -21,7 +21,7 @@ import nbformat
 from nbformat import NotebookNode
 from playwright.sync_api import Browser, Page
 
-from tests.browser.environments import ROOT, python_of
+from tests.environments import ROOT, python_of
 from tests.browser.notebook_page import HEIGHT, WIDTH, NotebookPage
 
 STARTS_WITHIN = 90.0  # seconds; a cold start on two busy cores takes 20

@@ -1,4 +1,4 @@
-"""training.ipynb, run from top to bottom on the bundled example with everything installed that it asks for."""
+"""training.ipynb, run from top to bottom on the bundled example with what it asks for; the long tests with Colab's versions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import nbclient
 import pytest
+from colab_runtime import colab_python, not_in_colab, training_requirements
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from notebook_runner import code_cells, copy_repository, execute, outputs, read, set_form
@@ -35,6 +36,15 @@ def settle(folder: Path, **changes: Any) -> None:
     WizardState(folder / "wizard").keep("training", TrainingForm(changes=changes))
 
 
+def as_colab(tmp_path: Path) -> dict[str, Any]:
+    """What `execute` needs for Colab's versions, and for what the install cell adds to them."""
+    environ = {
+        "TRANSFORMER_BUILDER_CACHE": str(tmp_path / "cache"),
+        "BLOCKED_PACKAGES": not_in_colab(training_requirements()),
+    }
+    return {"python": colab_python(), "environ": environ, "seconds": 900}
+
+
 def cell_of(notebook: NotebookNode, title: str) -> NotebookNode:
     """The code cell whose form has that title."""
     (found,) = (cell for cell in code_cells(notebook) if cell.source.startswith(f"#@title {title} {{"))
@@ -60,8 +70,7 @@ def test_the_code_that_was_checked_is_read_and_built(tmp_path: Path) -> None:
 def test_with_nobody_clicking_it_trains_samples_and_exports(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "checkout")
     settle(folder, max_steps=STEPS)
-    environ = {"TRANSFORMER_BUILDER_CACHE": str(tmp_path / "cache")}
-    notebook = execute(read("training.ipynb"), folder, environ=environ, seconds=900)
+    notebook = execute(read("training.ipynb"), folder, **as_colab(tmp_path))
     shown = {cell.source.split(" {")[0].removeprefix("#@title "): outputs(cell) for cell in code_cells(notebook)}
     assert "nothing was changed" in shown["Install what training needs"]
     assert "bundled example" in shown["Choose the model"]
@@ -93,7 +102,6 @@ def until_trained(extra: str = "") -> NotebookNode:
 @pytest.mark.slow  # three notebooks, each with a training
 def test_killed_in_mid_training_the_next_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """Run all, kill -9 once something is saved, Run all: the same final loss, to the last digit."""
-    environ = {"TRANSFORMER_BUILDER_CACHE": str(tmp_path / "cache")}
     losses = {}
     for name in ("undisturbed", "killed"):
         folder = copy_repository(tmp_path / name)
@@ -101,10 +109,10 @@ def test_killed_in_mid_training_the_next_run_ends_as_if_nothing_had_happened(tmp
         settle(folder, max_steps=100, save_every_n_steps=10)
         if name == "killed":
             with pytest.raises(nbclient.exceptions.DeadKernelError):
-                execute(until_trained(KILLED_WHEN_SAVED), folder, environ=environ, seconds=900)
+                execute(until_trained(KILLED_WHEN_SAVED), folder, **as_colab(tmp_path))
             (run,) = (folder / "wizard" / "runs").glob("run_*")
             assert not (run / "manifest.json").exists(), "it was finished before it could be killed"
-        notebook = execute(until_trained(), folder, environ=environ, seconds=900)
+        notebook = execute(until_trained(), folder, **as_colab(tmp_path))
         losses[name] = re.findall(r"final loss (\S+)", outputs(notebook.cells[-1]))
     assert len(list((tmp_path / "killed" / "wizard" / "runs").glob("run_*"))) == 1, "it goes on in the same run"
     assert losses["killed"] == losses["undisturbed"]

@@ -91,7 +91,7 @@ def measure_batch(
     device = device or training_device()
     precision = precision or pick_precision(device)[0]
     copied = copy.deepcopy(trained).to(device)
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4, fused=precision != "16-mixed")
     moved = {name: value.to(device) for name, value in batch.items()}
 
     def forward() -> torch.Tensor:
