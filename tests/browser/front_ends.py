@@ -21,8 +21,8 @@ import nbformat
 from nbformat import NotebookNode
 from playwright.sync_api import Browser, Page
 
-from tests.environments import ROOT, python_of
 from tests.browser.notebook_page import HEIGHT, WIDTH, NotebookPage
+from tests.environments import ROOT, python_of
 
 STARTS_WITHIN = 90.0  # seconds; a cold start on two busy cores takes 20
 KERNEL = "under-test"

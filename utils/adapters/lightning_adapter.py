@@ -137,7 +137,9 @@ class UniversalModelAdapter(pl.LightningModule):
     def _takes_fused(self, groups: list[dict[str, Any]]) -> bool:
         """Whether AdamW can be one kernel: it knows real numbers only, and under a gradient scaler Lightning clips nothing."""
         scaled = self._trainer is not None and getattr(self._trainer.precision_plugin, "scaler", None) is not None
-        return not scaled and all(p.is_floating_point() and p.device.type != "meta" for g in groups for p in g["params"])
+        return not scaled and all(
+            p.is_floating_point() and p.device.type != "meta" for g in groups for p in g["params"]
+        )
 
     def rate_at(self, step: int) -> float:
         """Learning rate at an optimizer step, as a share of the peak."""
