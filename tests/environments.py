@@ -81,7 +81,8 @@ def _make(folder: Path, name: str, requirements: list[str]) -> None:
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     listed = folder / "requirements.txt"
     listed.write_text("\n".join(requirements) + "\n", encoding="utf-8")
-    done = subprocess.run([*pip, "install", "--no-deps", "-r", str(listed)], capture_output=True, text=True)
+    alone = ["--no-deps"] if name == "colab" else []  # Colab's own pins contradict each other here and there
+    done = subprocess.run([*pip, "install", *alone, "-r", str(listed)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip could not install what {name} needs: {done.stderr.strip()[-2000:]}")
     _link_behind(python, sysconfig.get_path("purelib"))
