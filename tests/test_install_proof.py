@@ -16,9 +16,9 @@ from pathlib import Path
 
 import packaging
 import pytest
-from colab_snapshots import Snapshot, newest, snapshots
 from notebook_runner import code_cells, read
 
+from tests.colab_snapshots import Snapshot, newest, snapshots
 from utils.install import normalised
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
-from colab_snapshots import newest
 from notebook_runner import ROOT
 from packaging.requirements import Requirement
 
+from tests.colab_snapshots import newest
 from tests.environments import python_of
 from utils.install import normalised
 
