@@ -19,6 +19,7 @@ import sysconfig
 from pathlib import Path
 
 from tests.colab_snapshots import newest
+from utils.install import normalised
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -49,22 +50,23 @@ def python_of(name: str) -> Path:
 def requirements_of(name: str) -> list[str]:
     """Exact pins. Those of "colab": whatever the project, the classic front end and Colab's own versions use of its packages."""
     if name != "colab":
-        return _pins(HERE / "browser" / f"requirements-{name}.txt")
+        return pins(HERE / "browser" / f"requirements-{name}.txt")
     files = (ROOT / "requirements.txt", ROOT / "requirements-colab.txt")
-    used = {_package(pin) for file in files for pin in _pins(file)} | {*THEIRS_ALONE}
+    used = {_package(pin) for file in files for pin in pins(file)} | {*THEIRS_ALONE}
     classic = {_package(pin): pin for pin in requirements_of("classic")}
     shipped = {package: f"{package}=={version}" for package, version in newest().packages.items()}
     kept = {package: shipped[package] for package in (used | {*classic}) & {*shipped} if package not in OURS}
     return sorted({**classic, **kept}.values())
 
 
-def _pins(file: Path) -> list[str]:
+def pins(file: Path) -> list[str]:
+    """The lines of a requirements file, without remarks."""
     lines = (line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
 
 def _package(pin: str) -> str:
-    return re.sub(r"[-_.]+", "-", re.split(r"[=\s;]", pin)[0]).lower()
+    return normalised(re.split(r"[=\s;]", pin)[0])
 
 
 def _recipe(requirements: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
@@ -12,7 +11,7 @@ from notebook_runner import ROOT
 from packaging.requirements import Requirement
 
 from tests.colab_snapshots import newest
-from tests.environments import python_of
+from tests.environments import pins, python_of
 from utils.install import normalised
 
 
@@ -27,7 +26,7 @@ def not_in_colab(*added: Path) -> str:
     Args:
         added: requirements files that are installed there first; what they bring is not among the modules.
     """
-    there = set(newest().packages) | _closure(line for file in added for line in _lines(file))
+    there = set(newest().packages) | _closure(line for file in added for line in pins(file))
     found = packages_distributions().items()
     return ",".join(sorted(module for module, names in found if not there & {normalised(name) for name in names}))
 
@@ -35,11 +34,6 @@ def not_in_colab(*added: Path) -> str:
 def training_requirements() -> Path:
     """What the install cell of training.ipynb adds."""
     return ROOT / "requirements-training.txt"
-
-
-def _lines(file: Path) -> list[str]:
-    lines = (re.sub(r"#.*", "", line).strip() for line in file.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
 
 
 def _closure(requirements: Iterable[str]) -> set[str]:

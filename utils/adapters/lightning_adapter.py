@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from utils.adapters.fused_step import takes_fused
 from utils.adapters.model_adapter import AdaptedModel, adapt
 from utils.adapters.model_outputs import ModelOutputs, counted
 from utils.errors import DataError
@@ -132,14 +133,9 @@ class UniversalModelAdapter(pl.LightningModule):
     def usual_optimizer(self) -> torch.optim.Optimizer:
         """AdamW at the peak rate, as one kernel where nothing stands against it (a third of the time of one by one)."""
         groups = decay_groups(self.adapted, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=self._takes_fused(groups))
-
-    def _takes_fused(self, groups: list[dict[str, Any]]) -> bool:
-        """Whether AdamW can be one kernel: it knows real numbers only, and under a gradient scaler Lightning clips nothing."""
         scaled = self._trainer is not None and getattr(self._trainer.precision_plugin, "scaler", None) is not None
-        return not scaled and all(
-            p.is_floating_point() and p.device.type != "meta" for g in groups for p in g["params"]
-        )
+        fused = takes_fused((p for group in groups for p in group["params"]), scaled)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
 
     def rate_at(self, step: int) -> float:
         """Learning rate at an optimizer step, as a share of the peak."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from utils._tables import html_table, text_table
+from utils.adapters.fused_step import takes_fused
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.limits import available_memory
 from utils.checks.memory import GB
@@ -91,7 +92,8 @@ def measure_batch(
     device = device or training_device()
     precision = precision or pick_precision(device)[0]
     copied = copy.deepcopy(trained).to(device)
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4, fused=precision != "16-mixed")
+    fused = takes_fused(copied.parameters(), precision == "16-mixed")
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-4, fused=fused)
     moved = {name: value.to(device) for name, value in batch.items()}
 
     def forward() -> torch.Tensor:
