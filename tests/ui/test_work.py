@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from utils.errors import DataError
 from utils.testing import FakeClock
@@ -114,3 +115,18 @@ def test_a_note_before_something_long_is_shown_at_once():
     for place in range(3):
         ticket.progress(place, 9, "step", at_once=place != 1)
     assert [done for done, _, _ in shown] == [0, 2]
+
+
+@pytest.mark.parametrize(("cuda", "gpu", "held"), [("13.0", False, True), ("13.0", True, False), (None, False, False)])
+def test_a_thread_that_ends_leaves_no_dangling_device_guard(monkeypatch, cuda, gpu, held):
+    """Colab's CPU runtime: the thread that first uses fake tensors must not be the one that owns their device guard."""
+    owners = []
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(
+        torch._C, "_ensureCUDADeviceGuardSet", lambda: owners.append(threading.current_thread()), raising=False
+    )
+    worker = Worker(in_thread=True)
+    worker.start(lambda ticket: None)
+    assert worker.join(10)
+    assert owners == [threading.current_thread()] * held

@@ -141,6 +141,9 @@ class Worker:
         if not self.in_thread:
             self._work(job, ticket, done)
             return True
+        from utils.adapters.device_guard import keep_device_guard  # here: it loads torch, and the first paint need not wait
+
+        keep_device_guard()
         self._thread = threading.Thread(target=self._work, args=(job, ticket, done), name="wizard", daemon=True)
         self._thread.start()
         return True
