@@ -141,7 +141,8 @@ class Worker:
         if not self.in_thread:
             self._work(job, ticket, done)
             return True
-        from utils.adapters.device_guard import keep_device_guard  # here: it loads torch, and the first paint need not wait
+        # Imported here since it loads torch, for which the first paint need not wait.
+        from utils.adapters.device_guard import keep_device_guard
 
         keep_device_guard()
         self._thread = threading.Thread(target=self._work, args=(job, ticket, done), name="wizard", daemon=True)
