@@ -55,6 +55,13 @@ def test_file_equals_model_at_every_shape(name: str, tmp_path: Path) -> None:
     assert artifact.signature.inputs == (("input_ids", "attention_mask") if sides else ("input_ids",))
 
 
+@RECURRENT
+def test_a_recurrent_layer_is_exported_a_second_time_in_the_same_process(tmp_path: Path) -> None:
+    for formats in (("onnx",), ("pt2", "onnx"), ("onnx",)):
+        bundle = utils.export(zoo.Recurrent(), formats, tmp_path / "out", config=zoo.CONFIG)
+        assert bundle.refused.keys().isdisjoint(formats)
+
+
 def test_the_bundled_export_is_equal_at_its_own_size(tmp_path: Path) -> None:
     adapted = utils.adapt(utils.load_model(utils.examples.path()))
     artifact = ONNXExporter.export(adapted, None, tmp_path / "model.onnx")

@@ -14,7 +14,8 @@ import utils
 from export import zoo
 from utils.errors import ConfigError, ExportError, ParityError
 from utils.export.onnx import ONNXExporter
-from utils.export.quantization import SHARE, Int8Exporter, StaticInt8Exporter
+from utils.export.quantization import Int8Exporter, StaticInt8Exporter
+from utils.export.rounding import SHARE
 from utils.export.sensitivity import layers_of, noise_of
 from utils.export.signature import Shape, Signature
 from utils.export.subject import LogitsOnly, subject_of
@@ -104,7 +105,7 @@ def test_a_single_score_has_no_bits_to_be_judged_by(tmp_path: Path) -> None:
 
 def test_int8_collapse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ParityError, match=r"costs too much, however much stays in float.*with 4 layers in float"
+        ParityError, match=r"not kept, however much stays in float.*with 4 layers in float, .*COSTS TOO MUCH"
     ) as caught:
         utils.export(Sure((True,) * 12), ("int8",), tmp_path / "out", config=CONFIG)
     assert not caught.value.parity.passed
@@ -114,7 +115,7 @@ def test_int8_collapse_is_refused(tmp_path: Path) -> None:
 def test_a_collapse_is_no_reason_to_withhold_the_other_formats(tmp_path: Path) -> None:
     bundle = utils.export(Sure((True,) * 12), ("onnx", "int8"), tmp_path / "out", config=CONFIG)
     assert [artifact.format for artifact in bundle.artifacts] == ["onnx"]
-    assert "costs too much" in bundle.refused["int8"]
+    assert "COSTS TOO MUCH" in bundle.refused["int8"]
     assert bundle.manifest["refused"] == bundle.refused
     assert sorted(path.name for path in bundle.out.glob("*.onnx")) == ["model.onnx"]
 

@@ -8,6 +8,7 @@ FORMATS = {
     "torchscript": ("utils.export.torchscript", "TorchScriptExporter"),
     "int8": ("utils.export.quantization", "Int8Exporter"),
     "int8_static": ("utils.export.quantization", "StaticInt8Exporter"),
+    "int8_pt2": ("utils.export.torchao_int8", "TorchaoInt8Exporter"),
     "hf": ("utils.export.hf_folder", "HFFolderExporter"),
     "safetensors": ("utils.export.safetensors_state", "SafetensorsExporter"),
 }

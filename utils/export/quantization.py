@@ -1,15 +1,14 @@
 """int8: the ONNX file with its matrices rounded to 256 steps, kept only where it costs next to nothing.
 
 Two ways, both ONNX Runtime's own: "dynamic" rounds activations as they come, "static" by ranges that were measured on the
-model's samples (the validation text, where there is one). Where everything rounded costs too much, the layers that lose
-most stay in float and it is tried again. Leaves ranking layers to `sensitivity` and judging to `parity`.
+model's samples (the validation text, where there is one). Leaves what to keep in float to `rounding`, ranking layers to
+`sensitivity` and judging to `parity`.
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,29 +16,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from utils._extras import require
-from utils.errors import ExportError, ParityError
+from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.exporter import Exporter, destination_of
+from utils.export.exporter import destination_of
 from utils.export.onnx import EXTERNAL_DATA_ABOVE, ONNXExporter
-from utils.export.parity import Tolerance, cost_of
+from utils.export.rounding import RoundedExporter
 from utils.export.runner import first_lines
 from utils.export.samples import samples_of
 from utils.export.sensitivity import Layer, layers_of, noise_of
 from utils.export.subject import ExportSubject, subject_of
 from utils.export.tracing import chatter_in_the_log
-from utils.progress import ProgressCallback, ignore_progress
-
-logger = logging.getLogger(__name__)
-
-SHARE = 0.02
-"""Part of the model's bits, or of one bit where it has fewer, that int8 may cost on top. Sound files were measured at 0.02% to
-1%, collapsed ones far above."""
-
-METHODS = ("dynamic", "static")
+from utils.progress import ProgressCallback
 
 
-class Int8Exporter(Exporter):
+class Int8Exporter(RoundedExporter):
     """Writes int8 ONNX.
 
     Args:
@@ -54,12 +45,6 @@ class Int8Exporter(Exporter):
     file_name: ClassVar[str] = "model_int8.onnx"
     method: ClassVar[str] = "dynamic"
     kinds: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Gather")
-    tolerance: ClassVar[Tolerance] = Tolerance(
-        max_abs_diff=float("inf"),
-        bits_per_byte=float("inf"),
-        reason="weights and activations are rounded to 256 steps, so the file is judged by the bits that this costs",
-        cost=SHARE,
-    )
 
     @classmethod
     def export(
@@ -96,55 +81,7 @@ class Int8Exporter(Exporter):
         with tempfile.TemporaryDirectory() as folder:
             return self._rounded(subject, self._float.write(subject, Path(folder) / "float.onnx").path, path, ())
 
-    def stage(
-        self,
-        subject: ExportSubject,
-        folder: Path,
-        child: ChildRuntime,
-        file_name: str | None = None,
-        *,
-        validate: bool = True,
-        progress: ProgressCallback = ignore_progress,
-    ) -> Artifact:
-        """Round, weigh, and keep more in float until it costs little enough. See `Exporter.stage`."""
-        if subject.signature.output_size == 1:
-            raise ExportError(
-                f"{subject.name!r} gives a single score, and int8 is judged by what it costs in probabilities, of which one "
-                "score alone has none: every file would pass. Export it in float."
-            )
-        folder.mkdir(exist_ok=True)
-        path = folder / (file_name or self.file_name)
-        source = self._float_file(subject, folder, child, progress)
-        failures: list[str] = []
-        for kept in self._attempts(subject, source):
-            progress(0, None, f"{self.format}: rounding, {len(kept)} layers in float")
-            artifact = self._rounded(subject, source, path, kept)
-            if not validate:
-                return artifact
-            cost = self._cost(artifact, subject, child)
-            if cost.passed:
-                artifact.parity = self.prove(artifact, subject, child, progress)
-                if artifact.parity.passed:
-                    return artifact
-            why = artifact.parity.verdict if cost.passed and artifact.parity is not None else cost.line()
-            failures.append(f"with {len(kept)} layers in float, {why}")
-            logger.info("%s of %s: %s", self.format, subject.name, failures[-1])
-        raise ParityError(
-            f"int8 of {subject.name!r} costs too much, however much stays in float, and was not kept: "
-            f"{'; '.join(failures)}. Export it in float.",
-            artifact.parity or self.prove(artifact, subject, child, ignore_progress),
-        )
-
-    def _cost(self, artifact: Artifact, subject: ExportSubject, child: ChildRuntime) -> Any:
-        artifact.open_with(self.runner(artifact, subject, child))
-        try:
-            return cost_of(artifact, subject, SHARE)
-        finally:
-            artifact.close()
-
-    def _float_file(
-        self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback
-    ) -> Path:
+    def _source(self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback) -> Path:
         """The float file that is rounded, proven equal to the model: that of the same bundle, else one of its own."""
         of_the_bundle = folder.parent / ONNXExporter.format / ONNXExporter.file_name
         if of_the_bundle.is_file():  # what is not proven does not stay there
@@ -152,16 +89,8 @@ class Int8Exporter(Exporter):
         own = folder.parent / f"{self.format}-float"
         return self._float.stage(subject, own, child, progress=progress).path
 
-    def _attempts(self, subject: ExportSubject, source: Path) -> Iterator[tuple[str, ...]]:
-        """Names of the layers to keep in float, attempt by attempt: none, then the noisiest 1, 2, 4, … up to half."""
-        yield ()
-        layers = self._layers(source)
-        noise = noise_of(source, layers, self._samples(subject))
-        ranked = sorted(noise, key=lambda name: noise[name], reverse=True)
-        count = 1
-        while count <= max(1, len(ranked) // 2) and count < len(ranked):
-            yield tuple(ranked[:count])
-            count *= 2
+    def _noise(self, subject: ExportSubject, source: Path) -> dict[str, float]:
+        return noise_of(source, self._layers(source), self._samples(subject))
 
     def _rounded(self, subject: ExportSubject, source: Path, path: Path, kept: Sequence[str]) -> Artifact:
         onnx = require("onnx", extra="export", feature="int8 export")
@@ -205,10 +134,6 @@ class Int8Exporter(Exporter):
 
     def _layers(self, source: Path) -> list[Layer]:
         return [layer for layer in layers_of(source) if layer.kind in self.kinds]
-
-    def _samples(self, subject: ExportSubject) -> list[dict[str, np.ndarray]]:
-        samples = subject.samples if subject.samples is not None else samples_of(subject)
-        return list(samples.batches)
 
     def _traced(self, subject: ExportSubject) -> Any:
         from utils.export.exporter import traced_shape_for

@@ -19,6 +19,7 @@ OPENERS = {
     "int8": ("utils.export.onnx_runner", "OnnxRunner"),
     "int8_static": ("utils.export.onnx_runner", "OnnxRunner"),
     "pt2": ("utils.export.torch_runners", "ProgramRunner"),
+    "int8_pt2": ("utils.export.torch_runners", "ProgramRunner"),
     "torchscript": ("utils.export.torch_runners", "ScriptRunner"),
     "hf": ("utils.export.hf_runner", "HFFolderRunner"),
 }

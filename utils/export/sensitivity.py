@@ -1,4 +1,4 @@
-"""Which layers of an ONNX file lose most when they are rounded to int8. Knows graphs and arrays, neither models nor trainers."""
+"""Which layers lose most when they are rounded to int8, and those of an ONNX file. Knows graphs and arrays, no trainers."""
 
 from __future__ import annotations
 
@@ -70,13 +70,29 @@ def noise_of(path: Path, layers: Sequence[Layer], batches: Sequence[Mapping[str,
     return {layer.name: _noise(layer, weights[layer.weight], inputs.get(layer.given)) for layer in layers}
 
 
+def product_noise(rows: np.ndarray, matrix: np.ndarray, *, rounded_rows: bool) -> float:
+    """Noise of `rows @ matrix` when the matrix is rounded, one scale for each of its columns.
+
+    Args:
+        rows: (..., in); the first `ROWS` rows count.
+        matrix: (in, out).
+        rounded_rows: whether the rows are rounded as well.
+
+    Returns:
+        ‖rounded − exact‖² / ‖exact‖².
+    """
+    rows = rows.reshape(-1, rows.shape[-1])[:ROWS].astype(np.float32)
+    exact = rows @ matrix
+    return _share_of(exact, (_rounded_rows(rows) if rounded_rows else rows) @ _rounded_weights(matrix, axis=-1))
+
+
 def _noise(layer: Layer, weight: np.ndarray, given: np.ndarray | None) -> float:
     if layer.kind == "Gather" or given is None or layer.kind == "Conv" or weight.ndim != 2:
-        exact, rounded = weight, _rounded_weights(weight, axis=0 if layer.kind == "Conv" else -1)
-    else:
-        matrix = weight.T if layer.turned else weight
-        rows = given.reshape(-1, given.shape[-1])[:ROWS].astype(np.float32)
-        exact, rounded = rows @ matrix, _rounded_rows(rows) @ _rounded_weights(matrix, axis=-1)
+        return _share_of(weight, _rounded_weights(weight, axis=0 if layer.kind == "Conv" else -1))
+    return product_noise(given, weight.T if layer.turned else weight, rounded_rows=True)
+
+
+def _share_of(exact: np.ndarray, rounded: np.ndarray) -> float:
     power = float(np.square(exact, dtype=np.float64).sum())
     return float(np.square(exact - rounded, dtype=np.float64).sum()) / power if power > 0 else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,8 +64,7 @@ class TorchExportExporter(Exporter):
         traced = traced_shape_for(subject.signature)
         program = capture(subject, traced)
         facts = described(subject, traced)
-        with tracing(subject, "torch.export"):
-            torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+        save_program(program, path, subject, facts)
         return Artifact(self.format, path, (path,), traced, facts)
 
 
@@ -87,6 +87,18 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
+
+
+def save_program(
+    program: torch.export.ExportedProgram, path: Path, subject: ExportSubject, facts: Mapping[str, str]
+) -> None:
+    """Write a program, with what is known about it.
+
+    Raises:
+        ExportError: torch cannot write it.
+    """
+    with tracing(subject, "torch.export"):
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
 
 
 def _captured(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:

@@ -63,6 +63,7 @@ def tracing(subject: ExportSubject, format_name: str) -> Iterator[None]:
         selective_scans_in_doublings(subject.adapted, subject.signature.max_length),
         chatter_in_the_log(),
     ):
+        _forget_recurrent_dispatch()
         try:
             yield
         except ExportError:
@@ -146,11 +147,14 @@ def recurrent_layers_as_loops() -> Iterator[None]:
     except ImportError:
         yield
         return
-    operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
-    for operator in operators:
-        operator._dispatch_cache.clear()  # after an ONNX export it would still lead past the loops
     with patches.register_lstm_while_loop_decomposition(), patches.register_gru_while_loop_decomposition():
         yield
+
+
+def _forget_recurrent_dispatch() -> None:
+    """Let torch look up anew what stands for a recurrent layer: what one export found there leads the next past the loops."""
+    for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        operator._dispatch_cache.clear()
 
 
 class _Forwarder(logging.Handler):

@@ -1,0 +1,175 @@
+"""int8 for torch: the weights of linear layers in 8 bits by torchao, in a `.pt2` file that opens without torchao.
+
+Only weights are rounded, one scale for each output, so there is nothing to calibrate. Leaves what to keep in float to
+`rounding` and capturing to `torch_export`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from utils._extras import require
+from utils.errors import ExportError
+from utils.export.artifact import Artifact
+from utils.export.child import ChildRuntime
+from utils.export.exporter import described, destination_of, traced_shape_for
+from utils.export.rounding import RoundedExporter
+from utils.export.samples import samples_of
+from utils.export.sensitivity import product_noise
+from utils.export.subject import ExportSubject, LogitsOnly, copied, subject_of, undisturbed
+from utils.export.torch_export import capture, save_program
+from utils.export.tracing import chatter_in_the_log
+from utils.progress import ProgressCallback
+
+Linears = dict[str, nn.Linear]
+
+
+class TorchaoInt8Exporter(RoundedExporter):
+    """Writes `.pt2` with int8 weights.
+
+    Example:
+        >>> artifact = TorchaoInt8Exporter.export(model, tokenizer, "model_int8.pt2", config)
+        >>> torch.export.load(artifact).module()(input_ids=ids)     # elsewhere, with torch alone
+    """
+
+    format: ClassVar[str] = "int8_pt2"
+    file_name: ClassVar[str] = "model_int8.pt2"
+
+    @classmethod
+    def export(
+        cls,
+        model: object,
+        tokenizer: object = None,
+        output_path: str | Path = "model_int8.pt2",
+        config: object = None,
+        validation_text: str | None = None,
+    ) -> Artifact:
+        """Export one model to one file.
+
+        Args:
+            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
+            tokenizer: needed for `validation_text`.
+            output_path: the file; an existing folder gets `model_int8.pt2`.
+            config: limits that the model does not tell itself.
+            validation_text: what the file is judged on.
+
+        Raises:
+            MissingPackageError: torchao is not installed.
+            ExportError: there is nothing to round, or torch cannot capture the model. ParityError, a kind of it: int8 costs
+                too much, whatever stays in float.
+            ConfigError, TokenizerError: see `subject_of`.
+        """
+        destination = destination_of(output_path, cls.file_name)
+        subject = subject_of(model, tokenizer=tokenizer, config=config)
+        return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
+
+    def __init__(self) -> None:
+        """Check that torchao is installed; raises `MissingPackageError` otherwise."""
+        require("torchao", extra="export", feature="int8 export for torch")
+
+    def write(self, subject: ExportSubject, path: Path) -> Artifact:
+        """Round every linear layer. See `Exporter.write`."""
+        return self._rounded(subject, _with_linear_layers(subject), path, ())
+
+    def _source(
+        self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback
+    ) -> ExportSubject:
+        return _with_linear_layers(subject)
+
+    def _noise(self, subject: ExportSubject, source: ExportSubject) -> Mapping[str, float]:
+        return _noise_of(source, self._samples(subject)[0])
+
+    def _rounded(self, subject: ExportSubject, source: ExportSubject, path: Path, kept: Sequence[str]) -> Artifact:
+        rounded = replace(source, adapted=copied(source.adapted))
+        chosen = {name: layer for name, layer in _linears(rounded.adapted).items() if name not in kept}
+        if not chosen:
+            raise ExportError(
+                f"{subject.name!r} has no plain linear layer with weights of its own, and int8_pt2 rounds no others. Export "
+                "int8, which rounds every product of the ONNX file."
+            )
+        with chatter_in_the_log():
+            _round(rounded.adapted, set(map(id, chosen.values())))
+        traced = traced_shape_for(subject.signature)
+        program = capture(rounded, traced)
+        facts = described(subject, traced, "torchao")
+        facts |= {"int8": f"weights, {len(chosen)} layers rounded", "kept in float": ", ".join(kept) or "none"}
+        save_program(program, path, rounded, facts)
+        return Artifact(self.format, path, (path,), traced, facts)
+
+
+def _round(model: nn.Module, chosen: set[int]) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-untyped]
+    from torchao.utils import unwrap_tensor_subclass  # type: ignore[import-untyped]
+
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: id(module) in chosen)
+    unwrap_tensor_subclass(model)  # as plain tensors and operators of torch: the file then needs no torchao
+
+
+def _with_linear_layers(subject: ExportSubject) -> ExportSubject:
+    """The model with every transformers `Conv1D`, a linear layer whose weights lie the other way, as a linear layer."""
+    library = sys.modules.get("transformers.pytorch_utils")  # whoever holds such a layer has imported it
+    if library is None or not any(isinstance(module, library.Conv1D) for module in subject.adapted.modules()):
+        return subject
+    adapted = copied(subject.adapted)
+    for parent in list(adapted.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, library.Conv1D):
+                setattr(parent, name, _as_linear(module))
+    return replace(subject, adapted=adapted)
+
+
+def _as_linear(layer: Any) -> nn.Linear:
+    inputs, outputs = layer.weight.shape
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=layer.bias is not None)
+    linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+    if layer.bias is not None:
+        linear.bias = layer.bias
+    return linear.train(layer.training)
+
+
+def _linears(model: nn.Module) -> Linears:
+    """Linear layers by name whose weights nobody else reads.
+
+    A tied head stays float, else its matrix were there twice; so do the last layer of `nn.MultiheadAttention` and layers with
+    a forward of their own, which hand their weights to operators that take no rounded ones.
+    """
+    uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and uses[id(module.weight)] == 1
+        and module.weight.is_floating_point()
+    }
+
+
+def _noise_of(subject: ExportSubject, feeds: Mapping[str, Any]) -> dict[str, float]:
+    """Noise of each linear layer's output for one batch; layers that the batch does not reach have none."""
+    found: dict[str, float] = {}
+
+    def watch(name: str, layer: nn.Linear) -> Any:
+        def hook(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            matrix = layer.weight.detach().T.numpy()
+            found[name] = max(found.get(name, 0.0), product_noise(given[0].numpy(), matrix, rounded_rows=False))
+
+        return layer.register_forward_pre_hook(hook)
+
+    hooks = [watch(name, layer) for name, layer in _linears(subject.adapted).items()]
+    try:
+        with undisturbed(subject.adapted):
+            LogitsOnly(subject.adapted)(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
