@@ -53,7 +53,7 @@ SECONDS = 120.0
 """How long one opening or call may take in the child."""
 
 _NAMES_ITS_CAUSE = (
-    r"aten[.:]|\bprims?[.:]|\b[Oo]perator\b|\bONNX function\b|\b(?:node|op)\b",  # an operator
+    r"aten[.:]|\bprims?[.:]|\b[Oo]perator\b|\bONNX function\b|\b(?:node|op)\b|\bnn\.\w+",  # an operator
     r"\bbatch \d|\blength \d|\bshape|\bdimension|\bsize of tensor|\bstatic\b|\bspecializ|\bdynamic\b|\bstride",  # a shape
     r"data-dependent|\bmask\b|\bids\b|\bargument|\binputs?\b|\bscript|\bpickl|\bstate\b|\brandom|\bNaN\b",  # a convention
 )

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from utils._extras import require
 from utils.errors import ExportError
@@ -27,10 +26,21 @@ from utils.export.samples import samples_of
 from utils.export.sensitivity import product_noise
 from utils.export.subject import ExportSubject, LogitsOnly, copied, subject_of, undisturbed
 from utils.export.torch_export import capture, save_program
-from utils.export.tracing import chatter_in_the_log
+from utils.export.tracing import chatter_in_the_log, without_fast_path
 from utils.progress import ProgressCallback
 
-Linears = dict[str, nn.Linear]
+
+@dataclass(frozen=True)
+class _Layers:
+    """What is rounded.
+
+    Attributes:
+        subject: the model, all its linear layers as `nn.Linear`.
+        noise: layers that can be rounded, by name → the noise that rounding brings into their output.
+    """
+
+    subject: ExportSubject
+    noise: Mapping[str, float]
 
 
 class TorchaoInt8Exporter(RoundedExporter):
@@ -78,26 +88,28 @@ class TorchaoInt8Exporter(RoundedExporter):
 
     def write(self, subject: ExportSubject, path: Path) -> Artifact:
         """Round every linear layer. See `Exporter.write`."""
-        return self._rounded(subject, _with_linear_layers(subject), path, ())
+        return self._rounded(subject, self._found(subject), path, ())
 
-    def _source(
-        self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback
-    ) -> ExportSubject:
-        return _with_linear_layers(subject)
+    def _source(self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback) -> _Layers:
+        return self._found(subject)
 
-    def _noise(self, subject: ExportSubject, source: ExportSubject) -> Mapping[str, float]:
-        return _noise_of(source, self._samples(subject)[0])
+    def _found(self, subject: ExportSubject) -> _Layers:
+        as_linears = _with_linear_layers(subject)
+        return _Layers(as_linears, _noise_of(as_linears, self._samples(subject)[0]))
 
-    def _rounded(self, subject: ExportSubject, source: ExportSubject, path: Path, kept: Sequence[str]) -> Artifact:
-        rounded = replace(source, adapted=copied(source.adapted))
-        chosen = {name: layer for name, layer in _linears(rounded.adapted).items() if name not in kept}
+    def _noise(self, subject: ExportSubject, source: _Layers) -> Mapping[str, float]:
+        return source.noise
+
+    def _rounded(self, subject: ExportSubject, source: _Layers, path: Path, kept: Sequence[str]) -> Artifact:
+        rounded = replace(source.subject, adapted=copied(source.subject.adapted))
+        chosen = [name for name in source.noise if name not in kept]
         if not chosen:
             raise ExportError(
-                f"{subject.name!r} has no plain linear layer with weights of its own, and int8_pt2 rounds no others. Export "
-                "int8, which rounds every product of the ONNX file."
+                f"{subject.name!r} calls no nn.Linear with weights of its own, and int8_pt2 rounds no others. Export int8, which "
+                "rounds every product of the ONNX file."
             )
         with chatter_in_the_log():
-            _round(rounded.adapted, set(map(id, chosen.values())))
+            _round(rounded.adapted, {id(rounded.adapted.get_submodule(name)) for name in chosen})
         traced = traced_shape_for(subject.signature)
         program = capture(rounded, traced)
         facts = described(subject, traced, "torchao")
@@ -136,38 +148,37 @@ def _as_linear(layer: Any) -> nn.Linear:
     return linear.train(layer.training)
 
 
-def _linears(model: nn.Module) -> Linears:
-    """Linear layers by name whose weights nobody else reads.
-
-    A tied head stays float, else its matrix were there twice; so do the last layer of `nn.MultiheadAttention` and layers with
-    a forward of their own, which hand their weights to operators that take no rounded ones.
-    """
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Plain linear layers by name whose weights no other layer holds: a tied head, rounded, would be there twice."""
     uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and not isinstance(module, NonDynamicallyQuantizableLinear)
         and uses[id(module.weight)] == 1
         and module.weight.is_floating_point()
     }
 
 
 def _noise_of(subject: ExportSubject, feeds: Mapping[str, Any]) -> dict[str, float]:
-    """Noise of each linear layer's output for one batch; layers that the batch does not reach have none."""
+    """Noise of each linear layer's output for one batch.
+
+    A layer that the model never calls is not among them: where code reads its weights instead, as `nn.MultiheadAttention`
+    does, they go to operators that take no rounded ones.
+    """
     found: dict[str, float] = {}
 
     def watch(name: str, layer: nn.Linear) -> Any:
-        def hook(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            matrix = layer.weight.detach().T.numpy()
-            found[name] = max(found.get(name, 0.0), product_noise(given[0].numpy(), matrix, rounded_rows=False))
+        def hook(module: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+            rows, matrix = (*given, *named.values())[0].numpy(), layer.weight.detach().T.numpy()
+            found[name] = max(found.get(name, 0.0), product_noise(rows, matrix, rounded_rows=False))
 
-        return layer.register_forward_pre_hook(hook)
+        return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     hooks = [watch(name, layer) for name, layer in _linears(subject.adapted).items()]
     try:
-        with undisturbed(subject.adapted):
+        with undisturbed(subject.adapted), without_fast_path():
             LogitsOnly(subject.adapted)(**{name: torch.from_numpy(array) for name, array in feeds.items()})
     finally:
         for hook in hooks:
