@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -57,11 +58,28 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_POST(self) -> None:
+        """What a file system of the Hub asks before it opens files: /api/datasets/NAME/paths-info/REVISION."""
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {path}")
+        files = self.hub.repositories.get(path.removeprefix("/api/datasets/").split("/paths-info/")[0], {})
+        known = [self._described(file, files[file]) for file in asked.get("paths", []) if file in files]
+        self._send(200, json.dumps(known).encode(), True, {"Content-Type": "application/json"})
+
+    @staticmethod
+    def _described(file: str, content: bytes) -> dict[str, Any]:
+        return {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         time.sleep(self.hub.delay)
-        if path.startswith("/api/datasets/"):
+        if "/tree/" in path:
+            files = self.hub.repositories.get(path.removeprefix("/api/datasets/").split("/tree/")[0], {})
+            listed = [self._described(file, content) for file, content in files.items()]
+            self._send(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
+        elif path.startswith("/api/datasets/"):
             name = path.removeprefix("/api/datasets/").split("/revision/")[0]
             self._list(name, body)
         else:
@@ -93,7 +111,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         else:
             tag = hashlib.sha256(content).hexdigest()
-            self._send(200, content, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+            known = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted is None:
+                self._send(200, content, body, known)
+            else:
+                begin, end = int(wanted[1]), min(int(wanted[2]) + 1, len(content))
+                known["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+                self._send(206, content[begin:end], body, known)
 
     def _send(self, status: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
         try:

@@ -18,12 +18,14 @@ import numpy as np
 from utils.errors import DataError
 from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.packing import PackedBlocks
+from utils.tokenization.streaming import StreamedBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tokens = np.ndarray | PackedBlocks | PaddedDocuments
-"""Ids of which all are predicted but the first of each row: arrays (N, T), packed blocks, or single documents."""
+Tokens = np.ndarray | PackedBlocks | PaddedDocuments | StreamedBlocks
+"""Ids of which all are predicted but the first of each row: arrays (N, T), packed blocks, single documents, or a stream, whose
+first group stands for all."""
 
 
 @dataclass(frozen=True)

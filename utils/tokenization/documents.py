@@ -168,13 +168,18 @@ def _from_dataset(data: Any, column: str | None) -> ColumnView:
         )
     if not hasattr(data, "select_columns") or not hasattr(data, "num_rows"):
         raise DataError(
-            f"A {type(data).__name__} has no length, and text is read more than once. Write it to disk first: "
-            "datasets.Dataset.from_generator(lambda: iter(streamed))."
+            f"A {type(data).__name__} has no length, and text is read more than once here. utils.train reads it as a stream; for "
+            "anything else write it to disk first: datasets.Dataset.from_generator(lambda: iter(streamed))."
         )
-    return ColumnView(data, _chosen_column(list(names or []), column))
+    return ColumnView(data, chosen_column(list(names or []), column))
 
 
-def _chosen_column(names: list[str], column: str | None) -> str:
+def chosen_column(names: list[str], column: str | None) -> str:
+    """The column that holds the text: the named one, else the only one, else the first of `TEXT_COLUMNS`.
+
+    Raises:
+        DataError: there is no such column.
+    """
     if column is None and len(names) == 1:
         return names[0]
     chosen = next((name for name in TEXT_COLUMNS if name in names), None) if column is None else column

@@ -30,7 +30,7 @@ class DataLoaderFactory:
         self.seed, self.pin_memory, self.workers = seed, pin_memory, workers
 
     def train(self, samples: Samples, window: Window) -> DataLoader[Any]:
-        """Every sample once an epoch, shuffled; the order is a function of seed and epoch."""
+        """Every sample once an epoch, shuffled unless they come in an order of their own; a function of seed and epoch."""
         sampler = EpochBatchSampler(
             len(samples),
             window.batch_size,
@@ -38,6 +38,7 @@ class DataLoaderFactory:
             window.accumulation,
             loss_tokens=samples.loss_tokens if window.accumulation > 1 else None,
             lengths=samples.lengths,
+            shuffle=not samples.in_order,
         )
         return self._loader(samples, sampler)
 
@@ -46,13 +47,14 @@ class DataLoaderFactory:
         return self._loader(samples, EpochBatchSampler(len(samples), batch_size, shuffle=False))
 
     def _loader(self, samples: Samples, sampler: EpochBatchSampler) -> DataLoader[Any]:
+        workers = 0 if samples.in_order else self.workers
         return DataLoader(
             _Weighed(samples),
             batch_sampler=sampler,
             collate_fn=_same,  # `__getitems__` already returns a batch
             pin_memory=self.pin_memory,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # else each new iterator draws from the global one
         )
 

@@ -21,10 +21,12 @@ class Samples(Dataset[Batch]):
     Attributes:
         fingerprint: hash of everything that decides what the samples hold.
         task: the task that they are made for; None where that is not known.
+        in_order: whether they can be asked for in rising order only, by one process: nobody shuffles them then.
     """
 
     fingerprint: str
     task: ClassVar[str | None] = None
+    in_order: ClassVar[bool] = False
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -101,6 +101,23 @@ def load_from_hub(name: str, options: ReadOptions, progress: ProgressCallback = 
     return loaded
 
 
+def training_files(name: str, options: ReadOptions) -> tuple[Listing, list[str]]:
+    """What a data set holds, and its files for training in their order.
+
+    Raises:
+        DataError: as for `load_from_hub`.
+    """
+    if not is_repository(name):
+        raise DataError(f"{name!r} is neither a file or folder here nor the name of a Hub data set ('owner/name').")
+    require("huggingface_hub", extra="training", feature="Reading from the Hugging Face Hub")
+    listing = list_files(name, options.revision, [])
+    parts = _parts(listing, options, [])
+    part = options.split or ("train" if "train" in parts else next(iter(parts)))
+    if part not in parts:
+        raise DataError(f"{name} has no part {part!r}; it has {', '.join(map(repr, parts))}.")
+    return listing, parts[part]
+
+
 class HubRows:
     """Rows of one file of a repository, which is downloaded when the first row is asked for."""
 

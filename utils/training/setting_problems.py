@@ -201,10 +201,19 @@ _TEXTS: dict[str, Callable[[Any], str | None]] = {
 # ---- several settings together -------------------------------------------------------------------------------------------
 def _together(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:
     """(settings, complaint) for combinations that cannot do what they say."""
+    yield from _stream_problems(config)
     yield from _schedule_problems(config)
     yield from _early_stopping_problems(config)
     yield from _hardware_problems(config)
     yield from _folder_problems(config)
+
+
+def _stream_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:
+    if config.stream_data and config.max_steps is None:
+        yield (
+            {"stream_data", "max_steps"},
+            "stream_data=True needs max_steps, the optimizer steps after which training ends: a stream has no length.",
+        )
 
 
 def _schedule_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]:

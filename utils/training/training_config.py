@@ -33,7 +33,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("vocab_size", "d_model", "num_layers", "initialisation"),
     "training": (
         *("learning_rate", "batch_size", "epochs", "max_steps", "max_length", "weight_decay", "gradient_clip_norm"),
-        *("gradient_accumulation_steps", "label_smoothing", "ema_decay", "objective", "random_seed", "deterministic"),
+        *(
+            "stream_data",
+            "gradient_accumulation_steps",
+            "label_smoothing",
+            "ema_decay",
+            "objective",
+            "random_seed",
+            "deterministic",
+        ),
     ),
     "schedule": ("learning_rate_schedule", "final_learning_rate_ratio", "warmup_ratio"),
     "validation": (
@@ -88,6 +96,9 @@ class TrainingConfig:
     """Optimizer steps after which training ends, repeating the text as often as needed; None leaves it to epochs."""
     max_length: int | None = None
     """Tokens per block; None takes the model's limit, and a value above the limit is lowered to it."""
+    stream_data: bool = False
+    """True reads the text while it is trained on, for text larger than memory or disk; needs max_steps, and keeps the first
+    200,000 characters for validation."""
     learning_rate_schedule: str = "cosine"
     """What the learning rate does after warm-up: "cosine" and "linear" fall to final_learning_rate_ratio, "constant" stays."""
     final_learning_rate_ratio: float = 0.1

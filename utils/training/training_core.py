@@ -17,6 +17,7 @@ from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.split import sides
 from utils.tokenization.validator import TokenizerValidator
+from utils.training.data_streams import is_stream, open_stream
 from utils.training.dataset_utilities import DatasetLoader, resolve_data
 from utils.training.result import TrainingResult
 from utils.training.run_manifest import describe_data
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from utils.loading.model_loader import LoadedModel
     from utils.tokenization.data_module import UniversalDataModule
     from utils.tokenization.documents import Documents
+    from utils.tokenization.streaming import StreamedText
     from utils.training.engine.hooks import TrainingHooks
     from utils.training.engine.trainer import Trainer
     from utils.training.live_plot import LivePlot
@@ -64,7 +66,8 @@ def train(
     Args:
         model: an `AdaptedModel`, what `load_model` gave, or an `nn.Module`.
         data: "python-docs" (bundled), the name of a built-in example ("lm_tiny", "cls_tiny", …: see `task_spec`), whatever else `DatasetLoader.from_anything` takes (a path, the name of a Hub data set, an
-            upload, a list of texts, a `datasets.Dataset`), token ids (a tensor (N, T), or a list of tensors (T,) of one
+            upload, a list of texts, a `datasets.Dataset`), a stream (a `datasets.IterableDataset`; with `stream_data` also a
+            path or a Hub name), token ids (a tensor (N, T), or a list of tensors (T,) of one
             length), or a `UniversalDataModule` of the model's task. A model that is no language model takes pairs: (text, class),
             (source, target) or (image, class), or data with columns of that kind. A part of the
             documents that depends on their content alone is kept for validation (see `tokenization.split`); the data's own
@@ -202,6 +205,8 @@ class TrainingCoordinator:
         from utils.tokenization.data_module import UniversalDataModule
 
         fraction, data = self.settings.validation_fraction, _example_or(self.dataset)
+        if self.settings.stream_data or is_stream(data):
+            return self._streamed(data, notes)
         blocks = _blocks_of(data)
         if blocks is not None:
             return _split_blocks(blocks, fraction)
@@ -214,6 +219,18 @@ class TrainingCoordinator:
             self.tokenizer = self._fitting_tokenizer(text.train, notes)
             return text.train, text.validation
         return self._labelled(data, notes), None
+
+    def _streamed(self, data: Any, notes: bool | ProgressCallback) -> tuple[StreamedText, list[str]]:
+        """A stream, and its first documents for validation."""
+        if self.adapted.contract.task != "lm":
+            raise DataError(
+                f"{self.adapted.name} is trained on {self.adapted.contract.task!r}, and a stream holds text for next-token training "
+                "only. Leave stream_data out, and pass a part of the data that fits the disk."
+            )
+        column = None if self.spec is None else self.spec.for_data().get("column")
+        text = open_stream(data, column)
+        self.tokenizer = self._fitting_tokenizer(text.sample() if self.tokenizer is None else text.held_back, notes)
+        return text, text.held_back
 
     def _labelled(self, data: Any, notes: bool | ProgressCallback) -> UniversalDataModule:
         """Examples with a class or a target each."""

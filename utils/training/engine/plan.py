@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -82,6 +82,7 @@ class Callbacks:
     Attributes:
         deciding: those that change weights or end the run.
         checkpoint: the one that saves; it is the last, so that it sees what the others kept.
+        data: those that keep where the data is.
     """
 
     training: TrainingLoop
@@ -89,10 +90,14 @@ class Callbacks:
     deciding: list[pl.Callback]
     watchers: Watchers
     checkpoint: ResumableCheckpoint
+    data: list[pl.Callback] = field(default_factory=list)
 
     def in_order(self) -> list[pl.Callback]:
         """All of them."""
-        return [self.training, self.validation, *self.deciding, *self.watchers.in_order(), self.checkpoint]
+        return [
+            *(self.training, self.validation, *self.data, *self.deciding, *self.watchers.in_order()),
+            self.checkpoint,
+        ]
 
     def restore_finished(self, checkpoint: dict[str, Any]) -> None:
         """Take the histories of a run whose last step has been done from its checkpoint."""

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils.adapters.model_adapter import AdaptedModel
-from utils.errors import DataError, TokenizerError, TrainingError
+from utils.errors import ConfigError, DataError, TokenizerError, TrainingError
 from utils.tokenization.data_module import UniversalDataModule, check_fits
 from utils.tokenization.documents import Documents, as_documents
 from utils.tokenization.masked_lm import MaskedBlocks
 from utils.tokenization.packing import PackedBlocks, pack_documents
 from utils.tokenization.samples import DEFAULT_BLOCK_LENGTH, Samples
+from utils.tokenization.streaming import StreamedBlocks, StreamedText
 from utils.tokenization.vision import VisionDataCollator
 from utils.training.engine.loss import LossStrategyRegistry
 from utils.training.training_config import TrainingConfig
@@ -75,10 +76,26 @@ class SampleMaker:
     def _made(self, train_data: Any, val_data: Any) -> tuple[Samples, Samples | None]:
         if isinstance(train_data, UniversalDataModule):
             return self._parts_of(train_data)
+        if isinstance(train_data, StreamedText):
+            train_data = self._streamed(train_data)
         if self.task != "lm" and not isinstance(train_data, (Samples, np.ndarray, torch.Tensor)):
             return self._parts_of(self._data_module(train_data, val_data))
         train = self._samples(train_data, "training")
         return train, None if val_data is None else self._samples(val_data, "validation")
+
+    def _streamed(self, text: StreamedText) -> StreamedBlocks:
+        """As many blocks as the steps of the run need.
+
+        Raises:
+            ConfigError: no number of steps.
+        """
+        settings = self.settings
+        if settings.max_steps is None:
+            raise ConfigError("A stream has no length: set max_steps=, the optimizer steps after which training ends.")
+        if self.tokenizer is None:
+            raise TokenizerError("The training data is a stream of text: pass tokenizer=.")
+        count = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps
+        return StreamedBlocks(text, self.tokenizer, self._block_length(), count, settings.random_seed)
 
     def _parts_of(self, module: UniversalDataModule) -> tuple[Samples, Samples | None]:
         if module.task != self.task:

@@ -32,6 +32,7 @@ from utils.tokenization.bpe_trainer import save_tokenizer
 from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.packing import PackedBlocks
 from utils.tokenization.samples import Samples
+from utils.tokenization.streaming import StreamedBlocks
 from utils.training.drift_metrics import DRIFT_FILE, drift_between
 from utils.training.engine.checkpoint import CheckpointMetadata, CheckpointStore, changed_environment, environment
 from utils.training.engine.compilation import Compilation, compiled
@@ -53,6 +54,7 @@ from utils.training.engine.precision import check_precision, find_overflow, pick
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.samples import SampleMaker
 from utils.training.engine.strategy_guard import check_strategy
+from utils.training.engine.stream_place import stream_places
 from utils.training.engine.surroundings import interruptible, quiet_lightning
 from utils.training.engine.watching import destination_of, watchers
 from utils.training.fingerprint import model_identity, weights_hash
@@ -276,7 +278,7 @@ class Trainer:
     def _bits(self, samples: Samples | None) -> BitsPerByte | None:
         known = (
             self.adapted.contract.task == "lm"
-            and isinstance(samples, (PackedBlocks, PaddedDocuments))
+            and isinstance(samples, (PackedBlocks, PaddedDocuments, StreamedBlocks))
             and self.tokenizer is not None
         )
         return BitsPerByte.of(samples, self.tokenizer) if known else None  # type: ignore[arg-type]
@@ -405,6 +407,7 @@ class Trainer:
                 self.plot,
             ),
             resumable,
+            stream_places(plan.train),
         )
 
     def _mirrored(self) -> str:

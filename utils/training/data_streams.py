@@ -1,0 +1,85 @@
+"""From what a person passes as `data=` to a stream: which files are read, in which order, and by which of `datasets`' readers.
+
+Reads no text itself; `tokenization.streaming` does, while a model is trained.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from utils._extras import require
+from utils.errors import DataError
+from utils.tokenization.streaming import StreamedText
+from utils.training.data_sources import KINDS, file_on_disk, list_folder
+from utils.training.loaded_dataset import ReadOptions
+
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "txt": ("text", {"sample_by": "paragraph"}),
+    "csv": ("csv", {}),
+    "tsv": ("csv", {"sep": "\t"}),
+    "json": ("json", {}),
+    "jsonl": ("json", {}),
+    "parquet": ("parquet", {}),
+    "arrow": ("arrow", {}),
+}
+"""Kind of file → reader of `datasets`, and how it reads: a paragraph of a text file is a document."""
+
+
+def is_stream(data: Any) -> bool:
+    """Whether data can be read forward only."""
+    library = sys.modules.get("datasets")  # whoever holds one has imported it
+    return isinstance(data, StreamedText) or (library is not None and isinstance(data, library.IterableDataset))
+
+
+def open_stream(data: Any, column: str | None = None) -> StreamedText:
+    """The text of files, of a data set of the Hub, or of a `datasets.IterableDataset`, as a stream.
+
+    Args:
+        data: a path of a file or of a folder whose files are read in the order of their names; "owner/name" of the Hub, at
+            its present commit; a `datasets.IterableDataset`; or a `StreamedText`, which is given back.
+        column: the column that holds text; None takes a usual name, or the only one.
+
+    Raises:
+        DataError: nothing that can be read forward, or as `StreamedText` says.
+
+    Example:
+        >>> utils.train(model, open_stream("shards/"), TrainingConfig(max_steps=50_000))
+    """
+    if isinstance(data, StreamedText):
+        return data
+    require("datasets", extra="training", feature="Streaming")
+    if is_stream(data):
+        return StreamedText(data, column)
+    if not isinstance(data, (str, Path)):
+        raise DataError(
+            f"A {type(data).__name__} lies in memory and is no stream: leave stream_data out. Streams are files, folders, data "
+            "sets of the Hub, and a datasets.IterableDataset."
+        )
+    path = Path(data).expanduser()
+    if path.is_dir():
+        folder = list_folder(path)
+        chosen = folder.files.get("train", folder.files.get("", []))
+        return _opened(str(data), folder.kind, [str(file) for file, _ in chosen], column)
+    if path.exists():
+        return _opened(str(data), file_on_disk(path).kind, [str(path)], column)
+    return _from_hub(str(data), column)
+
+
+def _from_hub(name: str, column: str | None) -> StreamedText:
+    """The training files of a data set, at its present commit; nothing of it runs, and nothing is kept on disk."""
+    from utils.training.data_hub import training_files
+
+    listing, files = training_files(name, ReadOptions())
+    addresses = [f"hf://datasets/{name}@{listing.commit}/{file}" for file in files]
+    return _opened(name, KINDS[PurePosixPath(files[0]).suffix.lower()], addresses, column)
+
+
+def _opened(name: str, kind: str, files: Sequence[str], column: str | None) -> StreamedText:
+    import datasets
+
+    reader, how = _READERS[kind]
+    rows = datasets.load_dataset(reader, data_files=list(files), split="train", streaming=True, **how)
+    return StreamedText(rows, column, name)
