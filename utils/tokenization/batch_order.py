@@ -100,9 +100,20 @@ class EpochBatchSampler(Sampler[list[int]]):
             found += [count * self.accumulation / max(sum(window), 1) for count in window]
         return found
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def whole(self, own: int) -> int:
+        """Batches of the order that stand for so many of this sampler's: the same number, where nothing is dealt out."""
+        return own
+
+    def own(self, whole: int) -> int:
+        """The other way round."""
+        return whole
+
+    def _begin(self) -> None:
         if self.now is not None:
             self.set_epoch(self.now())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._begin()
         batches = self.batches(self.epoch)
         made = [BatchIndices(batch, self.epoch, share) for batch, share in zip(batches, self.shares(batches))]
         return iter(made[self.start :])
