@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.tokenization.batch_order import BatchIndices, EpochBatchSampler, Window
-from utils.tokenization.pieces import DealtBatchSampler, Hand
+from utils.tokenization.pieces import ONE_HAND, DealtBatchSampler, Hand
 from utils.tokenization.samples import Samples
 
 SHARE = "loss_share"
@@ -29,7 +29,7 @@ class DataLoaderFactory:
         hand: which of several training processes the batches are for.
     """
 
-    def __init__(self, seed: int = 0, pin_memory: bool = False, workers: int = 0, hand: Hand = Hand()) -> None:
+    def __init__(self, seed: int = 0, pin_memory: bool = False, workers: int = 0, hand: Hand = ONE_HAND) -> None:
         self.seed, self.pin_memory, self.workers, self.hand = seed, pin_memory, workers, hand
 
     def train(self, samples: Samples, window: Window) -> DataLoader[Any]:

@@ -25,6 +25,10 @@ class Hand:
     world: int = 1
 
 
+ONE_HAND = Hand()
+"""All of the data, for one process."""
+
+
 def cuts(accumulation: int, world: int) -> int:
     """Pieces into which each batch is cut."""
     return world // math.gcd(accumulation, world)
@@ -70,9 +74,7 @@ def dealt(
     parts = [part for batch in window for part in _cut(batch, number)]
     labels = [len(part) if weights is None else int(weights[part].sum()) for part in parts]
     unit = accumulation * number / max(sum(labels), 1)
-    pieces = [
-        Piece(part, count * unit) if part else Piece([window[0][0]], 0.0) for part, count in zip(parts, labels)
-    ]
+    pieces = [Piece(part, count * unit) if part else Piece([window[0][0]], 0.0) for part, count in zip(parts, labels)]
     pieces += [Piece([window[0][0]], 0.0)] * (-len(pieces) % world)
     return [pieces[rank::world] for rank in range(world)]
 

@@ -101,10 +101,10 @@ class Processes:
         if not self.several:
             return action()
         value, error = _attempt(action) if self.leads else (None, None)
-        box = [value, _portable(error, 0)]
+        box: list[Any] = [value, _portable(error, 0)]
         dist.broadcast_object_list(box, src=0)
         _raise_any(self.rank, error, [box[1]])
-        return box[0]  # type: ignore[return-value]
+        return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
         """What the action gives here, once it is done in every process. It must not talk to the others.
@@ -167,7 +167,7 @@ ALONE = Processes()
 def _form_group(place: Place) -> None:
     """Form the group before Lightning would, which takes the one that there is."""
     if "RANK" not in os.environ:  # SLURM names neither address nor port; Lightning's rule for both
-        from lightning_fabric.plugins.environments import SLURMEnvironment
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
@@ -197,7 +197,7 @@ def _portable(error: BaseException | None, rank: int) -> BaseException | None:
     if error is None:
         return None
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - whatever a foreign class does when it is copied
         error = TrainingError(f"process {rank} failed: {type(error).__name__}: {error}")
     return error

@@ -344,7 +344,6 @@ class ResumableCheckpoint(GenerationSaver):
                 f"Training stopped after optimizer step {trainer.global_step:,}; that step is saved and training can go on from it."
             )
 
-
     def _share_signal(self) -> None:
         """Want in all processes what any of them was told by a signal."""
         self._signals.wanted = self.processes.highest([self._signals.wanted or 0])[0] or None
