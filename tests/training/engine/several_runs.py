@@ -120,13 +120,19 @@ def launch(folder: Path, jobs: dict[str, dict[str, Any]], world: int = 2) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     torchrun([str(Path(__file__)), str(folder)], world)
-    return {name: json.loads((folder / f"{name}.out").read_text()) for name in jobs if (folder / f"{name}.out").exists()}
+    return {
+        name: json.loads((folder / f"{name}.out").read_text()) for name in jobs if (folder / f"{name}.out").exists()
+    }
 
 
 def torchrun(words: list[str], world: int = 2) -> subprocess.CompletedProcess[str]:
     """Start processes as people do."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
     return subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 

@@ -65,7 +65,9 @@ def test_one_process_goes_on_where_two_stopped(step, one, two, workspace):
 @pytest.mark.parametrize("step", STOPS)
 def test_two_processes_go_on_where_one_stopped(step, one, two):
     later = two[f"on-2-at-{step}"]
-    before = {"seen": {name: ids for name, ids in one["seen"].items() if int(name) <= step}}  # what one process had seen
+    before = {
+        "seen": {name: ids for name, ids in one["seen"].items() if int(name) <= step}
+    }  # what one process had seen
     _goes_on(one, before, later, step)
 
 
