@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from utils.errors import TransformerBuilderError
+from utils.errors import RAISED_ELSEWHERE, TransformerBuilderError
 from utils.ui import (
     export_commands,
     link_command,
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except TransformerBuilderError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, RAISED_ELSEWHERE, False):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a folder or file that cannot be written, a full disk
         logging.getLogger(__name__).debug("the operating system refused", exc_info=True)

@@ -6,6 +6,9 @@ written against the standard exceptions keeps working. A message says what was e
 
 from __future__ import annotations
 
+RAISED_ELSEWHERE = "raised_elsewhere"
+"""Attribute, true on an error that another process of the same training raised, and tells of."""
+
 
 class TransformerBuilderError(Exception):
     """Root of the tree: `except TransformerBuilderError` catches everything that this package raises on purpose."""

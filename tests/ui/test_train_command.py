@@ -41,7 +41,7 @@ def test_every_setting_has_a_flag_with_its_own_words(capsys: pytest.CaptureFixtu
 
 
 OTHER = {  # a value for each setting that is not its default, as it is typed; those of --preset-like use stand for themselves
-    "learning_rate": "1e-3", "batch_size": "4", "epochs": "3", "max_steps": "70", "max_length": "32", "weight_decay": "0",
+    "learning_rate": "1e-3", "batch_size": "4", "epochs": "3", "max_steps": "70", "max_length": "32", "stream_data": True, "weight_decay": "0",
     "learning_rate_schedule": "linear", "final_learning_rate_ratio": "0.5", "warmup_ratio": "0.2", "gradient_clip_norm": "2",
     "gradient_accumulation_steps": "2", "fit_batch_to_memory": False, "label_smoothing": "0.1", "ema_decay": "0.99",
     "early_stopping_patience": "2", "early_stopping_min_delta": "0.01", "gradient_checkpointing": True, "compile_mode": "default",
@@ -81,7 +81,7 @@ def test_flags_override_a_file_and_a_preset(tmp_path: Path, capsys: pytest.Captu
         (["--precision", "fp16", "--devices", "2"], ["did you mean '16-mixed'", "devices=2 needs strategy"]),
         (["--config", "missing.json"], ["There is no file missing.json"]),
         (["--preset", "fast"], ["did you mean 'fast_dev'"]),
-        (["--strategy", "ddp", "--devices", "2"], ["this release"]),
+        (["--strategy", "ddp", "--devices", "2"], ["torchrun"]),
         (["--notes", "hf_" + "aB3" * 12], ["looks like a Hugging Face token"]),
         (["--export-bundle", "--export-formats", "onxn"], ["did you mean 'onnx'"]),
         (["--resume", "auto"], ["There is no file or folder"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,27 @@ class BatchIndices(list[int]):
 
     def __reduce__(self) -> tuple[type[BatchIndices], tuple[list[int], int, float | None]]:
         return BatchIndices, (list(self), self.epoch, self.share)
+
+
+class Runs(Sequence[list[int]]):
+    """Batches of consecutive samples, each made when it is asked for: an order of any length takes no memory.
+
+    Args:
+        length: number of samples.
+        size: samples per batch; the last one may be smaller.
+    """
+
+    def __init__(self, length: int, size: int) -> None:
+        self.length, self.size = length, size
+
+    def __len__(self) -> int:
+        return -(-self.length // self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        begin = range(len(self))[index] * self.size
+        return list(range(begin, min(begin + self.size, self.length)))
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -76,11 +98,11 @@ class EpochBatchSampler(Sampler[list[int]]):
         """Go on in `epoch` after its first `start` batches."""
         self.epoch, self.start = epoch, start
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batches(self, epoch: int) -> Sequence[list[int]]:
         """All batches of an epoch."""
         size = self.batch_size
         if not self.shuffle:
-            return [list(range(i, min(i + size, self.length))) for i in range(0, self.length, size)]
+            return Runs(self.length, size)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = torch.randperm(self.length, generator=generator)
         if self.lengths is not None:
@@ -100,12 +122,30 @@ class EpochBatchSampler(Sampler[list[int]]):
             found += [count * self.accumulation / max(sum(window), 1) for count in window]
         return found
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def whole(self, own: int) -> int:
+        """Batches of the order that stand for so many of this sampler's: the same number, where nothing is dealt out."""
+        return own
+
+    def own(self, whole: int) -> int:
+        """The other way round."""
+        return whole
+
+    def _begin(self) -> None:
         if self.now is not None:
             self.set_epoch(self.now())
-        batches = self.batches(self.epoch)
-        made = [BatchIndices(batch, self.epoch, share) for batch, share in zip(batches, self.shares(batches))]
-        return iter(made[self.start :])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._begin()
+        return self._from(self.start, self.epoch)
+
+    def _from(self, start: int, epoch: int) -> Iterator[list[int]]:
+        """The batches of an epoch behind its first `start`."""
+        batches, step = self.batches(epoch), self.accumulation
+        for begin in range(start - start % step, len(batches), step):
+            window = batches[begin : begin + step]
+            for place, (batch, share) in enumerate(zip(window, self.shares(window)), begin):
+                if place >= start:
+                    yield BatchIndices(batch, epoch, share)
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)

@@ -250,7 +250,7 @@ class StreamedBlocks(Samples):
     @property
     def loss_tokens(self) -> np.ndarray:
         """Tokens that each block predicts, (N,) int64: all but its first."""
-        return np.full(self.count, self.block_length - 1, dtype=np.int64)
+        return np.broadcast_to(np.int64(self.block_length - 1), (self.count,))  # one number, however many blocks
 
     def parts(self) -> Iterator[np.ndarray]:
         """The ids of the first group, (n, T): what stands for all where a measure needs the whole."""

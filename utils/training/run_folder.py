@@ -66,6 +66,8 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         "keep_checkpoints",
         "mirror_dir",
         "num_workers",
+        "strategy",
+        "devices",
         "fit_batch_to_memory",
         "vocab_size",
         "d_model",

@@ -170,10 +170,15 @@ class TrainingCoordinator:
         return self.result
 
     def _trained(self) -> Trainer:
-        with showing(self.progress, "Training", "steps") as report:
+        from utils.training.engine.processes import Processes
+        from utils.training.engine.several import quiet_followers
+
+        processes = Processes.here()
+        shown = self.progress if processes.leads else False
+        with showing(shown, "Training", "steps") as report, quiet_followers(processes):
             # a callable is promised steps, and nothing before them
-            notes = _notes_to(report) if self.progress is True else False
-            train_part, validation_part = self._parts(notes)
+            notes = _notes_to(report) if shown is True else False
+            train_part, validation_part = processes.in_turn(lambda: self._parts(notes))
             trainer = self._trainer(report)
             self.result = trainer.train(train_part, validation_part)
         return trainer

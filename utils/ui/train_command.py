@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import typing
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from utils.adapters.model_adapter import AdaptedModel
+    from utils.training.engine.processes import Processes
     from utils.training.result import TrainingResult
 
 PREFIX = "setting_"
@@ -100,8 +102,11 @@ def run_training(options: argparse.Namespace) -> int:
         raise ConfigError(
             "train needs a model: a gist id, gist URL, folder or model.py. (--print-config alone needs none.)"
         )
-    _check_early(settings)
-    result = _train(options, settings)
+    processes = _processes()
+    processes.together(lambda: _check_early(settings))
+    result = _train(options, settings, processes)
+    if not processes.leads:
+        return 0
     print(result.summary())
     if settings.export_bundle:
         print(_export(result, settings))
@@ -140,13 +145,26 @@ def _check_early(settings: TrainingConfig) -> None:
             exporter_for(name)
 
 
-def _train(options: argparse.Namespace, settings: TrainingConfig) -> TrainingResult:
+def _processes() -> Processes:
+    """Those that torchrun, or a cluster, started with this one."""
+    from utils.training.engine.processes import Processes
+
+    processes = Processes.here()
+    if not processes.leads:
+        logging.getLogger().setLevel(logging.ERROR)  # the leading process says what all of them would say
+    return processes
+
+
+def _train(options: argparse.Namespace, settings: TrainingConfig, processes: Processes) -> TrainingResult:
     import utils
 
-    adapted = utils.adapt(utils.load_model(options.source, trust=options.trust), strict=options.strict)
+    adapted = processes.in_turn(
+        lambda: utils.adapt(utils.load_model(options.source, trust=options.trust), strict=options.strict)
+    )
     completed = len(adapted.completion.completions)
     note = f", {completed} statements completed (python -m utils inspect shows them)" if completed else ""
-    print(f"{adapted.name}: {adapted.num_parameters():,} parameters{note}", file=sys.stderr)
+    if processes.leads:
+        print(f"{adapted.name}: {adapted.num_parameters():,} parameters{note}", file=sys.stderr)
     workspace = Path(options.workspace if options.workspace is not None else settings.checkpoint_dir).expanduser()
     try:
         return utils.train(
@@ -156,9 +174,11 @@ def _train(options: argparse.Namespace, settings: TrainingConfig) -> TrainingRes
             tokenizer=own_tokenizer(options.tokenizer, adapted, workspace),
             workspace=workspace,
             resume=options.resume,
+            progress=processes.leads,
         )
     except KeyboardInterrupt:
-        print("The same command goes on from the newest checkpoint.", file=sys.stderr)
+        if processes.leads:
+            print("The same command goes on from the newest checkpoint.", file=sys.stderr)
         raise
 
 

@@ -13,10 +13,11 @@ from utils.training.training_config import TrainingConfig
 
 NOTEBOOK = Surroundings(in_notebook=True, devices=2)
 SCRIPT = Surroundings(devices=2)
-LAUNCHED = Surroundings(devices=2, launched=True)
+LAUNCHED = Surroundings(devices=2, launched=2)
+ON_CPU = Surroundings(launched=2, on_cpu=True)
 LINE = "torchrun --nproc_per_node={n} -m utils train"
 
-TABLE = [  # strategy, devices, surroundings, words of the refusal where the engine trains in several processes; None: it works
+TABLE = [  # strategy, devices, surroundings, words of the refusal; None: it works
     ("auto", 1, NOTEBOOK, None),
     ("auto", 1, SCRIPT, None),
     ("auto", 1, Surroundings(in_notebook=True, cuda_initialised=True), None),
@@ -28,34 +29,27 @@ TABLE = [  # strategy, devices, surroundings, words of the refusal where the eng
     ("deepspeed", 2, NOTEBOOK, "deepspeed starts the running script again"),
     ("ddp_spawn", 2, NOTEBOOK, "do not know what the cells of a notebook define"),
     ("dp", 2, NOTEBOOK, "Lightning has given it up"),
-    ("ddp_notebook", 2, NOTEBOOK, None),
+    ("ddp_notebook", 2, NOTEBOOK, "a notebook is one process"),
     ("ddp_notebook", 2, Surroundings(in_notebook=True, cuda_initialised=True, devices=2), "CUDA does not survive a fork"),
-    ("ddp_notebook", 4, NOTEBOOK, "this machine has 2 devices"),
     ("ddp", 2, SCRIPT, "nobody started the other processes"),
     ("ddp", 2, LAUNCHED, None),
     ("fsdp", 2, LAUNCHED, None),
     ("ddp", 4, LAUNCHED, "this machine has 2 devices"),
-    ("ddp", 2, Surroundings(launched=True), "this machine has one device"),
+    ("ddp", 2, Surroundings(launched=2), "this machine has one device"),
+    ("ddp", 2, ON_CPU, None),
+    ("ddp", 2, Surroundings(on_cpu=True), "nobody started the other processes"),
+    ("ddp", 2, Surroundings(devices=2, launched=4), None),
+    ("ddp", 2, Surroundings(devices=2, launched=3), "3 processes were started, which is no multiple of devices"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("strategy", "devices", "where", "words"), TABLE)
 def test_what_cannot_work_is_refused_with_what_can(strategy, devices, where, words):
-    refused = refusal(strategy, devices, where, several=True)
+    refused = refusal(strategy, devices, where)
     assert (refused is None) == (words is None), refused
     if refused is not None:
         assert words in refused and LINE.format(n=max(devices, 2)) in refused
         assert f"strategy={strategy!r}" in refused and "strategy='auto', devices=1" in refused
-
-
-@pytest.mark.parametrize(("strategy", "devices", "where", "words"), TABLE)
-def test_this_release_trains_in_one_process_and_says_so(strategy, devices, where, words):
-    refused = refusal(strategy, devices, where, several=False)
-    if (strategy, devices, where.launched) == ("auto", 1, False):
-        assert refused is None
-    else:
-        assert refused is not None and "this release" in refused and "So train on one device" in refused
-        assert words is None or words in refused
 
 
 def test_the_check_raises_and_the_defaults_pass():
@@ -67,10 +61,11 @@ def test_the_check_raises_and_the_defaults_pass():
 def test_facts_are_looked_up(monkeypatch):
     monkeypatch.setattr("utils.training.engine.strategy_guard.in_notebook", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
     here = Surroundings.here()
-    assert here.in_notebook and here.launched and here.devices >= 1
+    assert here.in_notebook and here.launched == 2 and here.devices >= 1
     monkeypatch.delenv("WORLD_SIZE")
-    assert not Surroundings.here().launched
+    assert Surroundings.here().launched == 1
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed", "ddp_spawn"])

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 from utils._tables import html_table, text_table
 from utils.adapters.model_outputs import counted
+from utils.tokenization.loaders import SHARE
+from utils.training.engine.processes import ALONE, Processes
 
 _GROUP = 64
 """Counts that wait on the device before they are read together."""
@@ -25,7 +27,7 @@ _COUNTS = ("micro_batches", "optimizer_steps", "samples", "labels", "window_samp
 
 @dataclass(frozen=True)
 class AccumulationStats:
-    """What went into the optimizer steps of a run so far, what ran before an interruption included.
+    """What went into the optimizer steps of a run so far, in all its processes, what ran before an interruption included.
 
     Attributes:
         micro_batches: forward and backward passes; optimizer_steps: updates of the weights.
@@ -77,12 +79,15 @@ class GradientAccumulator(pl.Callback):
         >>> trainer.fit(lit, loader); accumulator.stats.effective_batch
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._accumulation, self._pending, self._stepped = 1, 0, False
         self._samples = 0  # of the open window
         self._window: list[torch.Tensor | int] = []  # labels of the open window, where they lie
         self._unread: list[torch.Tensor | int] = []  # labels of finished windows
+        self._dealt: list[torch.Tensor] = []  # of several: this one's samples and labels in the open window, (2,) each
+        self._finished: list[torch.Tensor] = []  # the same of all processes, of finished windows
 
     @property
     def stepped(self) -> bool:
@@ -101,8 +106,8 @@ class GradientAccumulator(pl.Callback):
 
     # ---- what Lightning tells ----------------------------------------------------------------------------------------
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._accumulation = trainer.accumulate_grad_batches
-        self._pending, self._samples, self._window = 0, 0, []  # an open window is not part of a checkpoint
+        self._accumulation = trainer.accumulate_grad_batches * self._processes.world
+        self._pending, self._samples, self._window, self._dealt = 0, 0, [], []  # checkpoints hold no open window
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -119,9 +124,12 @@ class GradientAccumulator(pl.Callback):
     ) -> None:
         samples, labels = _size(batch, _shifts(pl_module))
         self._pending += 1
+        self._counts["micro_batches"] += self._processes.world
+        if self._processes.several:
+            self._deal(_real(samples, labels, batch))
+            return
         self._samples += samples
         self._window.append(labels)
-        self._counts["micro_batches"] += 1
         self._counts["samples"] += samples
         if not self._stepped:
             return
@@ -132,8 +140,24 @@ class GradientAccumulator(pl.Callback):
         if len(self._unread) >= _GROUP:
             self._read()
 
+    def _deal(self, counts: torch.Tensor) -> None:
+        """Add this process's part of a window; the whole is put together when the window ends."""
+        self._dealt.append(counts)
+        if not self._stepped:
+            return
+        self._counts["optimizer_steps"] += 1
+        self._finished.append(self._processes.sum(torch.stack(self._dealt).sum(0)))
+        self._pending, self._dealt = 0, []
+        if len(self._finished) >= _GROUP:
+            self._read()
+
     def _read(self) -> None:
         """Bring finished windows over from the device, together."""
+        for samples, labels in torch.stack(self._finished).tolist() if self._finished else ():
+            self._counts["samples"] += samples
+            self._counts["labels"] += labels
+            self._counts["window_samples"], self._counts["window_labels"] = samples, labels
+        self._finished = []
         if not self._unread:
             return
         on_device = [item for item in self._unread if isinstance(item, torch.Tensor)]
@@ -167,6 +191,13 @@ def _size(batch: Any, shifted: bool) -> tuple[int, torch.Tensor | int]:
     if labels is None:
         labels = inputs
     return len(inputs), counted(labels, int(shifted and labels.dim() > 1))
+
+
+def _real(samples: int, labels: torch.Tensor | int, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Samples and labels, (2,) int64; none of a batch that only keeps the processes in step."""
+    device = batch["input_ids" if "input_ids" in batch else next(iter(batch))].device
+    both = torch.stack([torch.as_tensor(count, dtype=torch.int64, device=device) for count in (samples, labels)])
+    return both if SHARE not in batch else both * (batch[SHARE] > 0)
 
 
 def _total(counts: list[torch.Tensor | int]) -> torch.Tensor | int:

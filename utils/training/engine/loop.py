@@ -22,6 +22,7 @@ from utils.errors import DivergenceError
 from utils.progress import TERMINAL_INTERVAL, ProgressCallback
 from utils.training.engine.metrics import perplexity
 from utils.training.engine.module import TrainingModule
+from utils.training.engine.processes import ALONE, Processes
 from utils.training.run_folder import write_csv
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,14 @@ class Validation:
 class TrainingLoop(pl.Callback):
     """Keeps the loss of every optimizer step, ends the run at its last step, and stops it where losses are not finite.
 
-    `total_steps` is the last step of the run, and `ended` why that is not the one that was planned.
+    `total_steps` is the last step of the run, and `ended` why that is not the one that was planned. Several processes know
+    the same losses: each is that of the samples of all of them.
     """
 
-    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total_steps = total_steps
+    def __init__(
+        self, total_steps: int, clock: Callable[[], float] = time.monotonic, processes: Processes = ALONE
+    ) -> None:
+        self.total_steps, self._processes = total_steps, processes
         self.ended = ""
         self.step_losses: list[float] = []
         self.learning_rates: list[float] = []
@@ -101,7 +105,7 @@ class TrainingLoop(pl.Callback):
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        self._unread.append(torch.stack(self._window).sum())
+        self._unread.append(self._processes.sum(torch.stack(self._window).sum()) / self._processes.world)
         self._window = []
         self.learning_rates.append(self._rate)
         if pl_module.device.type == "cpu" or len(self._unread) >= NON_FINITE_LIMIT:

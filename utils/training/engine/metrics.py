@@ -13,6 +13,7 @@ from utils.adapters.model_outputs import IGNORED_LABEL, ModelOutputs, cross_entr
 from utils.tokenization.bits import BitsPerByte, Segment, scored_bytes, token_byte_lengths
 from utils.training.drift_metrics import DriftMetrics
 from utils.training.engine.loss import Batch, LossStrategy
+from utils.training.engine.processes import Processes
 
 __all__ = [
     "BitsPerByte",
@@ -53,9 +54,11 @@ class MetricsEngine:
         self._confusion: torch.Tensor | None = None
 
     @torch.no_grad()
-    def update(self, outputs: ModelOutputs, batch: Batch) -> None:
-        """Add a batch; of `outputs` only the logits are read."""
+    def update(self, outputs: ModelOutputs, batch: Batch, counts: bool = True) -> None:
+        """Add a batch; of `outputs` only the logits are read. One that does not count leaves all sums as they are."""
         scores, labels = self.strategy.targets(outputs.logits, batch)
+        if not counts:
+            labels = torch.full_like(labels, IGNORED_LABEL)
         real = labels != IGNORED_LABEL
         guesses = scores.argmax(-1)
         loss = cross_entropy(scores, labels, reduction="sum").double()  # without what models add to their training loss
@@ -63,6 +66,13 @@ class MetricsEngine:
         self._sums = sums if self._sums is None else self._sums + sums
         if self.strategy.task in PER_CLASS_TASKS:
             self._count_classes(guesses[real], labels[real], scores.shape[-1])
+
+    def gather(self, processes: Processes) -> None:
+        """Add what the other processes have counted. Each must have been given a batch."""
+        if processes.several:
+            assert self._sums is not None  # processes get equally many batches
+            self._sums = processes.sum(self._sums)
+            self._confusion = None if self._confusion is None else processes.sum(self._confusion)
 
     def _count_classes(self, guesses: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
         """Rows are true classes, columns are guessed ones."""

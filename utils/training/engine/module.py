@@ -21,6 +21,7 @@ from utils.tokenization.loaders import SHARE
 from utils.training.engine.loss import LossStrategy
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import MetricsEngine
+from utils.training.engine.processes import ALONE, Processes
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class TrainingModule(UniversalModelAdapter):
         total_steps: optimizer steps of the whole run.
         strategy: what a batch costs.
         tokenizer: kept for callers.
+        processes: those that train together. Several of them take a step in which each has its part, so none can halve its
+            micro-batches by itself.
 
     Attributes:
         split: parts into which a micro-batch is cut.
@@ -57,6 +60,7 @@ class TrainingModule(UniversalModelAdapter):
         total_steps: int,
         strategy: LossStrategy,
         tokenizer: Any = None,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__(
             adapted,
@@ -70,7 +74,7 @@ class TrainingModule(UniversalModelAdapter):
         )
         self.strategy, self.metrics, self.label_smoothing = strategy, MetricsEngine(strategy), settings.label_smoothing
         self.gradient_norm: Callable[[], torch.Tensor | None] | None = None
-        self.split = 1
+        self.split, self.processes = 1, processes
         self._window: list[Batch] = []
         self._graph: torch.Tensor | None = (
             None  # the loss with its graph, held nowhere else: dropping it frees everything
@@ -93,6 +97,8 @@ class TrainingModule(UniversalModelAdapter):
         if batch_index % self._accumulation() == 0:
             self._window = []
             self.strategy.check(batch)
+        if self.processes.several:  # their strategies follow the graph of what is returned
+            return {"loss": self._or_nothing_fits(lambda: self._loss_of(batch))}
         self._window.append(batch)
         self._graph = self._unless_memory_ends(lambda: self._loss_of(batch)) if self.split == 1 else None
         if self._graph is None and self.split == 1:
@@ -108,6 +114,9 @@ class TrainingModule(UniversalModelAdapter):
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the micro-batch; where memory ends on the way, those of its whole window again, in smaller parts."""
+        if self.processes.several:
+            self._or_nothing_fits(lambda: [loss.backward()])
+            return
         loss.backward()
         factor = self._leaf.grad  # what Lightning multiplied the loss by: accumulation and gradient scale
         assert factor is not None
@@ -170,6 +179,21 @@ class TrainingModule(UniversalModelAdapter):
             torch.cuda.empty_cache()
         return None
 
+    def _or_nothing_fits(self, action: Callable[[], T]) -> T:
+        """What the action gives.
+
+        Raises:
+            TrainingError: memory ended, which several processes cannot mend on the way.
+        """
+        found = self._unless_memory_ends(action)
+        if found is None:
+            raise TrainingError(
+                f"Out of memory in process {self.processes.rank} of {self.processes.world}. Begin a run with half the "
+                "batch_size and twice the gradient_accumulation_steps, which learns the same, or set "
+                "gradient_checkpointing=True."
+            )
+        return found
+
     def _halve(self) -> None:
         """Split micro-batches further.
 
@@ -199,19 +223,21 @@ class TrainingModule(UniversalModelAdapter):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:  # type: ignore[override]
         """Add one batch to the measures; every label counts alike."""
+        counts = SHARE not in batch  # one that only keeps the processes in step has it
         pending = list(_parts(batch, self.split))
         while pending:
             part = pending.pop(0)
             outputs = self._unless_memory_ends(lambda part=part: self.strategy(self.adapted, part))  # type: ignore[misc]
             if outputs is not None:
-                self.metrics.update(outputs, part)
+                self.metrics.update(outputs, part, counts)
             elif _rows(part) > 1:
                 pending = [*_parts(part, 2), *pending]
             else:
                 raise self._nothing_fits()
 
     def on_validation_epoch_end(self) -> None:
-        """Let other callbacks of Lightning see the measures."""
+        """Put the measures of all processes together, and let other callbacks of Lightning see them."""
+        self.metrics.gather(self.processes)
         self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()})
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
@@ -221,7 +247,7 @@ class TrainingModule(UniversalModelAdapter):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with as many."""
-        self.split = int(checkpoint.get(SPLIT, 1))
+        self.split = 1 if self.processes.several else int(checkpoint.get(SPLIT, 1))
 
 
 def _rows(batch: Batch) -> int:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+from utils.tokenization.batch_order import mixed_seed
+from utils.training.engine.processes import Processes
+
+logger = logging.getLogger(__name__)
+
+OWN, ALL = "random", "random_of_processes"
+"""Keys of a checkpoint: the states of the first process, and those of each where there are several."""
 
 
 def capture() -> dict[str, Any]:
@@ -37,3 +47,33 @@ def restore(state: dict[str, Any]) -> None:
     np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))  # noqa: NPY002
     python = state["python"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
+
+
+def of_all(processes: Processes) -> dict[str, Any]:
+    """The states of all processes, for a checkpoint."""
+    states = processes.gather(capture())
+    return {OWN: states[0], ALL: states} if processes.several else {OWN: states[0]}
+
+
+def of_process(kept: Mapping[str, Any], processes: Processes) -> dict[str, Any] | None:
+    """The state of this process from what `of_all` gave; None where another number of processes kept it, or nobody did."""
+    if OWN not in kept:
+        return None
+    states = kept.get(ALL, [kept[OWN]])
+    if len(states) == processes.world:
+        return dict(states[processes.rank])
+    logger.warning(
+        "the run goes on in %d process%s instead of %d: the same samples, with other random numbers (dropout)",
+        processes.world,
+        "es" if processes.several else "",
+        len(states),
+    )
+    return None
+
+
+def seed_anew(seed: int, step: int, rank: int) -> None:
+    """Give a process random numbers of its own, as a function of the run's seed, the optimizer step and its number."""
+    mixed = mixed_seed(seed, step, rank)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)  # noqa: NPY002 - libraries draw from the global state
+    torch.manual_seed(mixed)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +27,8 @@ from utils.tokenization.data_module import data_position
 from utils.training.engine import random_state
 from utils.training.engine.checkpoint import CheckpointStore, without_paths
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
+from utils.training.engine.position import in_batches_of_one, in_own_batches
+from utils.training.engine.processes import ALONE, Processes
 from utils.training.engine.surroundings import PatientSignals
 from utils.training.training_config import TrainingConfig
 
@@ -35,13 +39,22 @@ STATE_KEY = "transformer_builder"
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lets Lightning read and write through a `CheckpointStore`."""
+    """Lets Lightning read and write through a `CheckpointStore`.
+
+    Attributes:
+        refused: what the disk said where it took no checkpoint. It is not raised: only one process writes, and the others
+            wait for it inside Lightning.
+    """
 
     def __init__(self, store: CheckpointStore) -> None:
         self.store = store
+        self.refused: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        self.store.write(checkpoint, path)
+        try:
+            self.store.write(checkpoint, path)
+        except OSError as error:
+            self.refused = error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
@@ -61,12 +74,17 @@ class GenerationSaver(pl.Callback):
         store: where generations go.
         config: how often to save.
         clock: monotonic seconds.
+        processes: those that train together. All save at the same steps, and the first one writes.
     """
 
     def __init__(
-        self, store: CheckpointStore, config: TrainingConfig, clock: Callable[[], float] = time.monotonic
+        self,
+        store: CheckpointStore,
+        config: TrainingConfig,
+        clock: Callable[[], float] = time.monotonic,
+        processes: Processes = ALONE,
     ) -> None:
-        self.store, self.config = store, config
+        self.store, self.config, self.processes = store, config, processes
         self._clock, self._saved_at = clock, clock()
         self._steps, self._saved_step, self._due = 0, -1, False
         self._random: dict[str, Any] | None = None
@@ -77,7 +95,7 @@ class GenerationSaver(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         without_paths(checkpoint)
-        self._random = checkpoint[STATE_KEY]["random"] if STATE_KEY in checkpoint else None
+        self._random = random_state.of_process(checkpoint.get(STATE_KEY, {}), self.processes)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps = self._saved_step = trainer.global_step
@@ -108,7 +126,7 @@ class GenerationSaver(pl.Callback):
             return
         self._steps = trainer.global_step
         last = batch_idx + 1 >= trainer.num_training_batches
-        self._due = self._due or self._is_due(trainer, last)
+        self._due = self._due or self.processes.any(self._is_due(trainer, last))
         if self._due and not last and not self._validation_follows(trainer, batch_idx):
             self._save(trainer)
 
@@ -123,7 +141,7 @@ class GenerationSaver(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[STATE_KEY] = {"random": random_state.capture()}
+        checkpoint[STATE_KEY] = random_state.of_all(self.processes)
         checkpoint.pop("hyper_parameters", None)  # the run folder keeps settings; objects of other kinds would not load
         checkpoint.pop("hparams_name", None)
 
@@ -166,7 +184,8 @@ class GenerationSaver(pl.Callback):
     def _why_not(self, trainer: pl.Trainer) -> str | None:
         """Why the state of this moment must not become a generation, or None."""
         assert trainer.lightning_module is not None
-        return None if _all_finite(trainer.lightning_module) else "weights are not finite"
+        broken = self.processes.any(not _all_finite(trainer.lightning_module))
+        return "weights are not finite" if broken else None
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._due = False
@@ -182,24 +201,32 @@ class GenerationSaver(pl.Callback):
 
     def _written(self, trainer: pl.Trainer) -> bool:
         """Write and commit; a full disk costs the oldest generation, and no error of the disk ends the training."""
-        step = trainer.global_step
         while True:
-            try:
-                path = self.store.next_path(step)
-                with _through(trainer, self.store):
-                    trainer.save_checkpoint(path, weights_only=False)
-                self.store.commit(path, step, self._loss_at(trainer), self._ends(trainer))
-            except OSError as error:
-                dropped = self.store.make_room() if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-                if dropped is None:
-                    self._tell_failure(step, error)
-                    return False
-                logger.warning("the disk is full: the checkpoint of step %d makes room", dropped.step)
-            else:
-                if self._trouble is not None:
-                    logger.warning("checkpoints can be written again: step %d is saved", step)
-                self._trouble = None
-                return True
+            path = self.processes.lead(lambda: self.store.next_path(trainer.global_step))
+            with _through(trainer, self.store) as files:
+                trainer.save_checkpoint(path, weights_only=False)
+            committed = self.processes.lead(functools.partial(self._committed, trainer, path, files))
+            if committed is not None:
+                return committed
+
+    def _committed(self, trainer: pl.Trainer, path: Path, files: VerifiedCheckpointIO) -> bool | None:
+        """Whether what was written is a generation now; None where the disk has room for another try."""
+        step = trainer.global_step
+        try:
+            if files.refused is not None:
+                raise files.refused
+            self.store.commit(path, step, self._loss_at(trainer), self._ends(trainer))
+        except OSError as error:
+            dropped = self.store.make_room() if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+            if dropped is None:
+                self._tell_failure(step, error)
+                return False
+            logger.warning("the disk is full: the checkpoint of step %d makes room", dropped.step)
+            return None
+        if self._trouble is not None:
+            logger.warning("checkpoints can be written again: step %d is saved", step)
+        self._trouble = None
+        return True
 
     def _tell_failure(self, step: int, error: OSError) -> None:
         kind = errno.errorcode.get(error.errno or 0, type(error).__name__)
@@ -223,6 +250,7 @@ class ResumableCheckpoint(GenerationSaver):
         has_validation: whether validation blocks exist.
         clock: monotonic seconds.
         stop: asked after each step; True ends the training as an interrupt does, with `TrainingStopped`.
+        processes: those that train together; what one of them is told by a signal or by `stop` holds for all.
 
     Attributes:
         facts: what else a result is made of, in plain types; kept in each generation for `recover`.
@@ -238,37 +266,45 @@ class ResumableCheckpoint(GenerationSaver):
         has_validation: bool,
         clock: Callable[[], float] = time.monotonic,
         stop: Callable[[], bool] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        super().__init__(store, config, clock)
+        super().__init__(store, config, clock, processes)
         self.sampler, self.facts = sampler, dict[str, Any]()
         self._training, self._validation, self._has_validation = training, validation, has_validation
+        self._anew = False  # whether a run goes on without the random states that it had
         self._signals, self._stop = PatientSignals(), stop if stop is not None else lambda: False
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self._anew = self._random is None
         position = checkpoint[STATE_KEY]["position"]
         self.sampler.resume_at(position["epoch"], position["batch"])
+        in_own_batches(checkpoint, self.sampler)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         epoch, batch = data_position(trainer)
+        in_batches_of_one(checkpoint, self.sampler)
         checkpoint[STATE_KEY].update(
-            position={"epoch": epoch, "batch": batch},
+            position={"epoch": epoch, "batch": self.sampler.whole(batch)},
             facts=dict(self.facts),
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._signals.listen()
+        if self._random is None and (self.processes.several or self._anew):
+            random_state.seed_anew(self.config.random_seed, trainer.global_step, self.processes.rank)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._signals.leave()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._share_signal()
         self._signals.act()
 
     def _is_due(self, trainer: pl.Trainer, last_of_epoch: bool) -> bool:
@@ -300,22 +336,27 @@ class ResumableCheckpoint(GenerationSaver):
 
     def _save(self, trainer: pl.Trainer) -> None:
         super()._save(trainer)
+        self._share_signal()
         if self._signals.wanted is not None:
             self._signals.act()
-        if self._stop() and not self._ends(trainer):  # a run whose last step is done ends by itself
+        if self.processes.any(self._stop()) and not self._ends(trainer):  # a run whose last step is done ends by itself
             raise TrainingStopped(
                 f"Training stopped after optimizer step {trainer.global_step:,}; that step is saved and training can go on from it."
             )
 
+    def _share_signal(self) -> None:
+        """Want in all processes what any of them was told by a signal."""
+        self._signals.wanted = self.processes.highest([self._signals.wanted or 0])[0] or None
+
 
 @contextlib.contextmanager
-def _through(trainer: pl.Trainer, store: CheckpointStore) -> Iterator[None]:
+def _through(trainer: pl.Trainer, store: CheckpointStore) -> Iterator[VerifiedCheckpointIO]:
     """Let Lightning write into the store for a moment, whatever it writes with otherwise."""
     strategy = trainer.strategy
     before = strategy.checkpoint_io
-    strategy.checkpoint_io = VerifiedCheckpointIO(store)
+    strategy.checkpoint_io = files = VerifiedCheckpointIO(store)
     try:
-        yield
+        yield files
     finally:
         strategy.checkpoint_io = before
 

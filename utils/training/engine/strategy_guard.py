@@ -5,17 +5,14 @@ Knows strategies by name and facts about the process; starts nothing and asks no
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from utils.errors import TrainingError
 from utils.progress import in_notebook
+from utils.training.engine.processes import Place
 from utils.training.training_config import TrainingConfig
-
-SEVERAL_PROCESSES = False
-"""Whether the engine of this release trains in several processes."""
 
 ONE_DEVICE = "train on one device: strategy='auto', devices=1"
 
@@ -35,13 +32,15 @@ class Surroundings:
 
     Attributes:
         in_notebook: an IPython kernel runs it. cuda_initialised: it has used a GPU. devices: GPUs of the machine.
-        launched: torchrun, or a cluster, started it as one of several.
+        launched: how many processes torchrun, or a cluster, started together; 1 where nobody did.
+        on_cpu: the machine has no GPU, and processes share its cores.
     """
 
     in_notebook: bool = False
     cuda_initialised: bool = False
     devices: int = 1
-    launched: bool = False
+    launched: int = 1
+    on_cpu: bool = False
 
     @classmethod
     def here(cls) -> Surroundings:
@@ -50,7 +49,8 @@ class Surroundings:
             in_notebook(),
             torch.cuda.is_initialized(),
             max(torch.cuda.device_count(), 1),  # counts without using one
-            int(os.environ.get("WORLD_SIZE", "1") or 1) > 1,
+            Place.here().world,
+            not torch.cuda.device_count(),
         )
 
 
@@ -69,31 +69,23 @@ def check_strategy(config: TrainingConfig, surroundings: Surroundings | None = N
         raise TrainingError(refused)
 
 
-def refusal(strategy: str, devices: int, where: Surroundings, several: bool = SEVERAL_PROCESSES) -> str | None:
+def refusal(strategy: str, devices: int, where: Surroundings) -> str | None:
     """Why a strategy cannot work, and what can; None where it can.
 
     Args:
         strategy: a name that Lightning knows.
-        devices: devices that are to train together.
+        devices: devices of one machine that are to train together.
         where: facts about the process.
-        several: whether the engine trains in several processes at all.
     """
-    if strategy == "auto" and devices == 1 and not where.launched:
+    if strategy == "auto" and devices == 1 and where.launched == 1:
         return None
-    asked = f"strategy={strategy!r} with devices={devices}"
     reason = _reason(strategy, devices, where)
-    if reason is not None and several:
-        return (
-            f"{asked} cannot work here: {reason}. On the command line: {command(strategy, devices)}\nOr {ONE_DEVICE}."
-        )
-    if reason is not None:
-        return (
-            f"{asked} cannot work here: {reason}. Its place is the command line ({command(strategy, devices)}), where this "
-            f"release does not train on several devices yet. So {ONE_DEVICE}."
-        )
-    if not several:
-        return f"{asked} needs several processes, and this release trains in one. So {ONE_DEVICE}."
-    return None
+    if reason is None:
+        return None
+    return (
+        f"strategy={strategy!r} with devices={devices} cannot work here: {reason}. On the command line: "
+        f"{command(strategy, devices)}\nOr {ONE_DEVICE}."
+    )
 
 
 def command(strategy: str, devices: int, config: str = "run.json") -> str:
@@ -114,18 +106,23 @@ def command(strategy: str, devices: int, config: str = "run.json") -> str:
 
 def _reason(strategy: str, devices: int, where: Surroundings) -> str | None:
     """What stands against it in this process; None where nothing does."""
-    if where.launched and strategy == "auto":
+    if where.launched > 1 and strategy == "auto":
         return "several processes were started, and each of them would train the whole model alone"
     if where.in_notebook:
-        if strategy in _IN_NOTEBOOKS:
-            return f"{strategy} {_IN_NOTEBOOKS[strategy]}"
-        if strategy == "ddp_notebook" and where.cuda_initialised:
-            return "ddp_notebook forks this kernel, which has used the GPU already, and CUDA does not survive a fork"
-        if strategy != "ddp_notebook":
-            return "several devices need one process each, and a notebook is one process"
-    if devices > where.devices:
+        return _in_notebook(strategy, where)
+    if devices > where.devices and not where.on_cpu:
         have = "one device" if where.devices == 1 else f"{where.devices} devices"
         return f"this machine has {have}"
-    if not where.in_notebook and not where.launched:
+    if where.launched == 1:
         return "nobody started the other processes"
+    if where.launched % devices:
+        return f"{where.launched} processes were started, which is no multiple of devices"
     return None
+
+
+def _in_notebook(strategy: str, where: Surroundings) -> str:
+    if strategy in _IN_NOTEBOOKS:
+        return f"{strategy} {_IN_NOTEBOOKS[strategy]}"
+    if strategy == "ddp_notebook" and where.cuda_initialised:
+        return "ddp_notebook forks this kernel, which has used the GPU already, and CUDA does not survive a fork"
+    return "several devices need one process each, and a notebook is one process"

@@ -31,6 +31,7 @@ from utils.tokenization.bits import BitsPerByte
 from utils.tokenization.bpe_trainer import save_tokenizer
 from utils.tokenization.loaders import DataLoaderFactory
 from utils.tokenization.packing import PackedBlocks
+from utils.tokenization.pieces import Hand, micro_batches
 from utils.tokenization.samples import Samples
 from utils.tokenization.streaming import StreamedBlocks
 from utils.training.drift_metrics import DRIFT_FILE, drift_between
@@ -51,8 +52,10 @@ from utils.training.engine.mirror import Mirror, mirroring
 from utils.training.engine.module import TrainingModule
 from utils.training.engine.plan import Callbacks, Loaders, Plan
 from utils.training.engine.precision import check_precision, find_overflow, pick_precision
+from utils.training.engine.processes import Processes
 from utils.training.engine.resume import ResumableCheckpoint, VerifiedCheckpointIO
 from utils.training.engine.samples import SampleMaker
+from utils.training.engine.several import check_enough, opened_once, quiet_followers, spread
 from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.stream_place import stream_places
 from utils.training.engine.surroundings import interruptible, quiet_lightning
@@ -101,6 +104,8 @@ class Trainer:
         data_origin: where the data came from, as `describe_data` says it; None where nobody knows.
         stop: asked after each optimizer step; True saves that step and ends the training (`TrainingStopped`). It works in a
             thread, where no interrupt arrives.
+            Where several processes train together, each makes a trainer with the same arguments. The first one alone writes,
+            reports progress and calls the hooks (`on_model_ready` is called in all); each gets the result.
         plot: draws the loss while it falls; None draws into the notebook's output where there is one.
 
     Attributes:
@@ -128,7 +133,8 @@ class Trainer:
     ) -> None:
         settings = training_config if training_config is not None else TrainingConfig()
         self.settings = settings if isinstance(settings, TrainingConfig) else TrainingConfig.from_dict(settings)
-        self.settings.validate()
+        self.processes = Processes.here()
+        self.processes.together(self.settings.validate)
         self.adapted = adapt(model, config)
         self.tokenizer, self.progress, self.resume = tokenizer, progress, resume
         self.workspace = Path(workspace if workspace is not None else self.settings.checkpoint_dir).expanduser()
@@ -139,6 +145,10 @@ class Trainer:
         self.module: pl.LightningModule
         self.data_origin, self.stop, self.plot = data_origin, stop, plot
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
+        self.processes.together(self._check)
+
+    def _check(self) -> None:
+        """Refuse what cannot be trained here."""
         check_precision(self.settings.precision, self.device)
         check_strategy(self.settings)
         destination_of(self.settings, self.workspace, "").check()
@@ -167,14 +177,21 @@ class Trainer:
                 "Call requires_grad_(True) on the modules that are to learn."
             )
         set_random_seed(self.settings.random_seed, self.settings.deterministic)
-        self.adapted, objective = self._setup_objective(self.adapted)
-        plan = self._setup_data(train_data, val_data)
-        self.hooks.on_model_ready(self.adapted, self.tokenizer)
-        run = self._setup_run(plan)
+        with quiet_followers(self.processes):
+            self.adapted, objective = self.processes.together(lambda: self._setup_objective(self.adapted))
+            plan = self.processes.in_turn(lambda: self._setup_data(train_data, val_data))
+            self.processes.together(lambda: self.hooks.on_model_ready(self.adapted, self.tokenizer))
+            run = opened_once(self.processes, lambda: self._setup_run(plan))
+            return self._indexed(run, lambda: self._run(plan, run, objective))
+
+    def _indexed(self, run: RunFolder, training: Callable[[], TrainingResult]) -> TrainingResult:
+        """Train, with the run in the index and left as another training can find it; the leading process sees to both."""
+        if not self.processes.leads:
+            return training()
         index = RunIndex(self.workspace)
         try:
             index.record(run.path)
-            return self._run(plan, run, objective)
+            return training()
         finally:
             run.leave(self._weights_left())
             index.record(run.path)
@@ -183,19 +200,20 @@ class Trainer:
 
     def _run(self, plan: Plan, run: RunFolder, objective: str) -> TrainingResult:
         """All that happens while this process holds the run's folder."""
-        store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints)
+        leads = self.processes.leads
+        store = CheckpointStore(run.checkpoints, run.run_id, self.settings.keep_checkpoints, tidy=leads)
 
         def report(done: int, total: int | None, note: str = "") -> None:  # progress counts steps, and a copy is none
             newest = store.generations()[:1]
             self.progress(newest[0].step if newest else 0, plan.total_steps, note)
 
-        with mirroring(store, run.path, self.settings.mirror_dir, report) as self.mirror:
+        with mirroring(store, run.path, self.settings.mirror_dir if leads else None, report) as self.mirror:
             return self._run_here(plan, run, store, objective)
 
     def _run_here(self, plan: Plan, run: RunFolder, store: CheckpointStore, objective: str) -> TrainingResult:
         """The same, while the run's checkpoints are mirrored."""
-        newest = store.newest()
-        initialisation = self._setup_initialisation(plan, newest is not None)
+        newest = self.processes.lead(store.newest)
+        initialisation = self.processes.together(lambda: self._setup_initialisation(plan, newest is not None))
         with self._setup_memory() as memory:
             return self._run_chosen(
                 plan,
@@ -218,7 +236,8 @@ class Trainer:
         reasons: dict[str, Any],
     ) -> TrainingResult:
         """The same, with what is chosen for the device."""
-        chosen = self._setup_choices(plan, run)
+        chosen = self.processes.lead(lambda: self._setup_choices(plan, run))
+        plan.window = Window(chosen["batch_size"], chosen["accumulation"], plan.window.why)
         precision, why, micro_batch = chosen["precision"], chosen["precision_reason"], chosen["micro_batch_reason"]
         done = newest is not None and (newest.ends or newest.step >= plan.total_steps)
         forecast = None if done else self._setup_forecast(plan, precision)
@@ -262,6 +281,7 @@ class Trainer:
         window = fit_window(len(train), settings.batch_size, settings.gradient_accumulation_steps)
         if window.why:
             logger.warning("%s", window.why)
+        check_enough(window, self.processes)
         per_epoch = window.steps(len(train))
         total = settings.max_steps if settings.max_steps is not None else settings.epochs * per_epoch
         bits = LossesPerByte(self._bits(train), self._bits(validation))
@@ -344,7 +364,8 @@ class Trainer:
 
     def _setup_module(self, adapted: AdaptedModel, plan: Plan) -> pl.LightningModule:
         """The Lightning module, with optimizer and schedule of this trainer where a subclass brings them."""
-        lit = TrainingModule(adapted, self.settings, plan.total_steps, self._setup_loss(adapted), self.tokenizer)
+        loss = self._setup_loss(adapted)
+        lit = TrainingModule(adapted, self.settings, plan.total_steps, loss, self.tokenizer, self.processes)
         optimizer = self._setup_optimizer(adapted)
         if optimizer is None and type(self)._setup_scheduler is not Trainer._setup_scheduler:
             optimizer = lit.usual_optimizer()  # a schedule of one's own for the usual optimizer
@@ -377,17 +398,33 @@ class Trainer:
         """Loaders over both parts."""
         settings = self.settings
         factory = DataLoaderFactory(
-            settings.random_seed, pin_memory=self.device.type == "cuda", workers=settings.num_workers
+            settings.random_seed,
+            pin_memory=self.device.type == "cuda",
+            workers=settings.num_workers,
+            hand=Hand(self.processes.rank, self.processes.world),
         )
-        validation = None if plan.validation is None else factory.validation(plan.validation, plan.window.batch_size)
-        return Loaders(factory.train(plan.train, plan.window), validation)
+        window = plan.window
+        validation = (
+            None
+            if plan.validation is None
+            else factory.validation(plan.validation, window.batch_size, window.accumulation)
+        )
+        return Loaders(factory.train(plan.train, window), validation)
 
     def _setup_callbacks(self, plan: Plan, loaders: Loaders, run: RunFolder, store: CheckpointStore) -> Callbacks:
         """The callbacks of the run; the one that saves comes last."""
         settings = self.settings
-        training, validation = TrainingLoop(plan.total_steps), ValidationLoop(settings.val_every_n_steps)
+        training = TrainingLoop(plan.total_steps, processes=self.processes)
+        validation = ValidationLoop(settings.val_every_n_steps)
         resumable = ResumableCheckpoint(
-            store, settings, loaders.sampler, training, validation, plan.validation is not None, stop=self.stop
+            store,
+            settings,
+            loaders.sampler,
+            training,
+            validation,
+            plan.validation is not None,
+            stop=self.stop,
+            processes=self.processes,
         )
         return Callbacks(
             training,
@@ -405,6 +442,7 @@ class Trainer:
                 self._mirrored,
                 {"model": self.adapted.name, "parameters": self.adapted.num_parameters()},
                 self.plot,
+                self.processes,
             ),
             resumable,
             stream_places(plan.train),
@@ -464,8 +502,13 @@ class Trainer:
         return Window(fitted.batch_size, fitted.accumulation, window.why), fitted.reason
 
     def _setup_forecast(self, plan: Plan, precision: str) -> Forecast | None:
-        """What the run will take, where somebody watches its progress and the measurement fits into memory."""
-        return None if self.progress is ignore_progress else self._measured_forecast(plan, precision)
+        """What the run will take, where somebody watches its progress and the measurement fits into memory.
+
+        It is measured in one process, and several of them are not told by it.
+        """
+        if self.progress is ignore_progress or self.processes.several:
+            return None
+        return self._measured_forecast(plan, precision)
 
     def _measured_forecast(self, plan: Plan, precision: str) -> Forecast | None:
         """What the run will take; None where a copy of the model does not fit beside it."""
@@ -507,10 +550,10 @@ class Trainer:
         every, window = self.settings.val_every_n_steps, plan.window
         return pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=1,
+            **spread(self.settings, self.processes, self.adapted, self._sample(plan, 1)),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=math.ceil(plan.total_steps / plan.steps_per_epoch),
-            accumulate_grad_batches=window.accumulation,
+            accumulate_grad_batches=micro_batches(window.accumulation, self.processes.world),
             gradient_clip_val=self.settings.gradient_clip_norm or None,
             check_val_every_n_epoch=None if every else 1,
             val_check_interval=NEVER if every else 1.0,  # `ValidationLoop` says when
@@ -550,7 +593,7 @@ class Trainer:
 
     def _hand_over_best(self, lit: pl.LightningModule, store: CheckpointStore, callbacks: Callbacks) -> None:
         """Where validation ended the run, the weights of its best validation are what is handed over."""
-        best = store.best() if callbacks.training.ended else None
+        best = self.processes.lead(store.best) if callbacks.training.ended else None
         if best is not None:
             lit.load_state_dict(store.load(store.folder / best.file)["state_dict"])
             logger.info("the weights are those of step %d, the best validation (%.3f)", best.step, best.val_loss)
@@ -581,7 +624,8 @@ class Trainer:
         self, plan: Plan, run: RunFolder, store: CheckpointStore, callbacks: Callbacks, facts: dict[str, Any]
     ) -> TrainingResult:
         """Metrics file, manifest and result."""
-        callbacks.watchers.metrics.write()
+        if self.processes.leads:
+            callbacks.watchers.metrics.write()
         values = {
             **histories(callbacks.training, callbacks.validation, plan.bits),
             **callbacks.watchers.histories(),
@@ -590,10 +634,11 @@ class Trainer:
             "block_length": plan.train.longest,
             **facts,
         }
-        if not run.finished:
+        if not run.finished and self.processes.leads:
             run.write_manifest({"steps": callbacks.training.total_steps, "versions": environment(), **facts})
         result = TrainingResult(self.adapted, self.tokenizer, self.settings, values)
-        self.hooks.on_training_end(result)
+        if self.processes.leads:
+            self.hooks.on_training_end(result)
         return result
 
 

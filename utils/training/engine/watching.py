@@ -16,6 +16,7 @@ from utils.training.engine.gradient_monitor import GradientMonitor
 from utils.training.engine.hooks import HooksCallback, TrainingHooks
 from utils.training.engine.live import LivePlotCallback
 from utils.training.engine.loop import LossesPerByte, MetricsFile, ProgressReporter, TrainingLoop, ValidationLoop
+from utils.training.engine.processes import ALONE, Processes
 from utils.training.engine.resources import ResourceMonitor
 from utils.training.engine.tracking import TrackingCallback
 from utils.training.live_plot import LivePlot
@@ -59,9 +60,12 @@ class Watchers(Watched):
 
     metrics: MetricsFile = field(kw_only=True)
     rest: list[pl.Callback] = field(kw_only=True)
+    leads: bool = field(default=True, kw_only=True)
 
     def in_order(self) -> list[pl.Callback]:
-        """All of them."""
+        """All of them; of several processes only the leading one writes and reports."""
+        if not self.leads:
+            return [self.accumulator, self.gradients]
         return [self.accumulator, self.gradients, self.metrics, *self.rest]
 
 
@@ -86,6 +90,7 @@ def watchers(
     mirrored: Callable[[], str] = str,
     about: Mapping[str, Any] = MappingProxyType({}),
     plot: LivePlot | None = None,
+    processes: Processes = ALONE,
 ) -> Watchers:
     """The watchers of a run.
 
@@ -101,8 +106,10 @@ def watchers(
         mirrored: says how far the mirror is; empty where there is none.
         about: what trackers are told besides the settings, such as the model's name.
         plot: draws the loss while it falls; None draws into the notebook's output, where somebody watches the progress.
+        processes: those that train together; others than the leading one watch only what checkpoints and results keep.
     """
     gradients = GradientMonitor()
+    accumulator = GradientAccumulator(processes)
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
 
     def norms() -> Sequence[float]:
@@ -112,6 +119,9 @@ def watchers(
         newest = resources.samples[-1].memory_bytes if resources.samples else None
         return "" if newest is None else f"{newest / 1e9:.1f} GB of memory"
 
+    metrics = MetricsFile(run.path / "metrics.csv", training, validation, bits, norms)
+    if not processes.leads:
+        return Watchers(accumulator, gradients, metrics=metrics, rest=[], leads=False)
     rest: list[Any] = [
         resources,
         ProgressReporter(progress, training, validation, bits, tokens_per_step, (memory, mirrored)),
@@ -122,5 +132,4 @@ def watchers(
     if settings.wandb_project is not None or settings.tensorboard:
         destination = destination_of(settings, run.path, run.run_id, about)
         rest.append(TrackingCallback(destination, training, validation, bits, resources, norms))
-    metrics = MetricsFile(run.path / "metrics.csv", training, validation, bits, norms)
-    return Watchers(GradientAccumulator(), gradients, metrics=metrics, rest=rest)
+    return Watchers(accumulator, gradients, metrics=metrics, rest=rest)
