@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch  # noqa: F401 - imported in a test first, it would be broken by the guard that puts modules back
 
+from tests.training.wandb_files import offline_runs, run_of
 from utils.__main__ import main
 from utils.testing import TINY_SOURCES
 from utils.training.training_config import TrainingConfig, setting_docs
@@ -59,8 +60,10 @@ def test_a_search_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
         str(tmp_path / "runs"),
     ]
     words += ["--space", "learning_rate=1e-3..1e-2", "--trials", "1", "--no-range-test", "--max-steps", "4", "--html"]
-    assert main(words) == 0
+    assert main([*words, "--wandb-project", "p"]) == 0
     printed = capsys.readouterr().out
     folder = tmp_path / "runs" / "searches" / "search"
     assert "Trial 0 is the best" in printed and f"Page: {folder / 'report.html'}" in printed
     assert TrainingConfig.load(folder / "best_config.json").max_steps == 4
+    (tracked,) = {path for run in (folder / "trials").glob("trial-*") for path in offline_runs(run)}
+    assert run_of(tracked).run_group == "search" and run_of(tracked).project == "p"

@@ -116,7 +116,7 @@ class TrialCoordinator(TrainingCoordinator):
     def _trainer(self, report: ProgressCallback) -> Trainer:
         trainer = super()._trainer(report)
         assert isinstance(trainer, TrialTrainer) and isinstance(self.hooks, TrialHooks)
-        trainer.trial, trainer.trial_hooks = self.trial, self.hooks
+        trainer.trial, trainer.trial_hooks, trainer.group = self.trial, self.hooks, self.workspace.parent.name
         return trainer
 
 

@@ -169,6 +169,7 @@ class WandbSink:
         run_id: the same id continues the same run.
         name, notes, config: what W&B shows beside the curves; `config` holds plain values.
         mode: None chooses.
+        group: name of the group that W&B shows the run in.
 
     Raises:
         MissingPackageError: `wandb` is not installed.
@@ -183,10 +184,11 @@ class WandbSink:
         notes: str = "",
         config: Mapping[str, Any] | None = None,
         mode: WandbMode | None = None,
+        group: str | None = None,
     ) -> None:
         self._wandb = require("wandb", extra="tracking", feature="Logging to Weights & Biases")
         self.folder, self.project, self.run_id = Path(folder).resolve(), project, run_id
-        self._arguments = {"name": name, "notes": notes or None, "config": dict(config or {})}
+        self._arguments = {"name": name, "notes": notes or None, "config": dict(config or {}), "group": group}
         self.mode = choose_mode() if mode is None else mode
         self._run: Any = None
         if self.mode.mode != "disabled":
@@ -333,7 +335,7 @@ class Destination:
         run_id: of the run; a resumed run has the same one.
         project: of W&B; None does not log there.
         tensorboard: whether event files are written.
-        name, notes, config: as for `WandbSink`.
+        name, notes, config, group: as for `WandbSink`.
     """
 
     folder: Path
@@ -343,6 +345,7 @@ class Destination:
     name: str | None = None
     notes: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
 
     def check(self) -> None:
         """Say now what is missing, not after hours.
@@ -362,7 +365,8 @@ class Destination:
         """Begin, or continue from a step on."""
         sinks: list[Sink] = []
         if self.project is not None:
-            sinks.append(WandbSink(self.folder, self.project, self.run_id, self.name, self.notes, self.config))
+            shown = {"name": self.name, "notes": self.notes, "config": self.config, "group": self.group}
+            sinks.append(WandbSink(self.folder, self.project, self.run_id, **shown))  # type: ignore[arg-type]
         if self.tensorboard:
             sinks.append(TensorBoardSink(self.folder / "tensorboard", first_step))
         return sinks

@@ -110,6 +110,7 @@ class Trainer:
 
     Attributes:
         engine, module: Lightning's trainer and module, once `train` has begun.
+        group: what W&B shows the run together with, such as the search that it belongs to; None for a run of its own.
 
     Example:
         >>> result = Trainer(adapted, None, TrainingConfig(max_steps=100), tokenizer=tokenizer).train(train_texts, val_texts)
@@ -144,6 +145,7 @@ class Trainer:
         self.engine: pl.Trainer
         self.module: pl.LightningModule
         self.data_origin, self.stop, self.plot = data_origin, stop, plot
+        self.group: str | None = None
         self.spec, self.hooks = task_spec, hooks if hooks is not None else DefaultHooks()
         self.processes.together(self._check)
 
@@ -443,6 +445,7 @@ class Trainer:
                 {"model": self.adapted.name, "parameters": self.adapted.num_parameters()},
                 self.plot,
                 self.processes,
+                self.group,
             ),
             resumable,
             stream_places(plan.train),

@@ -70,12 +70,18 @@ class Watchers(Watched):
 
 
 def destination_of(
-    settings: TrainingConfig, folder: Path, run_id: str, about: Mapping[str, Any] = MappingProxyType({})
+    settings: TrainingConfig,
+    folder: Path,
+    run_id: str,
+    about: Mapping[str, Any] = MappingProxyType({}),
+    group: str | None = None,
 ) -> Destination:
     """Where a run is tracked."""
     config = {**settings.to_dict(), **about}
     project, board = settings.wandb_project, settings.tensorboard
-    return Destination(folder, run_id, project, board, name=folder.name, notes=settings.notes, config=config)
+    return Destination(
+        folder, run_id, project, board, name=folder.name, notes=settings.notes, config=config, group=group
+    )
 
 
 def watchers(
@@ -91,6 +97,7 @@ def watchers(
     about: Mapping[str, Any] = MappingProxyType({}),
     plot: LivePlot | None = None,
     processes: Processes = ALONE,
+    group: str | None = None,
 ) -> Watchers:
     """The watchers of a run.
 
@@ -107,6 +114,7 @@ def watchers(
         about: what trackers are told besides the settings, such as the model's name.
         plot: draws the loss while it falls; None draws into the notebook's output, where somebody watches the progress.
         processes: those that train together; others than the leading one watch only what checkpoints and results keep.
+        group: of W&B.
     """
     gradients = GradientMonitor()
     accumulator = GradientAccumulator(processes)
@@ -130,6 +138,6 @@ def watchers(
     if plot is not None or progress is not ignore_progress:
         rest.append(LivePlotCallback(training, validation, plot))
     if settings.wandb_project is not None or settings.tensorboard:
-        destination = destination_of(settings, run.path, run.run_id, about)
+        destination = destination_of(settings, run.path, run.run_id, about, group)
         rest.append(TrackingCallback(destination, training, validation, bits, resources, norms))
     return Watchers(accumulator, gradients, metrics=metrics, rest=rest)
