@@ -108,7 +108,7 @@ def watchers(
         plot: draws the loss while it falls; None draws into the notebook's output, where somebody watches the progress.
         processes: those that train together; others than the leading one watch only what checkpoints and results keep.
     """
-    gradients = GradientMonitor()
+    gradients = GradientMonitor(processes=processes)
     accumulator = GradientAccumulator(processes)
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
 
