@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from tests.training.tiny import make_tiny
+from utils.errors import TrainingStopped
 from utils.tokenization.batches import PaddedDocuments
 from utils.tokenization.block_cache import in_memory
 from utils.tokenization.loaders import SHARE
@@ -82,18 +83,28 @@ def run(
     kill: bool = False,
     strategy: str = "ddp",
     dropout: float = 0.0,
+    idle: bool = False,
+    ask_rank: int | None = None,
+    ask_after: int = 0,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train, or go on, in as many processes as were launched; what all of them saw and what came out."""
+    """Train, or go on, in as many processes as were launched; what all of them saw and what came out.
+
+    `stop` (by an error, or `kill -9`) is the last step that is done. `idle` gives the model weights that it does not use.
+    In the process `ask_rank` the training is asked to stop after the step `ask_after`.
+    """
     processes = Processes.here()
     several = {"strategy": strategy, "devices": processes.world} if processes.several else {}
     settings = {"batch_size": 4, "learning_rate": 1e-2, "save_every_n_steps": 1, "run_name": "r", **several, **changes}
+    adapted = make_tiny(processes.rank, dropout=dropout, length=LENGTH)  # the first process's weights are those of all
+    if idle:
+        adapted.model.idle = torch.nn.Linear(3, 3)
+
+    def asked() -> bool:
+        return processes.rank == ask_rank and trainer.engine.global_step >= ask_after
+
     trainer = WatchedTrainer(
-        make_tiny(processes.rank, dropout=dropout, length=LENGTH),  # the first process's weights are those of all
-        None,
-        TrainingConfig(**settings),
-        workspace=workspace,
-        resume="continue",
+        adapted, None, TrainingConfig(**settings), workspace=workspace, resume="continue", stop=asked
     )
     trainer.watch = Watch(stop, kill)
     found: dict[str, Any] = {}
@@ -106,8 +117,8 @@ def run(
             "samples": result["accumulation"].samples,
             "labels": result["accumulation"].labels,
         }
-    except StopError:
-        pass
+    except (StopError, TrainingStopped) as error:
+        found = {"stopped": processes.gather(type(error).__name__)}
     seen: dict[int, list[int]] = {}
     for part in processes.gather(trainer.watch.seen):
         for step, ids in part.items():

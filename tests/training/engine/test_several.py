@@ -96,3 +96,16 @@ def test_a_step_of_fewer_samples_than_processes_is_refused():
     check_enough(Window(2, 2), Processes(0, 4))
     with pytest.raises(ConfigError, match=r"takes 3 samples .* fewer than the 4 processes .* start at most 3"):
         check_enough(Window(3, 1), Processes(0, 4))
+
+
+def test_what_one_process_is_told_holds_for_all(tmp_path):
+    found = launch(tmp_path, {"asked": {**THREE_EPOCHS, "ask_rank": 1, "ask_after": 5}})["asked"]
+    assert found["stopped"] == ["TrainingStopped", "TrainingStopped"]
+    rest = run(tmp_path / "asked", **THREE_EPOCHS)
+    assert list(map(int, rest["seen"])) == list(range(6, STEPS + 1))
+
+
+def test_weights_that_no_loss_depends_on_are_no_hindrance(tmp_path):
+    settings = {**THREE_EPOCHS, "idle": True}
+    found = launch(tmp_path, {"idle": settings})["idle"]
+    assert found["losses"] == pytest.approx(run(tmp_path / "alone", **settings)["losses"], abs=2e-6)

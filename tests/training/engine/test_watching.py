@@ -123,7 +123,7 @@ def test_settings_that_an_older_release_did_not_have_count_as_usual(tmp_path):
     result = run(tmp_path).train(BLOCKS)
     file = result.run_folder / "run.json"
     values = json.loads(file.read_text())
-    for name in ("label_smoothing", "ema_decay", "strategy"):
+    for name in ("label_smoothing", "ema_decay", "early_stopping_patience"):
         del values["fingerprint"]["settings"][name]
     file.write_text(json.dumps(values))
     assert run(tmp_path).train(BLOCKS)["resumed_from_step"] == 6

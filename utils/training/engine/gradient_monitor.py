@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from utils._tables import html_table, text_table
 from utils.checks.gradients import MEDIAN_RATIO, SIBLING_RATIO
 from utils.checks.inspection import role
+from utils.training.engine.processes import ALONE, Processes
+from utils.training.engine.sharding import in_shards, local
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +206,7 @@ class GradientMonitor(pl.Callback):
 
     Args:
         every: optimizer steps between looks at every layer; the first step is looked at, too.
+        processes: those that train together.
 
     Example:
         >>> monitor = GradientMonitor()
@@ -211,8 +214,8 @@ class GradientMonitor(pl.Callback):
         >>> monitor.gradient_norms[-1], [item.advice for item in monitor.health if item.status != "healthy"]
     """
 
-    def __init__(self, every: int = EVERY) -> None:
-        self.every = every
+    def __init__(self, every: int = EVERY, processes: Processes = ALONE) -> None:
+        self.every, self._processes = every, processes
         self.total: torch.Tensor | None = None
         self._norms: list[float] = []
         self._unread: list[torch.Tensor] = []
@@ -280,7 +283,7 @@ class GradientMonitor(pl.Callback):
     ) -> None:
         found = [(place, p.grad) for place, (_, p) in enumerate(self._parameters) if p.grad is not None]
         places = [place for place, _ in found]
-        norms = _norms([gradient for _, gradient in found], pl_module.device)
+        norms = self._norms_of([gradient for _, gradient in found], pl_module.device)
         self.total = torch.linalg.vector_norm(norms)
         self._unread.append(self.total)
         step = len(self._norms) + len(self._unread)
@@ -289,6 +292,12 @@ class GradientMonitor(pl.Callback):
             self._look = (step, places, norms)
         if len(self._unread) >= GROUP:
             self._read()
+
+    def _norms_of(self, gradients: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """L2 norm of each gradient, (N,), over the shards of all processes where there are any."""
+        if not in_shards(gradients):
+            return _norms(gradients, device)
+        return self._processes.sum(_norms(local(gradients), device).square()).sqrt()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read()

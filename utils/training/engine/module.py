@@ -22,6 +22,7 @@ from utils.training.engine.loss import LossStrategy
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import MetricsEngine
 from utils.training.engine.processes import ALONE, Processes
+from utils.training.engine.sharding import clip_shards, gather_into, in_shards, sharded
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class TrainingModule(UniversalModelAdapter):
         self.strategy, self.metrics, self.label_smoothing = strategy, MetricsEngine(strategy), settings.label_smoothing
         self.gradient_norm: Callable[[], torch.Tensor | None] | None = None
         self.split, self.processes = 1, processes
+        self._whole: list[AdaptedModel] | None = None  # in a list, so that it is no part of this module
         self._window: list[Batch] = []
         self._graph: torch.Tensor | None = (
             None  # the loss with its graph, held nowhere else: dropping it frees everything
@@ -146,7 +148,25 @@ class TrainingModule(UniversalModelAdapter):
         if len(parameters) != sum(p.requires_grad for p in self.parameters()):  # an optimizer of some of them
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
+        if in_shards(p.grad for p in parameters):
+            clip_shards(parameters, gradient_clip_val, total)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
+
+    # ---- shards -----------------------------------------------------------------------------------------------------
+    def configure_model(self) -> None:
+        """Train a copy in shards where the strategy spreads the model over the processes."""
+        mesh = self.device_mesh
+        if mesh is not None and self._whole is None:
+            self.processes.share([*self.adapted.parameters(), *self.adapted.buffers()])
+            self._whole, self.adapted = [self.adapted], sharded(self.adapted, mesh)
+
+    def put_together(self) -> None:
+        """Have the whole model again, with the weights of the shards. Every process must call it."""
+        if self._whole is not None:
+            (whole,), self._whole = self._whole, None
+            gather_into(whole, self.adapted)
+            self.adapted = whole
 
     def _backward_in_parts(self, batch: Batch, factor: torch.Tensor) -> torch.Tensor:
         """Gradients of a micro-batch, part by part, and its loss; each label weighs what it does in the whole."""

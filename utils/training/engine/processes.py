@@ -155,6 +155,11 @@ class Processes:
         dist.all_reduce(found)
         return found
 
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Give all processes the values that the tensors have in the first one."""
+        for tensor in tensors if self.several else ():
+            dist.broadcast(tensor.detach(), src=0)
+
     def barrier(self) -> None:
         """Wait for the others."""
         self.any(False)

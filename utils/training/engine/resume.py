@@ -29,6 +29,7 @@ from utils.training.engine.checkpoint import CheckpointStore, without_paths
 from utils.training.engine.loop import TrainingLoop, ValidationLoop
 from utils.training.engine.position import in_batches_of_one, in_own_batches
 from utils.training.engine.processes import ALONE, Processes
+from utils.training.engine.sharding import local
 from utils.training.engine.surroundings import PatientSignals
 from utils.training.training_config import TrainingConfig
 
@@ -362,4 +363,4 @@ def _through(trainer: pl.Trainer, store: CheckpointStore) -> Iterator[VerifiedCh
 
 
 def _all_finite(module: torch.nn.Module) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.is_floating_point())
+    return all(bool(torch.isfinite(p).all()) for p in local(module.parameters()) if p.is_floating_point())

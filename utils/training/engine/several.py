@@ -17,6 +17,7 @@ from utils.checks.preserved import preserved
 from utils.errors import ConfigError
 from utils.tokenization.batch_order import Window
 from utils.training.engine.processes import Processes
+from utils.training.engine.sharding import ShardedStrategy
 from utils.training.run_folder import RunFolder
 from utils.training.training_config import TrainingConfig
 
@@ -81,12 +82,11 @@ def spread(
         return {"devices": 1}
     from pytorch_lightning.strategies import DDPStrategy
 
+    devices = {"devices": settings.devices, "num_nodes": processes.world // settings.devices}
+    if settings.strategy == "fsdp":
+        return {**devices, "strategy": ShardedStrategy(processes.world)}
     unused = processes.lead(lambda: has_unused_weights(adapted, sample))
-    return {
-        "devices": settings.devices,
-        "num_nodes": processes.world // settings.devices,
-        "strategy": DDPStrategy(find_unused_parameters=unused),
-    }
+    return {**devices, "strategy": DDPStrategy(find_unused_parameters=unused)}
 
 
 def has_unused_weights(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]) -> bool:

@@ -271,6 +271,8 @@ class Trainer:
             }
             callbacks.checkpoint.facts = {**facts, **plan.facts}
             self._fit(engine, lit, loaders, callbacks, store, newest)
+            if isinstance(lit, TrainingModule):
+                lit.put_together()
             self._hand_over_best(lit, store, callbacks)
         self.adapted.eval()
         return self._collect(plan, run, store, callbacks, facts)

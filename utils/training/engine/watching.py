@@ -116,7 +116,7 @@ def watchers(
         processes: those that train together; others than the leading one watch only what checkpoints and results keep.
         group: of W&B.
     """
-    gradients = GradientMonitor()
+    gradients = GradientMonitor(processes=processes)
     accumulator = GradientAccumulator(processes)
     resources = ResourceMonitor(tokens_per_step, run.path / RESOURCES_FILE)
 

@@ -1,0 +1,90 @@
+"""Weights, gradients and optimizer state in shards, one in each process (`strategy="fsdp"`), on torch's `fully_shard`.
+
+What is sharded is a copy: the person's model stays whole, and gets the trained weights at the end. Checkpoints are put
+together in the leading process and are those that one process would write, so that any number of processes goes on from them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from utils.adapters.model_adapter import AdaptedModel
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for `fully_shard`, reading checkpoints of one process through the run's verified files."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Give each process its shards of weights and optimizer state."""
+        assert self.model is not None
+        checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
+            named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+            _count_here(optimizer)
+        return dict(checkpoint)
+
+
+def sharded(adapted: AdaptedModel, mesh: Any) -> AdaptedModel:
+    """A copy of the model in shards: gathered for each pass, and kept in parts between passes.
+
+    Args:
+        adapted: the model; it stays as it is.
+        mesh: of devices, from Lightning's module.
+    """
+    found = copy.deepcopy(adapted).to(mesh.device_type)
+    fully_shard(found.model, mesh=mesh["data_parallel"])
+    return found
+
+
+def gather_into(adapted: AdaptedModel, parts: AdaptedModel) -> None:
+    """Copy the weights of a sharded model into a whole one. Every process must call it."""
+    adapted.load_state_dict({name: _whole(value) for name, value in parts.state_dict().items()})
+
+
+def local(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What this process holds of each tensor: all of it, where it is in no shards."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def in_shards(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether any of them is in shards."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
+def clip_shards(parameters: Iterable[nn.Parameter], most: float, total: torch.Tensor) -> None:
+    """As `torch.nn.utils.clip_grads_with_norm_`, with the norm over all shards."""
+    factor = torch.clamp(most / (total + 1e-6), max=1.0)
+    for gradient in local(p.grad for p in parameters if p.grad is not None):
+        gradient.mul_(factor.to(gradient.device))
+
+
+def _count_here(optimizer: Optimizer) -> None:
+    """Keep counts of steps as plain numbers, as a fused optimizer makes them itself and takes no others."""
+    for slot in optimizer.state.values():
+        for name, value in slot.items():
+            if isinstance(value, DTensor) and not value.dim():
+                slot[name] = value.to_local()
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
