@@ -230,6 +230,39 @@ def test_an_upload_that_is_too_large_is_refused(start):
     assert wizard.setup.dataset.form.upload == ""
 
 
+def test_a_full_disk_is_said_and_stops_nobody(start, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    wizard = to_step(start(in_thread=False, data=SENTENCES), 1)
+    monkeypatch.setattr("utils.ui.state.write_json", full)
+    monkeypatch.setattr("utils.ui.decisions.dataset.whole_file", full)
+    click(wizard, "tb-next")
+    assert "No space left" in text(wizard, "tb-notice") and "60 documents" in text(wizard, "tb-data-preview")
+    find(wizard, "tb-data-kind").value = "upload"
+    upload(wizard, "mine.txt", b"some words to read")
+    assert "No space left" in text(wizard, "tb-message")
+
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "kept"),
+    [
+        (2, "tb-data-hub", lambda setup: setup.dataset.form.hub),
+        (2, "tb-data-path", lambda setup: setup.dataset.form.path),
+        (3, "tb-tok-own", lambda setup: setup.tokenizer.form.own),
+        (3, "tb-tok-try", lambda setup: setup.tokenizer.form.tried),
+    ],
+)
+def test_a_key_in_a_field_is_refused_and_said(start, place, field, kept):
+    wizard = to_step(start(in_thread=False, data=SENTENCES), place)
+    find(wizard, field).value = TOKEN
+    assert "Hugging Face token" in text(wizard, "tb-message")
+    assert TOKEN not in kept(wizard.setup)
+
+
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.checks.session.PATCH_SECONDS", 600.0)

@@ -161,12 +161,13 @@ class SetupWizard:
         self._next = widgets.button("Next", "tb-next", click=self._go_on, style="primary", icon="arrow-right")
         self._stop = widgets.button("Stop", "tb-halt", click=self.stop, icon="stop", tip="Stop what is going on")
         self._body = widgets.column(classes=["tb-body"])
-        lost = self.setup.state.lost
-        notice = widgets.text_html("message.html", text=lost, tone="bad") if lost else ""
+        self._notice = widgets.html_block("tb-notice")
+        self._paint_notice()
+        self.setup.state.watch(self._paint_notice)
         return widgets.column(
             widgets.style_sheet(),
             widgets.row(*self._tabs, classes=["tb-head"]),
-            widgets.html_block("tb-notice", value=notice),
+            self._notice,
             self._body,
             self._message,
             widgets.row(self._back, self._next, self._stop, classes=["tb-foot"]),
@@ -207,6 +208,12 @@ class SetupWizard:
     def show_results(self) -> None:
         """Show the page that follows the five steps."""
         self.go(len(STEPS))
+
+    def _paint_notice(self) -> None:
+        """What is wrong with the wizard's own file."""
+        state = self.setup.state
+        told = "\n".join(filter(None, (state.lost, state.unsaved)))
+        self._notice.value = widgets.text_html("message.html", text=told, tone="bad") if told else ""
 
     def _paint_frame(self) -> None:
         for place, tab in enumerate(self._tabs):

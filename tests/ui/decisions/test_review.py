@@ -52,7 +52,7 @@ def test_the_plan_says_what_becomes_of_an_earlier_run(setup, finished, changed, 
     run.mkdir(parents=True)
     if finished:
         (run / "manifest.json").write_text("{}")
-    setup.results._begun("my-run")
+    setup.results._keep(name="my-run", subject=setup.results.subject())
     if changed:
         setup.training.change("epochs", 3)
     assert any(sentence in line for line in setup.review.plan())

@@ -103,8 +103,9 @@ class TokenizerDecision:
 
     def choose(self, **values: Any) -> None:
         """Change fields of the form."""
-        self.form = replace(self.form, **values)
-        self._setup.state.keep(NAME, self.form)
+        changed = replace(self.form, **values)
+        self._setup.state.keep(NAME, changed)  # first: what it refuses is not taken
+        self.form = changed
 
     def missing(self) -> str:
         """What is needed before it can be made; empty where nothing is."""

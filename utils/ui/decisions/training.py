@@ -226,8 +226,9 @@ class TrainingDecision:
         return {name: value for name, value in values.items() if name in names}
 
     def _keep(self, **changes: Any) -> None:
-        self.form = dataclasses.replace(self.form, **changes)
-        self.setup.state.keep("training", self.form)
+        changed = dataclasses.replace(self.form, **changes)
+        self.setup.state.keep("training", changed)  # first: what it refuses is not taken
+        self.form = changed
 
     # ---- places -----------------------------------------------------------------------------------------------------
     @property

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from utils.errors import DataError
 from utils.training.data_sources import KINDS as FILE_KINDS
 from utils.training.data_upload import MAX_WIDGET_BYTES
 from utils.ui import widgets
-from utils.ui.steps.step import Shell, begin
+from utils.ui.steps.step import Shell, begin, said
 from utils.ui.steps.validation import STATUS_WORDS
 from utils.ui.work import Outcome
 
@@ -87,13 +86,16 @@ class DatasetStep:
             self._paint_buttons()
 
     def _listen(self) -> None:
-        widgets.on_change(self._kind, lambda kind: self._chosen(at_once=kind in ("example", "given"), kind=kind))
-        widgets.on_change(self._example, lambda name: self._chosen(at_once=True, example=name))
-        widgets.on_change(self._hub, lambda name: self._chosen(hub=name.strip()))
-        widgets.on_change(self._most, lambda most: self._chosen(hub_documents=most))
-        widgets.on_change(self._path, lambda path: self._chosen(path=path.strip()))
-        widgets.on_change(self._column, lambda name: self._chosen(at_once=True, column=name))
-        widgets.on_change(self._upload, lambda _: self._arrived())
+        for control, chosen in (
+            (self._kind, lambda kind: self._chosen(at_once=kind in ("example", "given"), kind=kind)),
+            (self._example, lambda name: self._chosen(at_once=True, example=name)),
+            (self._hub, lambda name: self._chosen(hub=name.strip())),
+            (self._most, lambda most: self._chosen(hub_documents=most)),
+            (self._path, lambda path: self._chosen(path=path.strip())),
+            (self._column, lambda name: self._chosen(at_once=True, column=name)),
+            (self._upload, lambda _: self._arrived()),
+        ):
+            widgets.on_change(control, said(self.shell, chosen))
 
     def _chosen(self, at_once: bool = False, **values: Any) -> None:
         """Keep what the person changed; read it where that is all it takes."""
@@ -112,9 +114,6 @@ class DatasetStep:
             if not files:
                 return
             self.decision.keep_upload(files)
-        except DataError as error:
-            self.shell.say(str(error), "bad")
-            return
         finally:
             widgets.clear_upload(self._upload)
         self._paint()
