@@ -296,6 +296,36 @@ def test_whoever_ticks_goes_on_anyway(start, faulty):
     assert wizard.setup.state.step == 1
 
 
+def test_the_last_step_says_what_an_earlier_one_lacks(start, faulty):
+    """Whoever presses the name of a step passes by no Next: the start itself knows what is missing."""
+    wizard = to_step(start(False, faulty, None), 1)
+    find(wizard, "tb-anyway").value = True
+    wizard.go(4)
+    assert "Nothing" not in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+    lacks = {
+        "Model (step 1)": (lambda on: setattr(find(wizard, "tb-anyway"), "value", not on), "Go on anyway"),
+        "Data (step 2)": (
+            lambda on: setattr(find(wizard, "tb-data-kind"), "value", "path" if on else "example"),
+            "Type the path",
+        ),
+        "Tokenizer (step 3)": (
+            lambda on: setattr(find(wizard, "tb-tok-strategy"), "value", "custom" if on else ""),
+            "Type where your tokenizer is",
+        ),
+    }
+    for place, (name, (lacking, words)) in enumerate(lacks.items()):
+        wizard.go(place)
+        lacking(True)
+        click(wizard, "tb-step-5")
+        told = text(wizard, "tb-summary")
+        assert name in told and words in told and "Nothing, until" in told
+        assert find(wizard, "tb-start").disabled
+        wizard.go(place)
+        lacking(False)
+        click(wizard, "tb-step-5")
+        assert name not in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+
+
 def test_an_error_of_the_model_is_shown_in_the_step(start, tmp_path):
     wizard = start(False, tmp_path / "nowhere", None)
     paint(wizard)

@@ -34,7 +34,8 @@ class ReviewStep:
     def enter(self) -> None:
         """Show what was decided; read what nobody looked at yet where that can run beside the page."""
         self._paint()
-        if self.shell.may_begin and not self.shell.busy and not self.results.prepared:
+        waiting = not self.results.prepared and not self.review.problems()
+        if self.shell.may_begin and not self.shell.busy and waiting:
             self.shell.work(self._prepare, done=lambda _: self._paint(), begin="Reading model and data …")
 
     def leave(self) -> str:
