@@ -222,6 +222,32 @@ def test_a_column_is_chosen_with_one_move(start, tmp_path):
     assert wizard.setup.state.step == 2
 
 
+@WAYS
+def test_from_a_file_straight_to_the_start(start, in_thread):
+    """Three clicks and a file: Next, choose a file, straight to the start; there it can begin."""
+    wizard = to_step(start(in_thread), 2)
+    assert find(wizard, "tb-data-kind").value == "example" and is_visible(wizard, find(wizard, "tb-data-upload"))
+    upload(wizard, "mine.txt", "\n".join(SENTENCES).encode())
+    assert find(wizard, "tb-data-kind").value == "upload" and "mine.txt" in text(wizard, "tb-data-uploaded")
+    click(wizard, "tb-skip")
+    assert wizard.setup.state.step == 4 and wizard.setup.results.prepared
+    assert "mine.txt" in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+    assert not is_visible(wizard, find(wizard, "tb-skip"))
+
+
+def test_nobody_goes_straight_to_the_start_past_what_is_missing(start):
+    wizard = start(in_thread=False)
+    paint(wizard)
+    click(wizard, "tb-skip")
+    assert "press Check" in text(wizard, "tb-message") and wizard.setup.state.step == 0
+    click(wizard, "tb-check-again")
+    click(wizard, "tb-next")
+    find(wizard, "tb-data-kind").value = "hub"
+    assert not is_visible(wizard, find(wizard, "tb-data-upload"))
+    click(wizard, "tb-skip")
+    assert "Type the name" in text(wizard, "tb-message") and wizard.setup.state.step == 1
+
+
 def test_an_upload_that_is_too_large_is_refused(start):
     wizard = to_step(start(in_thread=False), 2)
     find(wizard, "tb-data-kind").value = "upload"

@@ -159,6 +159,10 @@ class SetupWizard:
         self._message = widgets.html_block("tb-message")
         self._back = widgets.button("Back", "tb-back", click=self._go_back, icon="arrow-left")
         self._next = widgets.button("Next", "tb-next", click=self._go_on, style="primary", icon="arrow-right")
+        tip = "The steps between take what fits this model and this machine"
+        self._skip = widgets.button(
+            "Straight to the start", "tb-skip", click=self._go_far, icon="fast-forward", tip=tip
+        )
         self._stop = widgets.button("Stop", "tb-halt", click=self.stop, icon="stop", tip="Stop what is going on")
         self._body = widgets.column(classes=["tb-body"])
         self._notice = widgets.html_block("tb-notice")
@@ -170,7 +174,7 @@ class SetupWizard:
             self._notice,
             self._body,
             self._message,
-            widgets.row(self._back, self._next, self._stop, classes=["tb-foot"]),
+            widgets.row(self._back, self._next, self._skip, self._stop, classes=["tb-foot"]),
             classes=["tb-wizard"],
         )
 
@@ -221,6 +225,7 @@ class SetupWizard:
             tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
+        widgets.show(self._skip, self._place < len(STEPS) - 2)  # at the last but one, Next leads there
         running = self.worker.busy and self.worker.in_thread
         widgets.show(self._stop, running and self._place < len(STEPS))  # the results have a button of their own
 
@@ -228,11 +233,18 @@ class SetupWizard:
         self.go(max(self._place - 1, 0))
 
     def _go_on(self) -> None:
+        self._leave_for(self._place + 1)
+
+    def _go_far(self) -> None:
+        self._leave_for(len(STEPS) - 1)
+
+    def _leave_for(self, place: int) -> None:
+        """Show the step at a place, unless the present one lacks something."""
         missing = self._page(self._place).leave()
         if missing:
             self.say(missing, "bad")
         else:
-            self.go(self._place + 1)
+            self.go(place)
 
     # ---- what steps ask for -----------------------------------------------------------------------------------------
     @property

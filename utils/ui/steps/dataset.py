@@ -114,6 +114,7 @@ class DatasetStep:
             if not files:
                 return
             self.decision.keep_upload(files)
+            widgets.set_value(self._kind, self.decision.form.kind)
         finally:
             widgets.clear_upload(self._upload)
         self._paint()
@@ -124,9 +125,13 @@ class DatasetStep:
 
     def _paint(self) -> None:
         decision = self.decision
+        chosen = decision.form.kind
         for kind, group in self._groups.items():
-            widgets.show(group, kind == decision.form.kind)
-        self._uploaded.value = widgets.plain_html(f"Chosen: {decision.form.upload}" if decision.form.upload else "")
+            widgets.show(group, kind == chosen)
+        # A file is one click away beside the example, too: most people come with one.
+        widgets.show(self._groups["upload"], chosen == "upload" or (chosen == "example" and "upload" in decision.kinds))
+        named = chosen == "upload" and decision.form.upload
+        self._uploaded.value = widgets.plain_html(f"Chosen: {decision.form.upload}" if named else "")
         self._paint_column()
         current = decision.is_read or (decision.reading is None and bool(decision.columns))
         self._preview.value = widgets.text_html(
