@@ -6,6 +6,7 @@ import csv
 import datetime
 import html
 import re
+import threading
 
 import ipywidgets
 import pytest
@@ -16,8 +17,10 @@ from tests.ui.decisions.test_dataset import SENTENCES, TWO_COLUMNS
 from tests.ui.hostile_strings import HOSTILE, OWNED
 from utils import tier1_critical_validation as tier1
 from utils.checks import determinism, gradients
-from utils.errors import CheckError, DataError
+from utils.errors import CheckError, ConfigError, DataError
+from utils.training.training_config import TrainingConfig
 from utils.ui import setup_wizard
+from utils.ui.decisions.live import Live
 from utils.ui.setup_wizard import SetupWizard
 
 SIZES = {"vocab_size": 400, "max_seq_len": m.LIMIT}
@@ -235,6 +238,17 @@ def test_from_a_file_straight_to_the_start(start, in_thread):
     assert not is_visible(wizard, find(wizard, "tb-skip"))
 
 
+def test_nothing_can_be_started_while_the_last_step_reads(start):
+    wizard = to_step(start(in_thread=True, data=SENTENCES), 1)
+    go_on = threading.Event()
+    prepare = wizard.setup.results.prepare
+    wizard.setup.results.prepare = lambda ticket: go_on.wait(60) and prepare(ticket)
+    find(wizard, "tb-skip").click()
+    assert wizard.busy and find(wizard, "tb-start").disabled
+    go_on.set()
+    assert wizard.worker.join(60) and not find(wizard, "tb-start").disabled
+
+
 def test_nobody_goes_straight_to_the_start_past_what_is_missing(start):
     wizard = start(in_thread=False)
     paint(wizard)
@@ -352,6 +366,22 @@ def test_the_last_step_says_what_an_earlier_one_lacks(start, faulty):
         assert name not in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": 3}, "takes an nn.Module.*got int"),
+        ({"model": object()}, "takes an nn.Module.*got object"),
+        ({"training_config": {"epochs": -1}}, "epochs=-1: expected a whole number"),
+        ({"training_config": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"training_config": TrainingConfig(batch_size="all")}, "batch_size='all'"),
+        ({"training_config": [1]}, "a mapping of settings; got list"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_cell_that_gives_it(start, given, words):
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        start(**given)
+
+
 def test_an_error_of_the_model_is_shown_in_the_step(start, tmp_path):
     wizard = start(False, tmp_path / "nowhere", None)
     paint(wizard)
@@ -403,7 +433,7 @@ class Trained:
     result, bundle = None, None
 
     def __init__(self, setup):
-        self.setup = setup
+        self.setup, self.live = setup, Live()
 
     def train(self, ticket):
         data = self.setup.dataset.prepare(ticket)

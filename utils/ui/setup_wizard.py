@@ -104,7 +104,8 @@ class SetupWizard:
             TransformerBuilderError: what cannot be done; the message says which step to change.
         """
         self._show_in_cell()
-        outcome = self.worker.run(self._train, self._show_progress if self._view is not None else ignore_progress)
+        show = self._show_progress if self._view is not None else ignore_progress
+        outcome = self.worker.run(self._train, show, self.setup.results.live.end)
         if self._view is not None:
             told = "Stopped. Run the cell again to go on." if outcome.stopped else outcome.error
             self.say(told, "info" if outcome.stopped else "bad")

@@ -243,9 +243,10 @@ class Results:
             raise ConfigError("There is nothing to export yet: train first (step 5).")
         if not self.form.formats:
             raise ConfigError("Choose at least one format for the export.")
-        out = self.setup.folder / "exports" / str(self.result["run_name"])
-        self.bundle = export(self.result, tuple(self.form.formats), out, progress=ticket.progress)
-        return self.bundle
+        out, formats = self.setup.folder / "exports" / str(self.result["run_name"]), tuple(self.form.formats)
+        made = export(self.result, formats, out, progress=ticket.progress)
+        self.bundle = made if formats == tuple(self.form.formats) else None  # others were ticked while it went on
+        return made
 
     def pack(self, ticket: Ticket) -> Path:
         """Everything in one file: exported with the chosen formats where that was not done yet."""
