@@ -14,6 +14,8 @@ from utils.errors import ConfigError
 
 COLAB = "https://colab.research.google.com"
 BADGE = f"{COLAB}/assets/colab-badge.svg"
+REPOSITORY = re.compile(r"(?:https?://(?:www\.)?github\.com/)?([\w-]+/[\w.-]+?)(?:\.git)?/?", re.ASCII)
+"""A repository on github.com; group 1 is its owner and name."""
 FORM_FIELD = re.compile(r'(?m)^(GIST_ID\s*=\s*)""(\s*#\s*@param\b.*)$')
 """The empty form field of a notebook."""
 
@@ -30,12 +32,20 @@ def open_in_colab(repository: str, notebook: str, gist_id: str = "", revision: s
         gist_id: carried in the fragment; empty for none.
         revision: 40 hex digits that pin the gist.
 
+    Raises:
+        ConfigError: `repository` is none on github.com.
+
     Example:
         >>> open_in_colab("https://github.com/me/mine", "template.ipynb", "0123456789abcdef0123")
         'https://colab.research.google.com/github/me/mine/blob/main/template.ipynb#gist_id=0123456789abcdef0123'
     """
-    owner_and_name = repository.removesuffix("/").removesuffix(".git").split("github.com/")[-1]
-    return f"{COLAB}/github/{owner_and_name}/blob/main/{notebook}{fragment(gist_id, revision)}"
+    found = REPOSITORY.fullmatch(repository.strip())
+    if found is None:
+        raise ConfigError(
+            f"{repository!r} is no repository on github.com, and Colab opens notebooks from there only. Expected "
+            "https://github.com/<owner>/<name>, or <owner>/<name>."
+        )
+    return f"{COLAB}/github/{found[1]}/blob/main/{notebook}{fragment(gist_id, revision)}"
 
 
 def fragment(gist_id: str, revision: str | None = None) -> str:
@@ -98,6 +108,8 @@ def _read(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content["cells"], list):
+            for cell in content["cells"]:
+                "".join(cell["source"])  # a text, or a list of lines
             return content
     except FileNotFoundError as error:
         raise ConfigError(

@@ -36,6 +36,7 @@ class NotebookPage:
         page: Playwright's own page.
         folder: where the notebook lies, which is the kernel's folder.
         errors: what scripts of the page threw.
+        clicks: how often a person has clicked so far, the file button included and the file dialog itself not.
         dialogs: texts of the dialogs that opened (each was dismissed); a script that was smuggled in opens one.
     """
 
@@ -43,6 +44,7 @@ class NotebookPage:
         """Listen to `page` from before it loads anything."""
         self.page, self.front_end, self.folder = page, front_end, folder
         self.errors: list[str] = []
+        self.clicks = 0
         self.dialogs: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", self._dismiss)
@@ -113,6 +115,7 @@ class NotebookPage:
 
     def click(self, name: str) -> None:
         """Click a button, or a tick."""
+        self.clicks += 1
         self.control(name).click(timeout=PATIENCE * SECONDS)
 
     def text(self, name: str) -> str:

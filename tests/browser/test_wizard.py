@@ -20,6 +20,7 @@ pytestmark = pytest.mark.browser  # needs Chromium, and installs two front ends 
 FIRST_PAINT = 10.0  # seconds in the kernel, once torch is loaded, beside other work; the goal is 1 s on an idle machine
 STEP_CHANGE = 10_000.0  # milliseconds from click to paint, beside other work; the goal is 200 ms on an idle machine
 STEPS = 900
+SHORT_STEPS = 30
 LIVE = re.compile(rf"(\d+)/{STEPS} steps")
 WIZARD = "tb-wizard"
 
@@ -55,6 +56,7 @@ def test_all_five_steps_from_the_model_to_the_download(page: NotebookPage, tmp_p
     changes |= go_back_and_forth(page)
     refuse_what_step_4_cannot_mean(page)
     changes["to step 5"] = page.milliseconds_until("tb-next", "tb-review", "Look it over")
+    refuse_what_step_5_cannot_start(page)
     start_stop_and_continue(page)
     write_a_sample(page)
     archive = export_and_download(page, tmp_path)
@@ -165,6 +167,23 @@ def refuse_what_step_4_cannot_mean(page: NotebookPage) -> None:
     page.click("tb-advanced")
 
 
+def refuse_what_step_5_cannot_start(page: NotebookPage) -> None:
+    """Past every Next, by the names of the steps: the start says which step lacks what, and begins nothing."""
+    page.click("tb-step-2")
+    page.choose("tb-data-kind", "A path on this machine or on Drive")
+    page.fill("tb-data-path", "")
+    page.click("tb-step-5")
+    page.expect_text("tb-summary", "Data (step 2): Type the path")
+    assert not page.is_enabled("tb-start")
+    page.screenshot("step-5-wrong", WIZARD)
+    page.click("tb-step-2")
+    page.choose("tb-data-kind", "A file from my computer")
+    page.expect_text("tb-data-uploaded", "my-words.txt")
+    page.click("tb-data-load")
+    page.expect_text("tb-data-preview", "quick brown fox", 60)
+    page.click("tb-step-5")
+
+
 def start_stop_and_continue(page: NotebookPage) -> None:
     """Step 5 and the training: it is seen live; stopped, it goes on where it was."""
     page.expect_text("tb-summary", f"{STEPS} steps")
@@ -230,6 +249,35 @@ def find_the_run_again(page: NotebookPage) -> None:
     page.run_all()
     page.wait_for("tb-play-run", 180)
     assert page.value("tb-play-prompt")
+
+
+MOST_CLICKS = 8
+
+
+def test_from_the_link_to_the_bundle_in_eight_clicks_and_a_file(front_end: FrontEnd, tmp_path: Path) -> None:
+    """The shortest way of a person with a text of their own, who changes nothing; the click list."""
+    page = open_wizard(front_end, "short", f'"tiny", training_config={{"max_steps": {SHORT_STEPS}}}')
+    page.clicks = 2  # Run all; and in Colab "Run anyway", since the notebook comes from GitHub
+    page.expect_text("tb-verdict", "15 checks", 180)
+    page.click("tb-next")
+    page.expect_text("tb-data-quality", "check", 60)
+    page.choose_file("tb-data-upload", write_corpus(tmp_path / "my-words.txt"))
+    page.expect_text("tb-data-preview", "quick brown fox", 60)
+    page.click("tb-skip")
+    page.expect_text("tb-summary", "my-words.txt", 60)
+    page.wait_until_enabled("tb-start", 60)
+    page.screenshot("straight-to-the-start", WIZARD)
+    page.click("tb-start")
+    page.wait_for("tb-play-run", 300)
+    page.wait_until_enabled("tb-download", 60)
+    page.click("tb-download")
+    page.expect_text("tb-message", "Everything is in", 240)
+    with page.page.expect_download(timeout=60_000) as started:
+        page.clicks += 1
+        page.page.locator("a.tb-download-link").click()
+    assert zipfile.is_zipfile(started.value.path())
+    assert page.clicks <= MOST_CLICKS
+    page.close()
 
 
 @pytest.fixture

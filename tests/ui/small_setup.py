@@ -19,6 +19,7 @@ class DoneValidation:
     def __init__(self, adapted: Any) -> None:
         self.adapted = adapted
         self.form = SimpleNamespace(identity="tiny", mended=False, verdict="All checks passed.", passed=True)
+        self.problem = lambda: ""
 
     def prepare(self) -> Any:
         return self.adapted
@@ -30,6 +31,7 @@ class DoneData:
     def __init__(self, texts: Any) -> None:
         self.loaded = DatasetLoader.from_anything(texts, progress=False)
         self.is_read, self.form = True, SimpleNamespace(kind="given")
+        self.task, self.missing, self.problem = "lm", lambda: "", lambda: ""
 
     def prepare(self, ticket: Any) -> Any:
         return self.loaded
@@ -43,6 +45,7 @@ class DoneTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.made, self.not_needed = tokenizer, ""
+        self.missing = lambda: ""
 
     def prepare(self, ticket: Any) -> Any:
         return self.made

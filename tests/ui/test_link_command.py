@@ -45,6 +45,11 @@ def test_badges_and_stamped_copies(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["--gist", "no such id!"], "neither a gist id nor a gist URL"),
         (["--gist", GIST, "--revision", "main"], "Expected 40 hex digits"),
+        (["--gist", GIST, "--repository", "https://gitlab.com/a/b"], "no repository on github.com"),
+        (["--gist", GIST, "--repository", "https://github.com/a"], "Expected https://github.com/<owner>/<name>"),
+        (["--gist", GIST, "--repository", "javascript:alert(1)"], "no repository on github.com"),
+        (["--gist", GIST, "--stamp", "one.ipynb"], "Name a folder for both copies"),
+        (["--gist", GIST, "--stamp", "out", "--notebooks", "odd"], "is no notebook"),
         (["--gist", GIST, "--stamp", "out", "--notebooks", "nowhere"], "There is no notebook nowhere/template.ipynb"),
     ],
 )
@@ -56,5 +61,7 @@ def test_errors_say_what_was_expected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "template.ipynb").write_text('{"cells": [1]}')
     assert main(["link", *arguments]) == 2
     assert message in capsys.readouterr().err

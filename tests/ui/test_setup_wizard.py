@@ -6,6 +6,7 @@ import csv
 import datetime
 import html
 import re
+import threading
 
 import ipywidgets
 import pytest
@@ -16,8 +17,10 @@ from tests.ui.decisions.test_dataset import SENTENCES, TWO_COLUMNS
 from tests.ui.hostile_strings import HOSTILE, OWNED
 from utils import tier1_critical_validation as tier1
 from utils.checks import determinism, gradients
-from utils.errors import CheckError, DataError
+from utils.errors import CheckError, ConfigError, DataError
+from utils.training.training_config import TrainingConfig
 from utils.ui import setup_wizard
+from utils.ui.decisions.live import Live
 from utils.ui.setup_wizard import SetupWizard
 
 SIZES = {"vocab_size": 400, "max_seq_len": m.LIMIT}
@@ -222,12 +225,82 @@ def test_a_column_is_chosen_with_one_move(start, tmp_path):
     assert wizard.setup.state.step == 2
 
 
+@WAYS
+def test_from_a_file_straight_to_the_start(start, in_thread):
+    """Three clicks and a file: Next, choose a file, straight to the start; there it can begin."""
+    wizard = to_step(start(in_thread), 2)
+    assert find(wizard, "tb-data-kind").value == "example" and is_visible(wizard, find(wizard, "tb-data-upload"))
+    upload(wizard, "mine.txt", "\n".join(SENTENCES).encode())
+    assert find(wizard, "tb-data-kind").value == "upload" and "mine.txt" in text(wizard, "tb-data-uploaded")
+    click(wizard, "tb-skip")
+    assert wizard.setup.state.step == 4 and wizard.setup.results.prepared
+    assert "mine.txt" in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+    assert not is_visible(wizard, find(wizard, "tb-skip"))
+
+
+def test_nothing_can_be_started_while_the_last_step_reads(start):
+    wizard = to_step(start(in_thread=True, data=SENTENCES), 1)
+    go_on = threading.Event()
+    prepare = wizard.setup.results.prepare
+    wizard.setup.results.prepare = lambda ticket: go_on.wait(60) and prepare(ticket)
+    find(wizard, "tb-skip").click()
+    assert wizard.busy and find(wizard, "tb-start").disabled
+    go_on.set()
+    assert wizard.worker.join(60) and not find(wizard, "tb-start").disabled
+
+
+def test_nobody_goes_straight_to_the_start_past_what_is_missing(start):
+    wizard = start(in_thread=False)
+    paint(wizard)
+    click(wizard, "tb-skip")
+    assert "press Check" in text(wizard, "tb-message") and wizard.setup.state.step == 0
+    click(wizard, "tb-check-again")
+    click(wizard, "tb-next")
+    find(wizard, "tb-data-kind").value = "hub"
+    assert not is_visible(wizard, find(wizard, "tb-data-upload"))
+    click(wizard, "tb-skip")
+    assert "Type the name" in text(wizard, "tb-message") and wizard.setup.state.step == 1
+
+
 def test_an_upload_that_is_too_large_is_refused(start):
     wizard = to_step(start(in_thread=False), 2)
     find(wizard, "tb-data-kind").value = "upload"
     upload(wizard, "large.txt", b"x" * ((8 << 20) + 1))
     assert "Google Drive" in text(wizard, "tb-message")
     assert wizard.setup.dataset.form.upload == ""
+
+
+def test_a_full_disk_is_said_and_stops_nobody(start, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    wizard = to_step(start(in_thread=False, data=SENTENCES), 1)
+    monkeypatch.setattr("utils.ui.state.write_json", full)
+    monkeypatch.setattr("utils.ui.decisions.dataset.whole_file", full)
+    click(wizard, "tb-next")
+    assert "No space left" in text(wizard, "tb-notice") and "60 documents" in text(wizard, "tb-data-preview")
+    find(wizard, "tb-data-kind").value = "upload"
+    upload(wizard, "mine.txt", b"some words to read")
+    assert "No space left" in text(wizard, "tb-message")
+
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "kept"),
+    [
+        (2, "tb-data-hub", lambda setup: setup.dataset.form.hub),
+        (2, "tb-data-path", lambda setup: setup.dataset.form.path),
+        (3, "tb-tok-own", lambda setup: setup.tokenizer.form.own),
+        (3, "tb-tok-try", lambda setup: setup.tokenizer.form.tried),
+    ],
+)
+def test_a_key_in_a_field_is_refused_and_said(start, place, field, kept):
+    wizard = to_step(start(in_thread=False, data=SENTENCES), place)
+    find(wizard, field).value = TOKEN
+    assert "Hugging Face token" in text(wizard, "tb-message")
+    assert TOKEN not in kept(wizard.setup)
 
 
 @pytest.fixture
@@ -261,6 +334,52 @@ def test_whoever_ticks_goes_on_anyway(start, faulty):
     find(wizard, "tb-anyway").value = True
     click(wizard, "tb-next")
     assert wizard.setup.state.step == 1
+
+
+def test_the_last_step_says_what_an_earlier_one_lacks(start, faulty):
+    """Whoever presses the name of a step passes by no Next: the start itself knows what is missing."""
+    wizard = to_step(start(False, faulty, None), 1)
+    find(wizard, "tb-anyway").value = True
+    wizard.go(4)
+    assert "Nothing" not in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+    lacks = {
+        "Model (step 1)": (lambda on: setattr(find(wizard, "tb-anyway"), "value", not on), "Go on anyway"),
+        "Data (step 2)": (
+            lambda on: setattr(find(wizard, "tb-data-kind"), "value", "path" if on else "example"),
+            "Type the path",
+        ),
+        "Tokenizer (step 3)": (
+            lambda on: setattr(find(wizard, "tb-tok-strategy"), "value", "custom" if on else ""),
+            "Type where your tokenizer is",
+        ),
+    }
+    for place, (name, (lacking, words)) in enumerate(lacks.items()):
+        wizard.go(place)
+        lacking(True)
+        click(wizard, "tb-step-5")
+        told = text(wizard, "tb-summary")
+        assert name in told and words in told and "Nothing, until" in told
+        assert find(wizard, "tb-start").disabled
+        wizard.go(place)
+        lacking(False)
+        click(wizard, "tb-step-5")
+        assert name not in text(wizard, "tb-summary") and not find(wizard, "tb-start").disabled
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": 3}, "takes an nn.Module.*got int"),
+        ({"model": object()}, "takes an nn.Module.*got object"),
+        ({"training_config": {"epochs": -1}}, "epochs=-1: expected a whole number"),
+        ({"training_config": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"training_config": TrainingConfig(batch_size="all")}, "batch_size='all'"),
+        ({"training_config": [1]}, "a mapping of settings; got list"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_cell_that_gives_it(start, given, words):
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        start(**given)
 
 
 def test_an_error_of_the_model_is_shown_in_the_step(start, tmp_path):
@@ -314,7 +433,7 @@ class Trained:
     result, bundle = None, None
 
     def __init__(self, setup):
-        self.setup = setup
+        self.setup, self.live = setup, Live()
 
     def train(self, ticket):
         data = self.setup.dataset.prepare(ticket)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, field
 
@@ -89,3 +90,21 @@ def test_a_state_that_did_not_change_is_not_written_again(tmp_path):
     state.keep("step", Form("b"))
     state.go(0)
     assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_a_disk_that_takes_nothing_is_said_and_stops_nobody(tmp_path, monkeypatch):
+    state, told = WizardState(tmp_path), []
+    state.watch(lambda: told.append(state.unsaved))
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.ui.state.write_json", full)
+        state.keep("step", Form("b"))
+        state.go(2)
+    assert len(told) == 1 and "No space left" in told[0] and FILE_NAME in told[0]
+    assert state.form("step", Form) == Form("b") and state.step == 2
+    state.go(3)
+    assert state.unsaved == "" and told[1:] == [""]
+    assert WizardState(tmp_path).form("step", Form) == Form("b")

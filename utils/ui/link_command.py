@@ -7,7 +7,7 @@ from pathlib import Path
 
 import utils
 from utils.colab_links import badge, open_in_colab, stamp
-from utils.errors import GistIdError
+from utils.errors import ConfigError, GistIdError
 from utils.loading.gist_reference import parse_gist_reference
 
 REPOSITORY = "https://github.com/transformer-builder/transformer-builder-colab"
@@ -40,7 +40,7 @@ def run_link(options: argparse.Namespace) -> int:
 
     Raises:
         GistIdError: neither an id nor a link, or no revision.
-        ConfigError: a copy cannot be made.
+        ConfigError: a copy cannot be made, or the repository is none on github.com.
     """
     gist = parse_gist_reference(options.gist)
     revision = _revision(options.revision) or gist.revision
@@ -48,6 +48,10 @@ def run_link(options: argparse.Namespace) -> int:
         link = open_in_colab(options.repository, name, gist.gist_id, revision)
         print(badge(link) if options.badge else f"{name}  {link}")
     if options.stamp:
+        if Path(options.stamp).suffix == ".ipynb":
+            raise ConfigError(
+                f"--stamp {options.stamp} names one file, and two notebooks are stamped. Name a folder for both copies."
+            )
         for name in NOTEBOOKS:
             print(f"Stamped: {stamp(Path(options.notebooks) / name, options.stamp, gist.gist_id, revision)}")
     return 0

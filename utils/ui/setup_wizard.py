@@ -104,7 +104,8 @@ class SetupWizard:
             TransformerBuilderError: what cannot be done; the message says which step to change.
         """
         self._show_in_cell()
-        outcome = self.worker.run(self._train, self._show_progress if self._view is not None else ignore_progress)
+        show = self._show_progress if self._view is not None else ignore_progress
+        outcome = self.worker.run(self._train, show, self.setup.results.live.end)
         if self._view is not None:
             told = "Stopped. Run the cell again to go on." if outcome.stopped else outcome.error
             self.say(told, "info" if outcome.stopped else "bad")
@@ -159,17 +160,22 @@ class SetupWizard:
         self._message = widgets.html_block("tb-message")
         self._back = widgets.button("Back", "tb-back", click=self._go_back, icon="arrow-left")
         self._next = widgets.button("Next", "tb-next", click=self._go_on, style="primary", icon="arrow-right")
+        tip = "The steps between take what fits this model and this machine"
+        self._skip = widgets.button(
+            "Straight to the start", "tb-skip", click=self._go_far, icon="fast-forward", tip=tip
+        )
         self._stop = widgets.button("Stop", "tb-halt", click=self.stop, icon="stop", tip="Stop what is going on")
         self._body = widgets.column(classes=["tb-body"])
-        lost = self.setup.state.lost
-        notice = widgets.text_html("message.html", text=lost, tone="bad") if lost else ""
+        self._notice = widgets.html_block("tb-notice")
+        self._paint_notice()
+        self.setup.state.watch(self._paint_notice)
         return widgets.column(
             widgets.style_sheet(),
             widgets.row(*self._tabs, classes=["tb-head"]),
-            widgets.html_block("tb-notice", value=notice),
+            self._notice,
             self._body,
             self._message,
-            widgets.row(self._back, self._next, self._stop, classes=["tb-foot"]),
+            widgets.row(self._back, self._next, self._skip, self._stop, classes=["tb-foot"]),
             classes=["tb-wizard"],
         )
 
@@ -208,12 +214,19 @@ class SetupWizard:
         """Show the page that follows the five steps."""
         self.go(len(STEPS))
 
+    def _paint_notice(self) -> None:
+        """What is wrong with the wizard's own file."""
+        state = self.setup.state
+        told = "\n".join(filter(None, (state.lost, state.unsaved)))
+        self._notice.value = widgets.text_html("message.html", text=told, tone="bad") if told else ""
+
     def _paint_frame(self) -> None:
         for place, tab in enumerate(self._tabs):
             tab.disabled = place > max(self.setup.state.visited, self._place)
             tab.button_style = "primary" if place == self._place else ""
         self._back.disabled = self._place == 0
         widgets.show(self._next, self._place < len(STEPS) - 1)
+        widgets.show(self._skip, self._place < len(STEPS) - 2)  # at the last but one, Next leads there
         running = self.worker.busy and self.worker.in_thread
         widgets.show(self._stop, running and self._place < len(STEPS))  # the results have a button of their own
 
@@ -221,11 +234,18 @@ class SetupWizard:
         self.go(max(self._place - 1, 0))
 
     def _go_on(self) -> None:
+        self._leave_for(self._place + 1)
+
+    def _go_far(self) -> None:
+        self._leave_for(len(STEPS) - 1)
+
+    def _leave_for(self, place: int) -> None:
+        """Show the step at a place, unless the present one lacks something."""
         missing = self._page(self._place).leave()
         if missing:
             self.say(missing, "bad")
         else:
-            self.go(self._place + 1)
+            self.go(place)
 
     # ---- what steps ask for -----------------------------------------------------------------------------------------
     @property

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -35,6 +36,7 @@ class WizardState:
         step: place of the step on screen, 0 for the first.
         visited: highest place that the person has reached.
         lost: why an earlier file could not be used; empty where it could, or where there is none.
+        unsaved: why the file cannot be written now (a full disk, a folder that is read-only); empty where it can.
 
     Example:
         >>> state = WizardState("wizard")
@@ -44,7 +46,8 @@ class WizardState:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE_NAME
-        self.step, self.visited, self.lost = 0, 0, ""
+        self.step, self.visited, self.lost, self.unsaved = 0, 0, "", ""
+        self._watchers: list[Callable[[], None]] = []
         self._forms: dict[str, dict[str, Any]] = {}
         self._turn = threading.Lock()  # a step in the page and work in a thread may both keep something
         self._read()
@@ -74,6 +77,10 @@ class WizardState:
                 self._forms[name] = values
                 self._write()
 
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have it told when `unsaved` changes."""
+        self._watchers.append(changed)
+
     def go(self, step: int) -> None:
         """Remember which step is on screen."""
         with self._turn:
@@ -83,7 +90,20 @@ class WizardState:
 
     def _write(self) -> None:
         content = {"format_version": FORMAT_VERSION, "step": self.step, "visited": self.visited, "forms": self._forms}
-        write_json(self.path, content)
+        before = self.unsaved
+        try:
+            write_json(self.path, content)
+            self.unsaved = ""
+        except OSError as error:  # the person goes on all the same, and knows it
+            self.unsaved = (
+                f"What you choose cannot be kept in {self.path} ({error}): it holds until this kernel ends. Make room there, or "
+                "give the wizard another folder: SetupWizard(model, folder=…)."
+            )
+        if self.unsaved != before:
+            if self.unsaved:
+                logger.warning("%s", self.unsaved)
+            for changed in self._watchers:
+                changed()
 
     def _read(self) -> None:
         if not self.path.is_file():

@@ -67,4 +67,7 @@ def test_two_texts_can_grow_in_turn(result):
 def test_models_that_write_nothing_say_so(result):
     blind = SimpleNamespace(run_folder=result.run_folder, model=make_tiny(), tokenizer=None)
     assert "no text to begin with" in Playground(blind).why_not
+    seer = SimpleNamespace(contract=SimpleNamespace(task="vision", multiple_of=1))
+    unseeing = SimpleNamespace(run_folder=result.run_folder, model=seer, tokenizer=None)
+    assert "A model for vision continues no text" in Playground(unseeing).why_not
     assert Playground(result).why_not == ""

@@ -97,8 +97,21 @@ def test_other_settings_begin_another_run_with_fresh_weights(begin):
     assert third["step_loss_history"] == first["step_loss_history"]  # the same start, whatever was trained between
 
 
+def test_what_is_changed_while_a_run_gets_ready_belongs_to_the_next_one(begin):
+    setup = begin()
+
+    def meanwhile(part):
+        if "getting ready" in setup.results.live.line and setup.training.form.changes["batch_size"] == 4:
+            setup.training.change("batch_size", 3)
+
+    setup.results.live.watch(meanwhile)
+    setup.results.train(Ticket())
+    assert setup.training.config().batch_size == 3 and setup.results.changed
+
+
 def test_other_data_is_another_run(begin):
-    begin().results._begun("run")
+    first = begin().results
+    first._keep(name="run", subject=first.subject())
     assert not begin().results.changed
     assert begin(texts=LINES[:80]).results.changed
 

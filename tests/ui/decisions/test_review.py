@@ -52,7 +52,7 @@ def test_the_plan_says_what_becomes_of_an_earlier_run(setup, finished, changed, 
     run.mkdir(parents=True)
     if finished:
         (run / "manifest.json").write_text("{}")
-    setup.results._begun("my-run")
+    setup.results._keep(name="my-run", subject=setup.results.subject())
     if changed:
         setup.training.change("epochs", 3)
     assert any(sentence in line for line in setup.review.plan())
@@ -65,6 +65,18 @@ def test_failed_checks_a_full_disk_and_long_hours_are_warned_of(setup, monkeypat
     monkeypatch.setattr(setup.training, "forecast", lambda: long)
     first, second, third = setup.review.warnings()
     assert "checks failed" in first and "the local disk" in second and "hours" in third
+
+
+def test_data_and_tokenizer_that_are_no_text_are_named_all_the_same(setup):
+    data = setup.dataset
+    data.loaded, data.task, data.examples = None, "vision", {"vision_tiny": "Handwritten digits"}
+    data.for_training = lambda: "vision_tiny"
+    setup.tokenizer.made, setup.tokenizer.not_needed = None, "Images need no tokenizer. Go on."
+    found = words(setup.review)
+    assert found["data"] == "Handwritten digits" and found["tokenizer"] == "Images need no tokenizer."
+    assert "tokens per sample" not in found
+    data.for_training = lambda: [torch.ones(3)]
+    assert words(setup.review)["data"] == "what the notebook passed"
 
 
 def test_problems_of_the_settings_stand_in_the_way(setup):

@@ -52,6 +52,16 @@ def test_it_is_made_from_the_training_text_and_fits(tmp_path):
     assert "hold all bytes" in decision.choice.reason
 
 
+def test_another_text_by_the_same_name_wants_another_tokenizer(tmp_path):
+    setup, ticket = _setup(tmp_path), Ticket()
+    setup.dataset.keep_upload({"mine.txt": "\n".join(SENTENCES).encode()})
+    before = setup.tokenizer.prepare(ticket)
+    setup.dataset.keep_upload({"mine.txt": b"Wholly different letters: xyzzy plugh quux jinx!\n" * 40})
+    setup.dataset.load(ticket)
+    assert not setup.tokenizer.is_made and "press Make it" in setup.tokenizer.problem()
+    assert setup.tokenizer.prepare(ticket).get_vocab() != before.get_vocab()
+
+
 @pytest.mark.parametrize(
     ("change", "made"),
     [

@@ -30,6 +30,16 @@ def decide(tmp_path, tokenizer):
     return made
 
 
+def test_a_folder_on_a_drive_that_is_not_mounted_is_told_before_the_start(decide):
+    """Written to all the same, it would be a local folder that looks safe."""
+    decision = decide()
+    decision.place(mirror=True, mirror_folder="/content/drive/MyDrive/runs")
+    (problem,) = decision.problems()
+    assert "not mounted" in problem
+    decision.place(mirror=False)
+    assert decision.problems() == []
+
+
 def test_nobody_clicking_gets_settings_that_hold_and_say_why(decide):
     decision = decide()
     config, reasons = decision.config(), decision.reasons()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import signal
 import time
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from utils.training.forecast import Cost
 from utils.training.forecast_scaling import MeasuredModel, Point
 from utils.training.generation import TokenChoice
 from utils.training.live_plot import LivePicture
-from utils.ui import widgets
+from utils.ui import setup_wizard, widgets
 from utils.ui.decisions.live import Sample
 from utils.ui.decisions.sample_hooks import SampleHooks
 from utils.ui.setup_wizard import SetupWizard
@@ -227,6 +228,34 @@ def test_start_stop_continue_try_export_and_download(short, monkeypatch):
     assert "Everything is in" in text(wizard, "tb-message")
 
 
+def test_a_stop_before_the_first_step_saves_nothing_and_says_so(short, monkeypatch):
+    wizard = short()
+    train = wizard.setup.results.train
+
+    def stopped(ticket, anew=False):
+        ticket.stop()
+        return train(ticket, anew)
+
+    monkeypatch.setattr(wizard.setup.results, "train", stopped)
+    press(wizard, "tb-start")
+    assert "before the first step" in text(wizard, "tb-message") and not is_visible(wizard, "tb-continue")
+
+
+def test_formats_ticked_during_an_export_wait_for_the_next_one(short, monkeypatch):
+    wizard = short(4)
+    press(wizard, "tb-start")
+
+    def export(result, formats, out, progress):
+        find(wizard, "tb-format-safetensors").value = True
+        return SimpleNamespace(formats=formats, _repr_html_=lambda: "table")
+
+    monkeypatch.setattr("utils.export.bundle.export", export)
+    press(wizard, "tb-export")
+    assert wizard.bundle is None and "Press Export again" in text(wizard, "tb-message")
+    press(wizard, "tb-export")
+    assert "safetensors" in wizard.bundle.formats and find(wizard, "tb-parity").value == "table"
+
+
 def test_a_new_kernel_shows_the_finished_run_again(short):
     press(short(), "tb-start")
     wizard = short()
@@ -259,6 +288,28 @@ def test_the_cell_trains_where_nobody_clicked(start):
     wizard.setup.validation.require = lambda ticket: None
     result = wizard.train()
     assert len(result["step_loss_history"]) == 6 and wizard.train() is result
+
+
+@pytest.mark.parametrize("step", [3, -1])
+def test_the_panel_in_the_cell_comes_to_rest_with_the_training(start, monkeypatch, step):
+    """Stopped or finished: nothing more can be interrupted, and only a stopped one goes on."""
+    wizard = start(in_thread=False)
+    for name, value in {"batch_size": 4, "max_steps": 6}.items():
+        wizard.setup.training.change(name, value)
+    wizard.setup.validation.require = lambda ticket: None
+    monkeypatch.setattr(setup_wizard, "in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", lambda shown: None)
+    monkeypatch.setattr(
+        SampleHooks,
+        "on_step_end",
+        lambda self, done, loss: signal.raise_signal(signal.SIGINT) if done == step else None,
+    )
+    wizard.train()
+    panel = {name: widget for widget in every(wizard._cell) for name in widget._dom_classes}
+    assert panel["tb-bar"].layout.display == "none" and panel["tb-stop"].layout.display == "none"
+    hints = [widget for widget in every(wizard._cell) if "interrupt button" in str(getattr(widget, "value", ""))]
+    assert [widget.layout.display for widget in hints] == ["none"]
+    assert panel["tb-continue"].layout.display == ("" if step == 3 else "none")
 
 
 # ---- markup stays text -----------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import pytest
 from tests.training.tiny import TinyTransformer
 from tests.ui.small_setup import small_setup
 from utils.ui.decisions.setting_fields import advanced_fields
+from utils.ui.decisions.training import TrainingForm
 from utils.ui.setup_wizard import SetupWizard
+from utils.ui.state import WizardState
 
 TYPED = [field for field in advanced_fields() if field.kind == "text" and field.name != "notes"]
 
@@ -43,3 +45,13 @@ def test_a_wrong_value_is_said_in_both_steps(field, wizard) -> None:
     wizard.go(3)
     training._advanced._fields[field].value = field.shown(getattr(type(training.decision.config())(), field.name))
     assert training.leave() == "" and "many" not in shown(training.view)
+
+
+@pytest.mark.parametrize("typed", ["nan", "inf", "1e999"])
+def test_a_number_that_is_none_is_said_and_kept_as_it_was_typed(typed, wizard) -> None:
+    training = wizard._page(3)
+    training._advanced._toggle()
+    field = next(field for field in TYPED if field.name == "weight_decay")
+    training._advanced._fields[field].value = typed
+    assert f"weight_decay=&#39;{typed}&#39;" in shown(training.view)
+    assert WizardState(wizard.setup.folder).form("training", TrainingForm).changes == {"weight_decay": typed}

@@ -123,8 +123,8 @@ class DatasetDecision:
         changed = replace(self.form, **values)
         if _source(changed) != _source(self.form):
             changed = replace(changed, **{"column": "", "label": "", **values})
+        self._setup.state.keep(NAME, changed)  # first: what it refuses is not taken
         self.form = changed
-        self._setup.state.keep(NAME, self.form)
 
     def keep_upload(self, files: Mapping[str, bytes]) -> Path:
         """Copy an uploaded file into the wizard's folder and choose it.

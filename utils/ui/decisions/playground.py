@@ -56,11 +56,11 @@ class Playground:
     @property
     def why_not(self) -> str:
         """Why there is nothing to try; empty where there is."""
-        if self.result.tokenizer is None:
-            return "The model was trained on token ids without a tokenizer: there is no text to begin with."
         if not writes(self.result.model):
             task = self.result.model.contract.task
             return f"A model for {task} continues no text. Its measures are in the dashboard, and its export runs elsewhere."
+        if self.result.tokenizer is None:
+            return "The model was trained on token ids without a tokenizer: there is no text to begin with."
         return ""
 
     def write(self, checkpoint: str, prompt: str, how: Drawing) -> Iterator[TokenChoice]:

@@ -162,6 +162,7 @@ class Results:
         from utils.ui.decisions.sample_hooks import SampleHooks
 
         setup, config = self.setup, self.setup.training.config()
+        subject = self.subject()  # now: while the run gets ready, the person may change settings for the next one
         with Progress("Training", unit="steps", view=self.live) as progress:
             progress(0, None, "getting ready")
             coordinator = TrainingCoordinator(
@@ -172,7 +173,7 @@ class Results:
                 workspace=setup.training.runs,
                 progress=progress,
                 resume="never" if anew else "continue",
-                hooks=SampleHooks(self.live, self.prompt(), self._begun),
+                hooks=SampleHooks(self.live, self.prompt(), lambda name: self._keep(name=name, subject=subject)),
                 stop=lambda: ticket.stopping,
                 plot=self.live.plot(),
             )
@@ -186,9 +187,6 @@ class Results:
         """The name of the run that goes on; without one the training looks for one that fits, on the mirror, too."""
         known = self.form.name if self.goes_on and not anew else None
         return dataclasses.replace(config, run_name=known)
-
-    def _begun(self, name: str) -> None:
-        self._keep(name=name, subject=self.subject())
 
     def _fresh_weights(self) -> None:
         """Each new run begins with the weights that the model came with; training changes them in place."""
@@ -245,9 +243,10 @@ class Results:
             raise ConfigError("There is nothing to export yet: train first (step 5).")
         if not self.form.formats:
             raise ConfigError("Choose at least one format for the export.")
-        out = self.setup.folder / "exports" / str(self.result["run_name"])
-        self.bundle = export(self.result, tuple(self.form.formats), out, progress=ticket.progress)
-        return self.bundle
+        out, formats = self.setup.folder / "exports" / str(self.result["run_name"]), tuple(self.form.formats)
+        made = export(self.result, formats, out, progress=ticket.progress)
+        self.bundle = made if formats == tuple(self.form.formats) else None  # others were ticked while it went on
+        return made
 
     def pack(self, ticket: Ticket) -> Path:
         """Everything in one file: exported with the chosen formats where that was not done yet."""

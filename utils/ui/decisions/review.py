@@ -50,7 +50,7 @@ class Review:
         if not training.ready:
             return ["The model is read, and what nobody chose takes its default."]
         if self.problems():
-            return ["Nothing, until the settings of step 4 hold."]
+            return ["Nothing, until what stands in the way is settled."]
         config = training.config()
         found = []
         if not results.prepared:
@@ -81,7 +81,7 @@ class Review:
         """What to know before the start; none of it stands in the way."""
         found = []
         form = self._setup.validation.form
-        if form.verdict and not form.passed:
+        if form.verdict and not form.passed and not self._failed():  # else it stands among the problems
             found.append(f"The model's checks: {form.verdict}")
         elif not form.verdict:
             found.append("The model was not checked (step 1).")
@@ -97,8 +97,16 @@ class Review:
 
     def problems(self) -> list[str]:
         """What stands in the way, all at once."""
-        training = self._setup.training
-        return training.problems() if training.ready else []
+        setup = self._setup
+        unread = setup.dataset.problem() if setup.dataset.is_read else setup.dataset.missing()
+        lacks = [("Model", self._failed()), ("Data", unread), ("Tokenizer", setup.tokenizer.missing())]
+        found = [f"{name} (step {place}): {lack}" for place, (name, lack) in enumerate(lacks, 1) if lack]
+        return found + (setup.training.problems() if setup.training.ready else [])
+
+    def _failed(self) -> str:
+        """What the checks found that stands in the way; a model that nobody checked is warned of only."""
+        validation = self._setup.validation
+        return validation.problem() if validation.form.verdict else ""
 
     # ---- the sections -----------------------------------------------------------------------------------------------
     def _model(self) -> list[tuple[str, str]]:
@@ -109,7 +117,12 @@ class Review:
         return rows + ([("fixes", "applied to a copy of the model")] if form.mended else [])
 
     def _data(self) -> list[tuple[str, str]]:
-        data = self._setup.dataset.loaded
+        dataset = self._setup.dataset
+        data = dataset.loaded
+        if data is None and dataset.is_read:
+            name = dataset.for_training()
+            words = dataset.examples.get(name) if isinstance(name, str) else None
+            return [("data", words or "what the notebook passed")]
         if data is None:
             return [("data", "not read yet; the choice of step 2, or the bundled example")]
         if not hasattr(data, "report"):
@@ -126,6 +139,8 @@ class Review:
 
     def _tokenizer(self) -> list[tuple[str, str]]:
         tokenizer = self._setup.tokenizer.made
+        if tokenizer is None and self._setup.tokenizer.not_needed:
+            return [("tokenizer", self._setup.tokenizer.not_needed.removesuffix(" Go on."))]
         if tokenizer is None:
             return [("tokenizer", "not made yet; the one that fits the model is")]
         choice = getattr(tokenizer, "choice", None)
@@ -136,7 +151,7 @@ class Review:
         training = self._setup.training
         if not training.ready:
             return [("settings", "those that fit the model")]
-        if self.problems():
+        if training.problems():
             return [("settings", "do not hold yet")]
         config, (precision, why) = training.config(), training.precision()
         effective = f"{config.batch_size} × {config.gradient_accumulation_steps}"
@@ -144,7 +159,7 @@ class Review:
             ("preset", training.preset),
             ("length", f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs} epochs"),
             ("samples per step", effective),
-            ("tokens per sample", f"{min(config.max_length or training.longest, training.longest):,}"),
+            *self._length(config.max_length),
             ("learning rate", f"{config.learning_rate:g}, {config.learning_rate_schedule}"),
             ("precision", f"{precision}: {why}"),
         ]
@@ -152,3 +167,10 @@ class Review:
         if forecast is not None:
             rows += forecast.rows()[:1] + [row for row in forecast.rows() if row[0] == "memory"]
         return rows
+
+    def _length(self, chosen: int | None) -> list[tuple[str, str]]:
+        """Tokens of a sample; nothing where a sample is an image."""
+        longest = self._setup.training.longest
+        if self._setup.dataset.task == "vision":
+            return []
+        return [("tokens per sample", f"{min(chosen or longest, longest):,}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,9 @@ class SettingField:
         text = str(shown).strip()
         if kind := secret_in(text):
             raise ConfigError(f"{self.name}: what you typed looks like {kind}; {where_it_belongs()}.")
-        return read(text, hints_of(TrainingConfig)[self.name])
+        found = read(text, hints_of(TrainingConfig)[self.name])
+        finite = not isinstance(found, float) or math.isfinite(found)
+        return found if finite else text  # kept as it was typed; JSON has no such number, and it does not hold anyway
 
 
 def advanced_fields() -> list[SettingField]:

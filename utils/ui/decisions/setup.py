@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import ConfigError
 from utils.ui.state import WizardState
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Setup:
         mirror: folder that outlives this machine (Google Drive); None where there is none.
         data: what was passed as `data=`; None leaves it to the step.
         training_config: settings to begin with.
+
+    Raises:
+        ConfigError: the model is none, or the settings do not hold: here, where the cell shows it, and not in a later step.
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class Setup:
         self.given_model, self.given_config = model, config
         self.given_data, self.given_settings = data, training_config
         self.folder, self.mirror = Path(folder), None if mirror is None else Path(mirror)
+        _check_model(model)
         self.state = WizardState(self.folder)
+        if training_config is not None:
+            self.training.given  # noqa: B018 # read once, so that it complains
 
     @cached_property
     def validation(self) -> ValidationDecision:
@@ -92,3 +99,16 @@ class Setup:
         from utils.ui.decisions.results import Results
 
         return Results(self)
+
+
+def _check_model(given: Any) -> None:
+    """Refuse what can be no model; asks for no class, so that torch need not be loaded for a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    place = given is None or isinstance(given, (str, Path))
+    if not place and not any(hasattr(part, "named_parameters") for part in (given, getattr(given, "model", None))):
+        raise ConfigError(
+            f"SetupWizard(model) takes an nn.Module, what utils.load_model gave, a gist, a folder or a file; got {type(given).__name__}."
+        )

@@ -75,7 +75,7 @@ class TokenizerDecision:
         self.form = kept if kept.strategy in STRATEGIES else replace(kept, strategy="")
         self.made: PreTrainedTokenizerBase | None = None
         self.report: TokenizerReport | None = None
-        self._made_of: tuple[int, str, str, DatasetForm | None] | None = None
+        self._made_of: tuple[int, str, str, DatasetForm | None, str] | None = None
 
     # ---- what can be asked ------------------------------------------------------------------------------------------
     @property
@@ -103,8 +103,9 @@ class TokenizerDecision:
 
     def choose(self, **values: Any) -> None:
         """Change fields of the form."""
-        self.form = replace(self.form, **values)
-        self._setup.state.keep(NAME, self.form)
+        changed = replace(self.form, **values)
+        self._setup.state.keep(NAME, changed)  # first: what it refuses is not taken
+        self.form = changed
 
     def missing(self) -> str:
         """What is needed before it can be made; empty where nothing is."""
@@ -184,9 +185,11 @@ class TokenizerDecision:
             )
         return rows
 
-    def _wanted(self) -> tuple[int, str, str, DatasetForm | None]:
+    def _wanted(self) -> tuple[int, str, str, DatasetForm | None, str]:
+        """What a tokenizer depends on; of the text also its fingerprint, since another file may come by the same name."""
+        data = self._setup.dataset
         own = self.form.own.strip() if self.form.strategy == "custom" else ""
-        return self.rows or 0, self.form.strategy, own, self._setup.dataset.reading
+        return self.rows or 0, self.form.strategy, own, data.reading, str(getattr(data.loaded, "fingerprint", ""))
 
     # ---- trying it --------------------------------------------------------------------------------------------------
     def pieces(self) -> list[Piece]:

@@ -135,7 +135,10 @@ class TrainingDecision:
             ConfigError: they do not hold.
         """
         passed = self.setup.given_settings
-        if passed is None or isinstance(passed, TrainingConfig):
+        if passed is None:
+            return None
+        if isinstance(passed, TrainingConfig):
+            passed.validate()
             return passed
         return TrainingConfig.from_dict(passed)
 
@@ -214,11 +217,20 @@ class TrainingDecision:
                 check_precision(config.precision, self.device)
             except ConfigError as error:
                 found.append(str(error))
+        return found + self._mirror_problems()
+
+    def _mirror_problems(self) -> list[str]:
+        from utils.training.engine.mirror_folder import FileSystem, mirror_path, require_mounted
+
         if self.form.mirror and not self.mirror_folder:
-            found.append(
-                "A copy of the checkpoints is wanted, and no folder for it is named: name one, or switch it off."
-            )
-        return found
+            return ["A copy of the checkpoints is wanted, and no folder for it is named: name one, or switch it off."]
+        if not self.mirrored:
+            return []
+        try:
+            require_mounted(mirror_path(self.mirror_folder), FileSystem())
+        except ConfigError as error:
+            return [str(error)]
+        return []
 
     @staticmethod
     def _known(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,8 +238,9 @@ class TrainingDecision:
         return {name: value for name, value in values.items() if name in names}
 
     def _keep(self, **changes: Any) -> None:
-        self.form = dataclasses.replace(self.form, **changes)
-        self.setup.state.keep("training", self.form)
+        changed = dataclasses.replace(self.form, **changes)
+        self.setup.state.keep("training", changed)  # first: what it refuses is not taken
+        self.form = changed
 
     # ---- places -----------------------------------------------------------------------------------------------------
     @property

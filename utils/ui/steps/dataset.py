@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from utils.errors import DataError
 from utils.training.data_sources import KINDS as FILE_KINDS
 from utils.training.data_upload import MAX_WIDGET_BYTES
 from utils.ui import widgets
-from utils.ui.steps.step import Shell, begin
+from utils.ui.steps.step import Shell, begin, said
 from utils.ui.steps.validation import STATUS_WORDS
 from utils.ui.work import Outcome
 
@@ -87,13 +86,16 @@ class DatasetStep:
             self._paint_buttons()
 
     def _listen(self) -> None:
-        widgets.on_change(self._kind, lambda kind: self._chosen(at_once=kind in ("example", "given"), kind=kind))
-        widgets.on_change(self._example, lambda name: self._chosen(at_once=True, example=name))
-        widgets.on_change(self._hub, lambda name: self._chosen(hub=name.strip()))
-        widgets.on_change(self._most, lambda most: self._chosen(hub_documents=most))
-        widgets.on_change(self._path, lambda path: self._chosen(path=path.strip()))
-        widgets.on_change(self._column, lambda name: self._chosen(at_once=True, column=name))
-        widgets.on_change(self._upload, lambda _: self._arrived())
+        for control, chosen in (
+            (self._kind, lambda kind: self._chosen(at_once=kind in ("example", "given"), kind=kind)),
+            (self._example, lambda name: self._chosen(at_once=True, example=name)),
+            (self._hub, lambda name: self._chosen(hub=name.strip())),
+            (self._most, lambda most: self._chosen(hub_documents=most)),
+            (self._path, lambda path: self._chosen(path=path.strip())),
+            (self._column, lambda name: self._chosen(at_once=True, column=name)),
+            (self._upload, lambda _: self._arrived()),
+        ):
+            widgets.on_change(control, said(self.shell, chosen))
 
     def _chosen(self, at_once: bool = False, **values: Any) -> None:
         """Keep what the person changed; read it where that is all it takes."""
@@ -112,9 +114,7 @@ class DatasetStep:
             if not files:
                 return
             self.decision.keep_upload(files)
-        except DataError as error:
-            self.shell.say(str(error), "bad")
-            return
+            widgets.set_value(self._kind, self.decision.form.kind)
         finally:
             widgets.clear_upload(self._upload)
         self._paint()
@@ -125,9 +125,13 @@ class DatasetStep:
 
     def _paint(self) -> None:
         decision = self.decision
+        chosen = decision.form.kind
         for kind, group in self._groups.items():
-            widgets.show(group, kind == decision.form.kind)
-        self._uploaded.value = widgets.plain_html(f"Chosen: {decision.form.upload}" if decision.form.upload else "")
+            widgets.show(group, kind == chosen)
+        # A file is one click away beside the example, too: most people come with one.
+        widgets.show(self._groups["upload"], chosen == "upload" or (chosen == "example" and "upload" in decision.kinds))
+        named = chosen == "upload" and decision.form.upload
+        self._uploaded.value = widgets.plain_html(f"Chosen: {decision.form.upload}" if named else "")
         self._paint_column()
         current = decision.is_read or (decision.reading is None and bool(decision.columns))
         self._preview.value = widgets.text_html(

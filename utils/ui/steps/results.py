@@ -110,7 +110,9 @@ class ResultsStep:
 
     def _exported(self, outcome: Outcome) -> None:
         self._paint()
-        if outcome.done:
+        if outcome.done and self.results.bundle is None:
+            self.shell.say("Exported in the formats that were ticked before. Press Export again for the present ones.")
+        elif outcome.done:
             self.shell.say("Exported. The table shows that each file gives what the model gives.", "good")
 
     def _handed_over(self, outcome: Outcome) -> None:
@@ -214,6 +216,8 @@ class LivePanel:
         elif part == "picture":
             panel = None if self.live.picture is None else self.live.picture.panel
             self._curve.value = "" if panel is None else widgets.text_html("curve.html", curve=LossCurve.of(panel))
+        elif part == "end":
+            self._paint_buttons()
         elif part == "samples":
             self._samples.value = widgets.text_html("samples.html", samples=self.live.samples)
 

@@ -34,8 +34,10 @@ class ReviewStep:
     def enter(self) -> None:
         """Show what was decided; read what nobody looked at yet where that can run beside the page."""
         self._paint()
-        if self.shell.may_begin and not self.shell.busy and not self.results.prepared:
+        waiting = not self.results.prepared and not self.review.problems()
+        if self.shell.may_begin and not self.shell.busy and waiting:
             self.shell.work(self._prepare, done=lambda _: self._paint(), begin="Reading model and data …")
+            self._paint()  # nothing is started while this goes on
 
     def leave(self) -> str:
         """Nothing follows but the results."""
@@ -86,7 +88,10 @@ def begin_training(shell: Shell, anew: bool = False) -> bool:
         if outcome.done:
             shell.say("The training is finished.", "good")
         elif outcome.stopped:
-            shell.say("Stopped and saved. Continue goes on exactly there.")
+            saved = "Stopped and saved. Continue goes on exactly there."
+            shell.say(
+                saved if results.interrupted else "Stopped before the first step: nothing was trained or saved yet."
+            )
 
     return shell.work(
         lambda ticket: results.train(ticket, anew=anew),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from utils.errors import TransformerBuilderError
+from utils.ui.work import readable
+
 if TYPE_CHECKING:
     from utils.progress import ProgressCallback
     from utils.ui.decisions.setup import Setup
@@ -87,3 +90,15 @@ def begin(shell: Shell, missing: str, job: Job, done: Callable[[Outcome], None],
         shell.say(missing, "bad")
         return False
     return shell.work(job, done=done, begin=note)
+
+
+def said(shell: Shell, call: Callable[..., None]) -> Callable[..., None]:
+    """`call`, with what it refuses said in the message line: no page shows an exception of a widget's callback."""
+
+    def tried(*given: Any) -> None:
+        try:
+            call(*given)
+        except (TransformerBuilderError, OSError) as error:
+            shell.say(readable(error), "bad")
+
+    return tried

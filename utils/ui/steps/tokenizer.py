@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.ui import widgets
 from utils.ui.decisions.tokenizer import STRATEGIES
-from utils.ui.steps.step import Shell, begin
+from utils.ui.steps.step import Shell, begin, said
 from utils.ui.work import Outcome
 
 INTRO = "A model reads numbers, not letters: the tokenizer cuts text into pieces that each have a number."
@@ -29,9 +29,12 @@ class TokenizerStep:
         self._try = widgets.text_area("Try it", "tb-tok-try", value=form.tried, rows=2)
         self._colour = widgets.html_block("tb-tok-colour")
         self._try_group = widgets.column(self._try, self._colour)
-        widgets.on_change(self._strategy, lambda name: self._chosen(at_once=name != "custom", strategy=name))
-        widgets.on_change(self._own, lambda place: self._chosen(own=place.strip()))
-        widgets.on_change(self._try, self._tried)
+        for control, chosen in (
+            (self._strategy, lambda name: self._chosen(at_once=name != "custom", strategy=name)),
+            (self._own, lambda place: self._chosen(own=place.strip())),
+            (self._try, self._tried),
+        ):
+            widgets.on_change(control, said(shell, chosen))
         self.view = widgets.column(
             widgets.intro(INTRO),
             self._strategy,

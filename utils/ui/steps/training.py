@@ -11,7 +11,7 @@ from utils.training.setting_problems import PRECISIONS
 from utils.ui import widgets
 from utils.ui.presets import PresetChoice
 from utils.ui.steps.advanced import AdvancedSettings
-from utils.ui.steps.step import Shell
+from utils.ui.steps.step import Shell, said
 from utils.ui.work import Outcome, Ticket
 
 INTRO = (
@@ -102,11 +102,14 @@ class TrainingStep:
     # ---- what the person does ---------------------------------------------------------------------------------------
     def _listen(self) -> None:
         for name, control in self._sliders.items():
-            widgets.on_change(control, functools.partial(self._moved, name))
-        widgets.on_change(self._drive, lambda wanted: self._placed(mirror=wanted))
-        widgets.on_change(self._folder, lambda folder: self._placed(mirror_folder=folder.strip()))
-        widgets.on_change(self._wandb, self._wandb_wanted)
-        widgets.on_change(self._project, lambda project: self._placed(wandb_project=project.strip()))
+            widgets.on_change(control, said(self.shell, functools.partial(self._moved, name)))
+        for control, chosen in (
+            (self._drive, lambda wanted: self._placed(mirror=wanted)),
+            (self._folder, lambda folder: self._placed(mirror_folder=folder.strip())),
+            (self._wandb, self._wandb_wanted),
+            (self._project, lambda project: self._placed(wandb_project=project.strip())),
+        ):
+            widgets.on_change(control, said(self.shell, chosen))
 
     def _moved(self, name: str, value: Any) -> None:
         """A slider or list: arithmetic only, so that it keeps up with the hand."""
