@@ -18,6 +18,8 @@ EQUAL = {
 }
 """23 samples: the last window of an epoch has fewer batches, and its last batch fewer samples."""
 
+SHARDED = {f"fsdp-{name}": {**EQUAL[name], "strategy": "fsdp"} for name in ("blocks-1", "documents-2")}
+
 THREE_EPOCHS = {"batch_size": 2, "gradient_accumulation_steps": 2, "epochs": 3, "val_every_n_steps": 4}
 STEPS = 18
 """6 an epoch; the last window of each has one batch of 2 and one of 1."""
@@ -36,6 +38,7 @@ def one(workspace):
     """An undisturbed run of one process, and runs of one process that were stopped."""
     for step in STOPS:
         run(workspace / f"from-1-at-{step}", stop=step, **THREE_EPOCHS)
+    run(workspace / "from-1-to-shards", stop=8, **THREE_EPOCHS)
     return run(workspace / "one", **THREE_EPOCHS)
 
 
@@ -44,7 +47,9 @@ def two(workspace, one):
     """What two processes make of everything that the tests ask for: starting them takes longer than all of it."""
     stopped = {f"from-2-at-{step}": {"stop": step, **THREE_EPOCHS} for step in STOPS}
     continued = {f"on-2-at-{step}": {"workspace": f"from-1-at-{step}", **THREE_EPOCHS} for step in STOPS}
-    return launch(workspace, {**EQUAL, **stopped, **continued})
+    sharded = {**THREE_EPOCHS, "strategy": "fsdp"}
+    shards = {"on-shards": {**sharded, "workspace": "from-1-to-shards"}, "from-shards": {**sharded, "stop": 8}}
+    return launch(workspace, {**EQUAL, **stopped, **continued, **SHARDED, **shards})
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -69,6 +74,23 @@ def test_two_processes_go_on_where_one_stopped(step, one, two):
         "seen": {name: ids for name, ids in one["seen"].items() if int(name) <= step}
     }  # what one process had seen
     _goes_on(one, before, later, step)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_with_shards_learn_what_one_does(name, two, workspace):
+    alone, both = run(workspace / f"{name}-alone", **{**SHARDED[name], "strategy": "ddp"}), two[name]
+    assert both["losses"] == pytest.approx(alone["losses"], abs=1e-5, rel=0)
+    assert [loss for _, loss in both["validations"]] == pytest.approx([x for _, x in alone["validations"]], abs=1e-5)
+    assert both["norms"] == pytest.approx(alone["norms"], abs=1e-5)  # over all shards
+    assert both["seen"] == alone["seen"]
+
+
+def test_one_process_goes_on_where_shards_stopped(one, two, workspace):
+    _goes_on(one, two["from-shards"], run(workspace / "from-shards", **THREE_EPOCHS), 8)
+
+
+def test_shards_go_on_where_one_process_stopped(one, two):
+    _goes_on(one, {"seen": {name: ids for name, ids in one["seen"].items() if int(name) <= 8}}, two["on-shards"], 8)
 
 
 def _goes_on(one, before, later, step):

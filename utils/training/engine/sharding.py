@@ -7,7 +7,8 @@ together in the leading process and are those that one process would write, so t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -38,10 +40,32 @@ class ShardedStrategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+            named = _renamed(state, self._by_number(state, optimizer))
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
             _count_here(optimizer)
         return dict(checkpoint)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As one process would keep it: whole, and numbered in the order of the optimizer; nothing but in the first process."""
+        assert self.model is not None
+        plain = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper, or not
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = dict(get_optimizer_state_dict(self.model, plain, options=options))
+        if not state:
+            return state
+        names = itertools.chain(*self._names(plain))
+        return _renamed(state, {name: number for number, name in enumerate(names)})
+
+    def _by_number(self, state: Mapping[str, Any], optimizer: Optimizer) -> dict[Any, str]:
+        """Number in a state → name of the weight at the same place of this optimizer."""
+        groups = zip(state["param_groups"], self._names(optimizer))
+        return {number: name for group, names in groups for number, name in zip(group["params"], names)}
+
+    def _names(self, optimizer: Optimizer) -> list[list[str]]:
+        """Names of the weights in each group."""
+        assert self.model is not None
+        known = {id(weight): name for name, weight in self.model.named_parameters()}
+        return [[known[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
 
 
 def sharded(adapted: AdaptedModel, mesh: Any) -> AdaptedModel:
@@ -76,6 +100,12 @@ def clip_shards(parameters: Iterable[nn.Parameter], most: float, total: torch.Te
     factor = torch.clamp(most / (total + 1e-6), max=1.0)
     for gradient in local(p.grad for p in parameters if p.grad is not None):
         gradient.mul_(factor.to(gradient.device))
+
+
+def _renamed(state: Mapping[str, Any], keys: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other keys for its weights; one that was never stepped has no state to rename."""
+    groups = [{**group, "params": [keys[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {keys[key]: slot for key, slot in state["state"].items()}, "param_groups": groups}
 
 
 def _count_here(optimizer: Optimizer) -> None:

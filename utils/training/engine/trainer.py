@@ -373,6 +373,11 @@ class Trainer:
         optimizer = self._setup_optimizer(adapted)
         if optimizer is None and type(self)._setup_scheduler is not Trainer._setup_scheduler:
             optimizer = lit.usual_optimizer()  # a schedule of one's own for the usual optimizer
+        if optimizer is not None and self.settings.strategy == "fsdp":
+            raise ConfigError(
+                "strategy='fsdp' trains shards of the weights, which an optimizer of one's own does not know: take strategy='ddp', "
+                "or leave _setup_optimizer and _setup_scheduler as they are."
+            )
         if optimizer is not None:
             lit.configure_optimizers = lambda: self._optimizer_and_schedule(optimizer, plan)  # type: ignore[method-assign]
         return lit
