@@ -10,6 +10,8 @@ from utils.tokenization.batch_order import Window
 from utils.training.engine.processes import Processes
 from utils.training.engine.several import check_enough
 
+pytestmark = pytest.mark.slow  # a minute of trainings before the first test, most of it the start of processes
+
 HUNDRED = {"max_steps": 100, "save_every_n_steps": None, "learning_rate": 3e-3}
 EQUAL = {
     f"{data}-{accumulation}": {"data": data, "gradient_accumulation_steps": accumulation, **HUNDRED}
