@@ -14,6 +14,7 @@ from tests.training.tiny import TEXT, make_tiny
 from utils.adapters.model_adapter import adapt
 from utils.errors import TrainingError
 from utils.loading.model_loader import load_model
+from utils.tokenization import streaming
 from utils.training import run_manifest
 from utils.training.run_manifest import (
     Recipe,
@@ -23,6 +24,7 @@ from utils.training.run_manifest import (
     hardware,
     package_versions,
     rerun,
+    validation_text_of,
 )
 from utils.training.training_core import train
 
@@ -231,3 +233,21 @@ def test_the_revision_of_a_checkout_is_known_and_changes_are_seen(tmp_path):
 
 def test_hardware_is_plain_json():
     assert json.loads(json.dumps(hardware())) == hardware()
+
+
+def test_a_streamed_run_is_re_created_without_its_files_ever_being_hashed(source, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "HELD_BACK_CHARACTERS", 500)
+    text.write_text("\n\n".join(text.read_text("utf-8").splitlines()), "utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_manifest, "sha256_of", lambda path: pytest.fail(f"{path} was hashed") if path == text else "")
+        first = first_run(source, text, tmp_path, stream_data=True)
+    recipe = json.loads((first.run_folder / "recipe.json").read_text("utf-8"))
+    assert recipe["data"] == {"kind": "stream", "path": str(text), "sizes": {"notes.txt": text.stat().st_size}}
+    again = rerun(first.run_folder, progress=False)
+    assert again["step_loss_history"] == first["step_loss_history"]
+    assert rerun(again.run_folder, progress=False, run_name="third")["loss_history"] == first["loss_history"]
+    shown = validation_text_of(first)
+    assert shown is not None and shown in text.read_text("utf-8").replace("\n\n", "\n")
+    text.write_text(text.read_text("utf-8") + "more", "utf-8")
+    with pytest.raises(TrainingError, match="was changed since the run began"):
+        rerun(first.run_folder, progress=False)

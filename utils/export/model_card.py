@@ -312,6 +312,8 @@ def _source(data: Mapping[str, Any]) -> str:
         return f"Hugging Face Hub: {data['name']}"
     if kind == "bundled":
         return f"bundled with transformer-builder-colab: {data['name']}"
+    if kind == "stream":
+        return f"a stream of the author: {PurePath(str(data['path'])).name}"
     if kind in ("file", "folder"):
         return f"a {kind} of the author: {PurePath(str(data['path'])).name}"
     return f"made by a program ({data['type']})" if kind == "memory" else UNKNOWN

@@ -34,13 +34,14 @@ def is_stream(data: Any) -> bool:
     return isinstance(data, StreamedText) or (library is not None and isinstance(data, library.IterableDataset))
 
 
-def open_stream(data: Any, column: str | None = None) -> StreamedText:
+def open_stream(data: Any, column: str | None = None, revision: str | None = None) -> StreamedText:
     """The text of files, of a data set of the Hub, or of a `datasets.IterableDataset`, as a stream.
 
     Args:
         data: a path of a file or of a folder whose files are read in the order of their names; "owner/name" of the Hub, at
             its present commit; a `datasets.IterableDataset`; or a `StreamedText`, which is given back.
         column: the column that holds text; None takes a usual name, or the only one.
+        revision: commit, branch or tag of a data set of the Hub; None takes its present commit.
 
     Raises:
         DataError: nothing that can be read forward, or as `StreamedText` says.
@@ -65,14 +66,14 @@ def open_stream(data: Any, column: str | None = None) -> StreamedText:
         return _opened(str(data), folder.kind, [str(file) for file, _ in chosen], column)
     if path.exists():
         return _opened(str(data), file_on_disk(path).kind, [str(path)], column)
-    return _from_hub(str(data), column)
+    return _from_hub(str(data), column, revision)
 
 
-def _from_hub(name: str, column: str | None) -> StreamedText:
-    """The training files of a data set, at its present commit; nothing of it runs, and nothing is kept on disk."""
+def _from_hub(name: str, column: str | None, revision: str | None) -> StreamedText:
+    """The training files of a data set at one commit; nothing of it runs, and nothing is kept on disk."""
     from utils.training.data_hub import training_files
 
-    listing, files = training_files(name, ReadOptions())
+    listing, files = training_files(name, ReadOptions(revision=revision))
     addresses = [f"hf://datasets/{name}@{listing.commit}/{file}" for file in files]
     return _opened(name, KINDS[PurePosixPath(files[0]).suffix.lower()], addresses, column)
 

@@ -28,6 +28,7 @@ from utils.errors import DataError, TrainingError
 from utils.loading.model_loader import DEFAULT_SEED, load_model
 from utils.progress import ProgressCallback
 from utils.tokenization.tokenizer_files import load_saved
+from utils.training.data_streams import open_stream
 from utils.training.dataset_utilities import BUNDLED, DatasetLoader, resolve_data
 from utils.training.run_mirror import RUN_FILE
 from utils.training.task_examples import EXAMPLES
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 READABLE = 64 * 2**20
 """Bytes of a file that is read a second time for its validation text."""
+
+STREAM = "stream"
+"""Kind of data that were read forward only."""
 
 FORMAT_VERSION = 1
 RECIPE_FILE, SOURCE_FOLDER = "recipe.json", "source"
@@ -113,15 +117,18 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def describe_data(data: Any) -> dict[str, Any]:
+def describe_data(data: Any, streamed: bool = False) -> dict[str, Any]:
     """Where data came from, so that it can be had again: a bundled name, a path with hashes, or a Hub name with its commit.
 
-    What a program holds in memory is described as such; it cannot be had again without the program.
+    What a program holds in memory is described as such; it cannot be had again without the program. Files that are streamed
+    are told by their sizes alone: hashing them may take as long as the training.
     """
     if isinstance(data, str) and (data in BUNDLED or data in EXAMPLES):
         return {"kind": "bundled", "name": data}
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
+        if streamed and path.exists():
+            return {"kind": STREAM, "path": str(path.resolve()), "sizes": _sizes(path)}
         if path.is_file():
             return {
                 "kind": "file",
@@ -133,6 +140,12 @@ def describe_data(data: Any) -> dict[str, Any]:
             return {"kind": "folder", "path": str(path.resolve()), "files": list_files(path)}
         return {"kind": "hub", "name": str(data), "revision": _hub_revision(str(data))}
     return {"kind": "memory", "type": type(data).__name__}
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Name → bytes of a file, or of every file below a folder; hidden ones are left out."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path.parent).as_posix(): file.stat().st_size for file in files if file.name[0] != "."}
 
 
 def _hub_revision(name: str) -> str | None:
@@ -199,8 +212,8 @@ def write_recipe(
 def validation_text_of(result: TrainingResult, characters: int = 20_000) -> str | None:
     """The beginning of the text that a run was validated on; None where it cannot be had again at once.
 
-    Bundled text and files of up to `READABLE` bytes are read again and split as in the run; text of the Hub, data in memory
-    and files that have changed are not.
+    Bundled text, files of up to `READABLE` bytes and streamed files are read again and split as in the run; text of the Hub,
+    data in memory and files that have changed are not.
 
     Args:
         result: what the training gave.
@@ -216,10 +229,15 @@ def validation_text_of(result: TrainingResult, characters: int = 20_000) -> str 
     if origin.get("kind") == "file" and origin.get("bytes", 0) <= READABLE:
         path = Path(origin["path"])
         readable = path.is_file() and sha256_of(path) == origin["sha256"]
-    if not readable:
+    streamed = origin.get("kind") == STREAM and not recipe.data_problems()
+    if not readable and not streamed:
         return None
     try:
-        documents = resolve_data(recipe.data(), recipe.settings.validation_fraction).validation
+        documents = (
+            open_stream(recipe.data()).held_back
+            if streamed
+            else resolve_data(recipe.data(), recipe.settings.validation_fraction).validation
+        )
     except DataError as error:  # read with options that are not written down, such as a column
         logger.debug("no validation text: %s", error)
         return None
@@ -266,12 +284,14 @@ class Recipe:
         if model is None:
             found += self._model_problems()
         if data is None:
-            found += self._data_problems()
+            found += self.data_problems()
         return found
 
     def data(self) -> Any:
         """The data, as `train` takes it."""
         origin = self.values["data"]
+        if origin["kind"] == "hub" and self.settings.stream_data:
+            return open_stream(origin["name"], revision=origin["revision"])
         if origin["kind"] == "hub":
             return DatasetLoader.from_huggingface(origin["name"], progress=False, revision=origin["revision"])
         return origin["name"] if origin["kind"] == "bundled" else Path(origin["path"])
@@ -311,7 +331,8 @@ class Recipe:
                 wrong.append(f"model: {SOURCE_FOLDER}/{name} was changed since the run began")
         return wrong
 
-    def _data_problems(self) -> list[str]:
+    def data_problems(self) -> list[str]:
+        """What keeps the data from being had again."""
         data = self.values["data"]
         if data["kind"] == "memory":
             return [f"data: a {data['type']} was passed by a program and is not kept; pass data="]
@@ -326,6 +347,9 @@ class Recipe:
         path = Path(data["path"])
         if not path.exists():
             return [f"data: {path} is gone; pass data="]
+        if data["kind"] == STREAM:
+            changed = _sizes(path) != data["sizes"]
+            return [f"data: {path} was changed since the run began; pass data= as it was"] if changed else []
         changed = sha256_of(path) != data["sha256"] if data["kind"] == "file" else list_files(path) != data["files"]
         return [f"data: {path} was changed since the run began; pass data= as it was"] if changed else []
 

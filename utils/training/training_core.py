@@ -200,7 +200,7 @@ class TrainingCoordinator:
             progress=report,
             resume=self.resume,
             hooks=self.hooks,
-            data_origin=describe_data(self.dataset),
+            data_origin=describe_data(self.dataset, self.settings.stream_data),
             stop=self.stop,
             plot=self.plot,
         )
