@@ -56,6 +56,7 @@ def test_file_equals_model_at_every_shape(name: str, tmp_path: Path) -> None:
 
 
 @RECURRENT
+@pytest.mark.slow  # four exports
 def test_a_recurrent_layer_is_exported_a_second_time_in_the_same_process(tmp_path: Path) -> None:
     for formats in (("onnx",), ("pt2", "onnx"), ("onnx",)):
         bundle = utils.export(zoo.Recurrent(), formats, tmp_path / "out", config=zoo.CONFIG)

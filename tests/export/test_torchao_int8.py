@@ -68,6 +68,7 @@ def test_a_sound_model_is_rounded_costs_little_and_opens_with_torch_alone(tmp_pa
     assert opened.stdout.split("\n")[-2] == f"(1, 3, {zoo.V}) False False"
 
 
+@pytest.mark.slow  # two exports for a figure
 def test_linear_layers_are_a_quarter_of_the_size(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(V, 256), nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, V))
     rounded = TorchaoInt8Exporter.export(model, None, tmp_path / "int8.pt2", CONFIG)
@@ -77,6 +78,7 @@ def test_linear_layers_are_a_quarter_of_the_size(tmp_path: Path) -> None:
     assert saved == pytest.approx(3 * linears, rel=0.1)
 
 
+@pytest.mark.slow  # captures a transformers model
 def test_the_layers_of_gpt2_count_as_linear(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -159,7 +159,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-
         return path, _training(folder, path).run()
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 11, 23])
+@pytest.mark.parametrize("step", [4, 23, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 11))])
 def test_a_stopped_training_goes_on_with_the_same_losses_and_reads_nothing_before_its_place(
     tmp_path: Path,
     whole,
