@@ -191,7 +191,7 @@ def test_the_format_that_rows_are_shown_in_does_not_matter(name: str) -> None:
 def test_a_file_that_is_not_utf8_is_refused_where_it_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("café\n\n".encode("latin-1") * 200)
-    with pytest.raises(DataError, match="cannot be read on: UnicodeDecodeError: .* text UTF-8"):
+    with pytest.raises(DataError, match=r"cannot be read on: UnicodeDecodeError: .* text UTF-8"):
         StreamedText(datasets.load_dataset("text", data_files=str(path), split="train", streaming=True))
 
 
