@@ -130,3 +130,10 @@ def test_without_torchao_the_install_command_is_said(tmp_path: Path, monkeypatch
     monkeypatch.setattr("utils._extras.is_installed", lambda package: package != "torchao")
     with pytest.raises(MissingPackageError, match=r"needs the package 'torchao'.*\[export\]"):
         TorchaoInt8Exporter()
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_a_layer_without_a_matrix_stays_in_float(tmp_path: Path, width: int) -> None:
+    model = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, width), nn.Linear(width, D), nn.Linear(D, V))
+    artifact = TorchaoInt8Exporter.export(model, None, tmp_path / "model.pt2", CONFIG)
+    assert artifact.facts["int8"] == "weights, 1 layers rounded"

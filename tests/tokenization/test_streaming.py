@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -160,3 +161,40 @@ def test_a_stream_that_gives_no_token_does_not_turn_in_circles() -> None:
     made._encoder = lambda texts: [np.zeros(0, np.uint16) for _ in texts]  # type: ignore[method-assign,assignment]
     with pytest.raises(DataError, match="gives no token"):
         made.__getitems__([0])
+
+
+SOURCES = {
+    "shards": rows,
+    "mapped": lambda: rows().map(lambda row: {"text": row["text"] + "a"}),
+    "interleaved": lambda: datasets.interleave_datasets([rows(), rows(TEXTS[::-1])]),
+    "taken": lambda: rows().skip(3).take(150),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_readers_of_one_stream_do_not_move_each_other(source: str) -> None:
+    alone = blocks(text=StreamedText(SOURCES[source]()))
+    shared = StreamedText(SOURCES[source]())
+    first, second = blocks(text=shared), blocks(text=shared)
+    for index in range(160):
+        wanted = alone.__getitems__([index])["input_ids"]
+        assert first.__getitems__([index])["input_ids"].equal(wanted)
+        assert second.__getitems__([index])["input_ids"].equal(wanted)
+
+
+@pytest.mark.parametrize("name", ["arrow", "pandas", "torch"])
+def test_the_format_that_rows_are_shown_in_does_not_matter(name: str) -> None:
+    text = StreamedText(rows().with_format(name))
+    assert text.held_back + text.sample() == TEXTS
+
+
+def test_a_file_that_is_not_utf8_is_refused_where_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("café\n\n".encode("latin-1") * 200)
+    with pytest.raises(DataError, match=r"cannot be read on: UnicodeDecodeError: .* text UTF-8"):
+        StreamedText(datasets.load_dataset("text", data_files=str(path), split="train", streaming=True))
+
+
+def test_reading_a_stream_leaves_the_dataset_where_it_was() -> None:
+    source = rows()
+    assert StreamedText(source).sample() == StreamedText(source).sample() != []

@@ -158,6 +158,7 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
         and type(module).forward is nn.Linear.forward
         and uses[id(module.weight)] == 1
         and module.weight.is_floating_point()
+        and min(module.weight.shape) > 1  # torchao rounds no empty matrix and no single row or column
     }
 
 

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,7 +71,7 @@ class StreamedText:
     """The texts of a `datasets.IterableDataset`, in its order.
 
     Args:
-        dataset: rows; read as often as needed, one reader at a time.
+        dataset: rows; read as often as needed, by several readers at once.
         column: the column that holds text; None takes a usual name, or the only column.
         name: for people.
 
@@ -86,7 +87,8 @@ class StreamedText:
     """
 
     def __init__(self, dataset: IterableDataset, column: str | None = None, name: str = "stream") -> None:
-        self.name, self._rows = name, dataset
+        self.name = name
+        self._rows = dataset.with_format(None)  # rows of plain values, whatever the format they are shown in
         self._first = dict(dataset.state_dict())
         if any(type(step).__name__ == "BufferShuffledExamplesIterable" for step in _steps_of(dataset)):
             raise DataError(
@@ -121,27 +123,14 @@ class StreamedText:
         Raises:
             DataError: a row without text, or a source that cannot be read on.
         """
-        self._rows.load_state_dict(dict(place.reader or self._first))
-        rows = iter(self._rows)
-        while True:
-            before = Place(self._rows.state_dict() if place is None else place.reader or self._first)
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # whatever file systems, servers and decoders raise
-                raise DataError(
-                    f"{self.name} cannot be read on: {type(error).__name__}: {error}. What was trained is saved; start again to go "
-                    "on from there."
-                ) from error
+        for reader, row in self._rows_from(place):
             text = row.get(self.column)
             if not isinstance(text, str):
                 raise DataError(
                     f"A row of {self.name} holds {'nothing' if text is None else type(text).__name__} in {self.column!r}, not "
                     "text. Leave such rows out: dataset.filter(lambda row: isinstance(row[column], str))."
                 )
-            yield before, text
-            place = None  # type: ignore[assignment]
+            yield Place(reader), text
 
     def sample(self) -> list[str]:
         """Documents for training from the beginning, up to `SAMPLE_CHARACTERS`."""
@@ -157,11 +146,30 @@ class StreamedText:
     def _column_names(self) -> list[str]:
         names = self._rows.column_names
         if names is None:  # known only once a row was read
-            row = next(iter(self._rows), None)
+            row = next(self._rows_from(Place()), None)
             if row is None:
                 raise DataError(f"{self.name} holds no rows.")
-            names = list(row)
+            names = list(row[1])
         return list(names)
+
+    def _rows_from(self, place: Place) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """Rows from a place, each with the state of the reader before it."""
+        dataset = _reader_of(self._rows)
+        before = place.reader or self._first
+        dataset.load_state_dict(dict(before))
+        rows = iter(dataset)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever file systems, servers and decoders raise
+                raise DataError(
+                    f"{self.name} cannot be read on: {type(error).__name__}: {error}. Files must be whole and text UTF-8. What was "
+                    "trained is saved; start again to go on from there."
+                ) from error
+            yield before, row
+            before = dataset.state_dict()
 
     def _prove_exact(self, place: Place, text: str) -> None:
         """Go on at a place whose text is known, and see whether it comes again."""
@@ -170,6 +178,22 @@ class StreamedText:
                 f"{self.name} does not go on where it was: what comes after its first documents differs from one reading to the next. "
                 "Its order must be fixed."
             )
+
+
+def _reader_of(dataset: IterableDataset) -> IterableDataset:
+    """The same rows, with a place of their own: a dataset keeps its place in its steps, so two readers would move each other's."""
+    reader = copy(dataset)
+    reader._ex_iterable = _copied_step(dataset._ex_iterable)
+    return reader
+
+
+def _copied_step(step: Any) -> Any:
+    step = copy(step)  # what it reads stays shared
+    if hasattr(step, "ex_iterable"):
+        step.ex_iterable = _copied_step(step.ex_iterable)
+    if hasattr(step, "ex_iterables"):
+        step.ex_iterables = [_copied_step(inner) for inner in step.ex_iterables]
+    return step
 
 
 def _steps_of(dataset: IterableDataset) -> Iterator[Any]:
