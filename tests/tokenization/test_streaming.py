@@ -120,6 +120,7 @@ def test_seed_and_text_decide_the_order() -> None:
     assert not first.__getitems__(asked)["input_ids"].equal(other.__getitems__(asked)["input_ids"])
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert blocks(text=StreamedText(rows(TEXTS[1:]))).fingerprint != first.fingerprint
+    assert blocks(text=StreamedText(rows(), identity="another file")).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(

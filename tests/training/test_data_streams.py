@@ -109,6 +109,27 @@ def test_streams_are_known_by_their_type() -> None:
     assert is_stream(rows.to_iterable_dataset()) and not is_stream(rows) and not is_stream("text.jsonl")
 
 
+def test_a_validation_part_of_its_own_is_taken() -> None:
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset()
+    texts, other = ["so many bottles"] * 30, datasets.Dataset.from_dict({"text": DOCUMENTS[::-1]}).to_iterable_dataset()
+    for given, expected in (
+        ({"train": rows, "validation": texts}, texts),
+        ({"train": rows, "validation": other}, None),
+    ):
+        coordinator = TrainingCoordinator(make_tiny(), given, training_config=SETTINGS, progress=False)
+        train, validation = coordinator._parts(False)
+        assert train.sample()[-1] == DOCUMENTS[-1]
+        assert validation == (expected or DOCUMENTS[::-1][: len(validation)])
+
+
+def test_a_file_that_has_changed_is_another_stream(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "text.jsonl")
+    before = open_stream(path)
+    write_lines(path, DOCUMENTS[:-1])
+    after = open_stream(path)
+    assert before.held_back == after.held_back and before.identity != after.identity
+
+
 def test_a_stream_needs_a_number_of_steps(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset()
     with pytest.raises(ConfigError, match="stream_data=True needs max_steps"):

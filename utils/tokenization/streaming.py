@@ -74,6 +74,7 @@ class StreamedText:
         dataset: rows; read as often as needed, by several readers at once.
         column: the column that holds text; None takes a usual name, or the only column.
         name: for people.
+        identity: what tells this source from another one that begins alike, such as the sizes of its files.
 
     Attributes:
         held_back: the first documents, which are for validation and never trained on.
@@ -86,8 +87,10 @@ class StreamedText:
         >>> utils.train(model, StreamedText(rows), TrainingConfig(max_steps=50_000))
     """
 
-    def __init__(self, dataset: IterableDataset, column: str | None = None, name: str = "stream") -> None:
-        self.name = name
+    def __init__(
+        self, dataset: IterableDataset, column: str | None = None, name: str = "stream", identity: str = ""
+    ) -> None:
+        self.name, self.identity = name, identity
         self._rows = dataset.with_format(None)  # rows of plain values, whatever the format they are shown in
         self._first = dict(dataset.state_dict())
         if any(type(step).__name__ == "BufferShuffledExamplesIterable" for step in _steps_of(dataset)):
@@ -237,20 +240,15 @@ class StreamedBlocks(Samples):
         self.group_length = max(GROUP_TOKENS // block_length, 1)
         self._encoder = Encoder(tokenizer, ENDED)
         self._largest = max(tokenizer.get_vocab().values(), default=0)
-        facts = [
-            text_fingerprint(text.held_back),
-            tokenizer_fingerprint(tokenizer),
-            block_length,
-            self.group_length,
-            seed,
-        ]
+        first = [text_fingerprint(text.held_back), text.identity, tokenizer_fingerprint(tokenizer)]
+        facts = [*first, block_length, self.group_length, seed]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._places = {0: text.begin}
         self._groups: dict[int, np.ndarray] = {}
         self._reader: Iterator[tuple[np.ndarray, Place]] | None = None
         self._next = 0
         self._asked = (0, 0)  # the first groups of the last two batches: loaders run one batch ahead
-        self._ahead: Future[np.ndarray] | None = None
+        self._ahead: Future[tuple[np.ndarray, Place]] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -310,15 +308,14 @@ class StreamedBlocks(Samples):
         if self._reader is None or group < self._next or nearest > self._next:
             self._seek(nearest)
         while self._next <= group:
-            blocks = self._read_ahead().result()
-            self._groups[self._next] = blocks
+            self._groups[self._next], self._places[self._next + 1] = self._read_ahead().result()
             self._next, self._ahead = self._next + 1, None
             for old in [number for number in self._groups if number <= self._next - 1 - GROUPS_KEPT]:
                 del self._groups[old]
         self._read_ahead()
         return self._groups[group]
 
-    def _read_ahead(self) -> Future[np.ndarray]:
+    def _read_ahead(self) -> Future[tuple[np.ndarray, Place]]:
         """The next group, as soon as it is read."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
@@ -326,11 +323,10 @@ class StreamedBlocks(Samples):
             self._ahead = self._thread.submit(self._read, self._next)
         return self._ahead
 
-    def _read(self, group: int) -> np.ndarray:
+    def _read(self, group: int) -> tuple[np.ndarray, Place]:
+        """The next group, and the place behind it; in the reading thread, so it touches nothing that others use."""
         assert self._reader is not None
-        blocks, after = next(self._reader)
-        self._places[group + 1] = after
-        return blocks
+        return next(self._reader)
 
     def _seek(self, group: int) -> None:
         """Begin at a group whose place is known."""

@@ -6,7 +6,7 @@ Reads no text itself; `tokenization.streaming` does, while a model is trained.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +31,15 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 def is_stream(data: Any) -> bool:
     """Whether data can be read forward only."""
     library = sys.modules.get("datasets")  # whoever holds one has imported it
+    if isinstance(data, Mapping):
+        data = data.get("train")
     return isinstance(data, StreamedText) or (library is not None and isinstance(data, library.IterableDataset))
+
+
+def validation_of(data: Any) -> Any:
+    """The validation part that data with a stream for training bring themselves, as texts; None where they bring none."""
+    given = data.get("validation") if isinstance(data, Mapping) else None
+    return open_stream(given).held_back if is_stream(given) else given
 
 
 def open_stream(data: Any, column: str | None = None, revision: str | None = None) -> StreamedText:
@@ -39,7 +47,8 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
 
     Args:
         data: a path of a file or of a folder whose files are read in the order of their names; "owner/name" of the Hub, at
-            its present commit; a `datasets.IterableDataset`; or a `StreamedText`, which is given back.
+            its present commit; a `datasets.IterableDataset`; a mapping with one as "train"; or a `StreamedText`, which is
+            given back.
         column: the column that holds text; None takes a usual name, or the only one.
         revision: commit, branch or tag of a data set of the Hub; None takes its present commit.
 
@@ -49,6 +58,8 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
     Example:
         >>> utils.train(model, open_stream("shards/"), TrainingConfig(max_steps=50_000))
     """
+    if isinstance(data, Mapping) and "train" in data:
+        data = data["train"]
     if isinstance(data, StreamedText):
         return data
     require("datasets", extra="training", feature="Streaming")
@@ -63,9 +74,11 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
     if path.is_dir():
         folder = list_folder(path)
         chosen = folder.files.get("train", folder.files.get("", []))
-        return _opened(str(data), folder.kind, [str(file) for file, _ in chosen], column)
+        return _opened(
+            str(data), folder.kind, [str(file) for file, _ in chosen], column, _sizes([p for p, _ in chosen])
+        )
     if path.exists():
-        return _opened(str(data), file_on_disk(path).kind, [str(path)], column)
+        return _opened(str(data), file_on_disk(path).kind, [str(path)], column, _sizes([path]))
     return _from_hub(str(data), column, revision)
 
 
@@ -75,12 +88,17 @@ def _from_hub(name: str, column: str | None, revision: str | None) -> StreamedTe
 
     listing, files = training_files(name, ReadOptions(revision=revision))
     addresses = [f"hf://datasets/{name}@{listing.commit}/{file}" for file in files]
-    return _opened(name, KINDS[PurePosixPath(files[0]).suffix.lower()], addresses, column)
+    return _opened(name, KINDS[PurePosixPath(files[0]).suffix.lower()], addresses, column, listing.commit)
 
 
-def _opened(name: str, kind: str, files: Sequence[str], column: str | None) -> StreamedText:
+def _sizes(files: Sequence[Path]) -> str:
+    """What tells files from others of the same name, at once: hashing them may take as long as training on them."""
+    return ", ".join(f"{file.name} {file.stat().st_size}" for file in files)
+
+
+def _opened(name: str, kind: str, files: Sequence[str], column: str | None, identity: str) -> StreamedText:
     import datasets
 
     reader, how = _READERS[kind]
     rows = datasets.load_dataset(reader, data_files=list(files), split="train", streaming=True, **how)
-    return StreamedText(rows, column, name)
+    return StreamedText(rows, column, name, identity)

@@ -17,7 +17,7 @@ from utils.progress import ProgressCallback, showing
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
 from utils.tokenization.split import sides
 from utils.tokenization.validator import TokenizerValidator
-from utils.training.data_streams import is_stream, open_stream
+from utils.training.data_streams import is_stream, open_stream, validation_of
 from utils.training.dataset_utilities import DatasetLoader, resolve_data
 from utils.training.result import TrainingResult
 from utils.training.run_manifest import describe_data
@@ -225,8 +225,8 @@ class TrainingCoordinator:
             return text.train, text.validation
         return self._labelled(data, notes), None
 
-    def _streamed(self, data: Any, notes: bool | ProgressCallback) -> tuple[StreamedText, list[str]]:
-        """A stream, and its first documents for validation."""
+    def _streamed(self, data: Any, notes: bool | ProgressCallback) -> tuple[StreamedText, Any]:
+        """A stream, and its first documents for validation, unless the data bring others."""
         if self.adapted.contract.task != "lm":
             raise DataError(
                 f"{self.adapted.name} is trained on {self.adapted.contract.task!r}, and a stream holds text for next-token training "
@@ -235,7 +235,8 @@ class TrainingCoordinator:
         column = None if self.spec is None else self.spec.for_data().get("column")
         text = open_stream(data, column)
         self.tokenizer = self._fitting_tokenizer(text.sample() if self.tokenizer is None else text.held_back, notes)
-        return text, text.held_back
+        validation = validation_of(data)
+        return text, text.held_back if validation is None else validation
 
     def _labelled(self, data: Any, notes: bool | ProgressCallback) -> UniversalDataModule:
         """Examples with a class or a target each."""
