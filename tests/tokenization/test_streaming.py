@@ -110,7 +110,7 @@ def test_memory_holds_few_groups() -> None:
     made = blocks()
     for index in range(400):
         made.__getitems__([index])
-        assert len(made._groups) <= streaming.GROUPS_KEPT
+        assert len(made._groups) <= streaming.GROUPS_KEPT and len(made._places) <= streaming.GROUPS_KEPT + 3
 
 
 def test_seed_and_text_decide_the_order() -> None:

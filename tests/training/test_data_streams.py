@@ -48,6 +48,7 @@ def write_lines(path: Path, documents: list[str] = DOCUMENTS) -> Path:
 WRITERS = {
     "text.jsonl": lambda path: write_lines(path),
     "text.txt": lambda path: path.write_text("\n\n".join(DOCUMENTS)),
+    "lines.txt": lambda path: path.write_text("\n".join(DOCUMENTS)),
     "text.csv": lambda path: datasets.Dataset.from_dict({"text": DOCUMENTS}).to_csv(path),
     "text.parquet": lambda path: datasets.Dataset.from_dict({"text": DOCUMENTS}).to_parquet(path),
 }
@@ -94,6 +95,7 @@ def _shuffled(tmp_path: Path) -> datasets.IterableDataset:
     ("data", "message"),
     [
         (lambda tmp_path: DOCUMENTS, "lies in memory and is no stream: leave stream_data out"),
+        (lambda tmp_path: "python-docs", "lies in memory and is no stream: leave stream_data out"),
         (lambda tmp_path: tmp_path / "absent.jsonl", "is neither a file or folder here nor the name"),
         (_shuffled, "has a shuffle buffer"),
         (lambda tmp_path: write_lines(tmp_path / "few.jsonl", DOCUMENTS[:3]), "would all be for validation"),

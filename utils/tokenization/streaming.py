@@ -291,7 +291,9 @@ class StreamedBlocks(Samples):
         return {str(group): place.as_dict() for group, place in self._places.items() if group >= min(self._asked)}
 
     def know(self, places: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the places that `places` gave in an earlier run of the same stream, so that nothing before them is read again."""
+        """Take the places that `places` gave in an earlier run of the same stream: no document before them is tokenised again,
+        and no file before the one in which they lie is opened.
+        """
         self._places.update({int(group): Place(place["reader"], place["offset"]) for group, place in places.items()})
 
     # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -312,6 +314,8 @@ class StreamedBlocks(Samples):
             self._next, self._ahead = self._next + 1, None
             for old in [number for number in self._groups if number <= self._next - 1 - GROUPS_KEPT]:
                 del self._groups[old]
+            for old in [number for number in self._places if 0 < number < min(*self._asked, self._next - GROUPS_KEPT)]:
+                del self._places[old]
         self._read_ahead()
         return self._groups[group]
 

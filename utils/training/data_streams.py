@@ -5,6 +5,7 @@ Reads no text itself; `tokenization.streaming` does, while a model is trained.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,12 +13,15 @@ from typing import Any
 
 from utils._extras import require
 from utils.errors import DataError
+from utils.tokenization import streaming
+from utils.tokenization.documents import chosen_column
 from utils.tokenization.streaming import StreamedText
 from utils.training.data_sources import KINDS, file_on_disk, list_folder
+from utils.training.dataset_utilities import BUNDLED
 from utils.training.loaded_dataset import ReadOptions
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "txt": ("text", {"sample_by": "paragraph"}),
+    "txt": ("text", {}),
     "csv": ("csv", {}),
     "tsv": ("csv", {"sep": "\t"}),
     "json": ("json", {}),
@@ -25,7 +29,10 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
 }
-"""Kind of file → reader of `datasets`, and how it reads: a paragraph of a text file is a document."""
+"""Kind of file → reader of `datasets`, and how it reads."""
+
+LOOK_BYTES = 4 << 20
+"""Of a text file that are looked at for blank lines."""
 
 
 def is_stream(data: Any) -> bool:
@@ -37,9 +44,19 @@ def is_stream(data: Any) -> bool:
 
 
 def validation_of(data: Any) -> Any:
-    """The validation part that data with a stream for training bring themselves, as texts; None where they bring none."""
+    """The validation part that data with a stream for training bring themselves, as texts; None where they bring none.
+
+    Of a stream the first texts are taken, as many as are kept back of one.
+    """
     given = data.get("validation") if isinstance(data, Mapping) else None
-    return open_stream(given).held_back if is_stream(given) else given
+    if not is_stream(given) or isinstance(given, StreamedText):
+        return given.held_back if isinstance(given, StreamedText) else given
+    texts: list[str] = []
+    for row in iter(given):  # type: ignore[arg-type]
+        texts.append(row[chosen_column(list(row), None)])
+        if sum(map(len, texts)) >= streaming.HELD_BACK_CHARACTERS:
+            break
+    return texts
 
 
 def open_stream(data: Any, column: str | None = None, revision: str | None = None) -> StreamedText:
@@ -70,16 +87,32 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
             f"A {type(data).__name__} lies in memory and is no stream: leave stream_data out. Streams are files, folders, data "
             "sets of the Hub, and a datasets.IterableDataset."
         )
+    if data in BUNDLED:
+        raise DataError(f"{data!r} lies in memory and is no stream: leave stream_data out.")
     path = Path(data).expanduser()
-    if path.is_dir():
-        folder = list_folder(path)
-        chosen = folder.files.get("train", folder.files.get("", []))
-        return _opened(
-            str(data), folder.kind, [str(file) for file, _ in chosen], column, _sizes([p for p, _ in chosen])
-        )
     if path.exists():
-        return _opened(str(data), file_on_disk(path).kind, [str(path)], column, _sizes([path]))
+        kind, files = stream_files(path)
+        identity = ", ".join(f"{name} {size}" for name, size in sizes_of(path).items())
+        return _opened(str(data), kind, [str(file) for file in files], column, identity)
     return _from_hub(str(data), column, revision)
+
+
+def stream_files(path: Path) -> tuple[str, list[Path]]:
+    """The kind of a file, or of the training files of a folder, and those files in the order in which they are read.
+
+    Raises:
+        DataError: there are none, or several kinds.
+    """
+    if not path.is_dir():
+        return file_on_disk(path).kind, [path]
+    folder = list_folder(path)
+    return folder.kind, [file for file, _ in folder.files.get("train", folder.files.get("", []))]
+
+
+def sizes_of(path: Path) -> dict[str, int]:
+    """Name → bytes of the files that are streamed: what tells them from others at once, while hashing may take hours."""
+    root = path if path.is_dir() else path.parent
+    return {file.relative_to(root).as_posix(): file.stat().st_size for file in stream_files(path)[1]}
 
 
 def _from_hub(name: str, column: str | None, revision: str | None) -> StreamedText:
@@ -91,14 +124,19 @@ def _from_hub(name: str, column: str | None, revision: str | None) -> StreamedTe
     return _opened(name, KINDS[PurePosixPath(files[0]).suffix.lower()], addresses, column, listing.commit)
 
 
-def _sizes(files: Sequence[Path]) -> str:
-    """What tells files from others of the same name, at once: hashing them may take as long as training on them."""
-    return ", ".join(f"{file.name} {file.stat().st_size}" for file in files)
-
-
 def _opened(name: str, kind: str, files: Sequence[str], column: str | None, identity: str) -> StreamedText:
     import datasets
 
     reader, how = _READERS[kind]
+    if kind == "txt":
+        how = {"sample_by": "paragraph" if _has_blank_lines(files[0]) else "line"}
     rows = datasets.load_dataset(reader, data_files=list(files), split="train", streaming=True, **how)
     return StreamedText(rows, column, name, identity)
+
+
+def _has_blank_lines(file: str) -> bool:
+    """Whether a text file is cut into paragraphs; else a line is a document, since the whole file would be one."""
+    import fsspec  # type: ignore[import-untyped]
+
+    with fsspec.open(file, "rb") as opened:
+        return re.search(rb"\n\r?\n", opened.read(LOOK_BYTES)) is not None

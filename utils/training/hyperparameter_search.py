@@ -208,7 +208,7 @@ def search(
         settings,
         seed=seed,
         pruning=pruning,
-        about=_about(adapted, data),
+        about=_about(adapted, data, settings),
         mirror_dir=settings.mirror_dir,
     )
     from utils.training.search_engine import TrainingObjective
@@ -321,6 +321,6 @@ def _folder_name(name: str) -> str:
     return name
 
 
-def _about(adapted: AdaptedModel, data: Any) -> dict[str, Any]:
+def _about(adapted: AdaptedModel, data: Any, settings: TrainingConfig) -> dict[str, Any]:
     """What must be equal for a study to go on, besides space and settings."""
-    return {"model": model_identity(adapted), "data": describe_data(data)}
+    return {"model": model_identity(adapted), "data": describe_data(data, settings.stream_data)}

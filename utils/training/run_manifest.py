@@ -28,7 +28,7 @@ from utils.errors import DataError, TrainingError
 from utils.loading.model_loader import DEFAULT_SEED, load_model
 from utils.progress import ProgressCallback
 from utils.tokenization.tokenizer_files import load_saved
-from utils.training.data_streams import open_stream
+from utils.training.data_streams import open_stream, sizes_of
 from utils.training.dataset_utilities import BUNDLED, DatasetLoader, resolve_data
 from utils.training.run_mirror import RUN_FILE
 from utils.training.task_examples import EXAMPLES
@@ -128,7 +128,7 @@ def describe_data(data: Any, streamed: bool = False) -> dict[str, Any]:
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         if streamed and path.exists():
-            return {"kind": STREAM, "path": str(path.resolve()), "sizes": _sizes(path)}
+            return {"kind": STREAM, "path": str(path.resolve()), "sizes": sizes_of(path)}
         if path.is_file():
             return {
                 "kind": "file",
@@ -140,12 +140,6 @@ def describe_data(data: Any, streamed: bool = False) -> dict[str, Any]:
             return {"kind": "folder", "path": str(path.resolve()), "files": list_files(path)}
         return {"kind": "hub", "name": str(data), "revision": _hub_revision(str(data))}
     return {"kind": "memory", "type": type(data).__name__}
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Name → bytes of a file, or of every file below a folder; hidden ones are left out."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path.parent).as_posix(): file.stat().st_size for file in files if file.name[0] != "."}
 
 
 def _hub_revision(name: str) -> str | None:
@@ -348,7 +342,7 @@ class Recipe:
         if not path.exists():
             return [f"data: {path} is gone; pass data="]
         if data["kind"] == STREAM:
-            changed = _sizes(path) != data["sizes"]
+            changed = sizes_of(path) != data["sizes"]
             return [f"data: {path} was changed since the run began; pass data= as it was"] if changed else []
         changed = sha256_of(path) != data["sha256"] if data["kind"] == "file" else list_files(path) != data["files"]
         return [f"data: {path} was changed since the run began; pass data= as it was"] if changed else []

@@ -171,7 +171,7 @@ def _train(options: argparse.Namespace, settings: TrainingConfig, processes: Pro
             adapted,
             options.data,
             settings,
-            tokenizer=own_tokenizer(options.tokenizer, adapted, workspace),
+            tokenizer=processes.in_turn(lambda: own_tokenizer(options.tokenizer, adapted, workspace)),
             workspace=workspace,
             resume=options.resume,
             progress=processes.leads,

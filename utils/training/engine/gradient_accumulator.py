@@ -123,7 +123,7 @@ class GradientAccumulator(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         samples, labels = _size(batch, _shifts(pl_module))
-        self._pending += 1
+        self._pending += self._processes.world
         self._counts["micro_batches"] += self._processes.world
         if self._processes.several:
             self._deal(_real(samples, labels, batch))

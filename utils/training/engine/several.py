@@ -68,7 +68,10 @@ def quiet_followers(processes: Processes) -> Iterator[None]:
 
 
 def spread(
-    settings: TrainingConfig, processes: Processes, adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]
+    settings: TrainingConfig,
+    processes: Processes,
+    adapted: AdaptedModel,
+    sample: Callable[[], Mapping[str, torch.Tensor]],
 ) -> dict[str, Any]:
     """What a `pytorch_lightning.Trainer` is told about devices, nodes and strategy.
 
@@ -76,7 +79,7 @@ def spread(
         settings: `strategy` and `devices` are read.
         processes: those that train together.
         adapted: the model.
-        sample: a batch of training data, on which DDP's need to look for unused weights is found out.
+        sample: makes a batch of training data, on which DDP's need to look for unused weights is found out.
     """
     if not processes.several:
         return {"devices": 1}
@@ -85,7 +88,7 @@ def spread(
     devices = {"devices": settings.devices, "num_nodes": processes.world // settings.devices}
     if settings.strategy == "fsdp":
         return {**devices, "strategy": ShardedStrategy(processes.world)}
-    unused = processes.lead(lambda: has_unused_weights(adapted, sample))
+    unused = processes.lead(lambda: has_unused_weights(adapted, sample()))
     return {**devices, "strategy": DDPStrategy(find_unused_parameters=unused)}
 
 

@@ -1,4 +1,4 @@
-"""Keeps in checkpoints where a stream is, so that a resumed run reads nothing twice. Knows streams and Lightning's callbacks."""
+"""Keeps in checkpoints where a stream is, so that a resumed run tokenises nothing twice. Knows streams and callbacks."""
 
 from __future__ import annotations
 

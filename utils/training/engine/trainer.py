@@ -104,9 +104,10 @@ class Trainer:
         data_origin: where the data came from, as `describe_data` says it; None where nobody knows.
         stop: asked after each optimizer step; True saves that step and ends the training (`TrainingStopped`). It works in a
             thread, where no interrupt arrives.
-            Where several processes train together, each makes a trainer with the same arguments. The first one alone writes,
-            reports progress and calls the hooks (`on_model_ready` is called in all); each gets the result.
         plot: draws the loss while it falls; None draws into the notebook's output where there is one.
+
+    Where several processes train together, each makes a trainer with the same arguments. The first one alone writes, reports
+    progress and calls the hooks (`on_model_ready` is called in all); each gets the result.
 
     Attributes:
         engine, module: Lightning's trainer and module, once `train` has begun.
@@ -560,7 +561,7 @@ class Trainer:
         every, window = self.settings.val_every_n_steps, plan.window
         return pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            **spread(self.settings, self.processes, self.adapted, self._sample(plan, 1)),
+            **spread(self.settings, self.processes, self.adapted, lambda: self._sample(plan, 1)),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=math.ceil(plan.total_steps / plan.steps_per_epoch),
             accumulate_grad_batches=micro_batches(window.accumulation, self.processes.world),
