@@ -137,3 +137,13 @@ def test_a_layer_without_a_matrix_stays_in_float(tmp_path: Path, width: int) -> 
     model = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, width), nn.Linear(width, D), nn.Linear(D, V))
     artifact = TorchaoInt8Exporter.export(model, None, tmp_path / "model.pt2", CONFIG)
     assert artifact.facts["int8"] == "weights, 1 layers rounded"
+
+
+def test_a_parametrized_layer_stays_in_float_and_is_left_as_it_was(tmp_path: Path) -> None:
+    """Asked for its weight in training, a layer with spectral norm takes another step of its power iteration."""
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16))
+    model = nn.Sequential(nn.Embedding(V, 16), normed, nn.Linear(16, V)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    artifact = TorchaoInt8Exporter.export(model, None, tmp_path / "m.pt2", CONFIG)
+    assert artifact.facts["int8"] == "weights, 1 layers rounded"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -156,14 +156,18 @@ def _as_linear(layer: Any) -> nn.Linear:
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Plain linear layers by name whose weights no other layer holds: a tied head, rounded, would be there twice."""
     uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    own = {  # not `module.weight`: asking a parametrized layer for it may change its state, and it owns none
+        name: (module, module._parameters.get("weight"))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    }
     return {
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and type(module).forward is nn.Linear.forward
-        and uses[id(module.weight)] == 1
-        and module.weight.is_floating_point()
-        and min(module.weight.shape) > 1  # torchao rounds no empty matrix and no single row or column
+        for name, (module, weight) in own.items()
+        if weight is not None
+        and uses[id(weight)] == 1
+        and weight.is_floating_point()
+        and min(weight.shape) > 1  # torchao rounds no empty matrix and no single row or column
     }
 
 
