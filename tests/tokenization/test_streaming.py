@@ -97,13 +97,13 @@ def test_after_a_look_at_the_beginning_a_run_goes_on_from_its_place_and_not_thro
     first = blocks()
     for start in range(0, 300, 3):
         first.__getitems__(range(start, start + 3))
-    resumed, read = blocks(), []
+    resumed, begun = blocks(), []
     resumed.know(first.places())
     resumed.__getitems__([0, 1])  # a forecast does that
-    original = resumed._read
-    resumed._read = lambda group: read.append(group) or original(group)  # type: ignore[method-assign,func-returns-value]
+    original = resumed._seek
+    resumed._seek = lambda group: begun.append(group) or original(group)  # type: ignore[method-assign,func-returns-value]
     resumed.__getitems__([300])
-    assert read[0] >= 300 // GROUP - 1
+    assert begun[0] >= 300 // GROUP - 1
 
 
 def test_memory_holds_few_groups() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,13 +18,11 @@ from utils._extras import require
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.exporter import destination_of
 from utils.export.onnx import EXTERNAL_DATA_ABOVE, ONNXExporter
 from utils.export.rounding import RoundedExporter
 from utils.export.runner import first_lines
-from utils.export.samples import samples_of
 from utils.export.sensitivity import Layer, layers_of, noise_of
-from utils.export.subject import ExportSubject, subject_of
+from utils.export.subject import ExportSubject
 from utils.export.tracing import chatter_in_the_log
 from utils.progress import ProgressCallback
 
@@ -45,32 +42,6 @@ class Int8Exporter(RoundedExporter):
     file_name: ClassVar[str] = "model_int8.onnx"
     method: ClassVar[str] = "dynamic"
     kinds: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Gather")
-
-    @classmethod
-    def export(
-        cls,
-        model: object,
-        tokenizer: object = None,
-        output_path: str | Path = "model_int8.onnx",
-        config: object = None,
-        validation_text: str | None = None,
-    ) -> Artifact:
-        """Export one model to one int8 file.
-
-        Args:
-            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
-            tokenizer: needed for `validation_text`.
-            output_path: the file; an existing folder gets `model_int8.onnx`.
-            config: limits that the model does not tell itself.
-            validation_text: what the file is judged on, and what "static" measures ranges on.
-
-        Raises:
-            ExportError: there is nothing to round. ParityError, a kind of it: int8 costs too much, whatever stays in float.
-            ConfigError, TokenizerError: see `subject_of`.
-        """
-        destination = destination_of(output_path, cls.file_name)
-        subject = subject_of(model, tokenizer=tokenizer, config=config)
-        return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
 
     def __init__(self) -> None:
         """Check that what int8 needs is installed; raises `MissingPackageError` as `ONNXExporter` does."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,10 @@ import numpy as np
 from utils.errors import ExportError, ParityError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.exporter import Exporter
+from utils.export.exporter import Exporter, destination_of
 from utils.export.parity import Tolerance, cost_of
 from utils.export.samples import samples_of
-from utils.export.subject import ExportSubject
+from utils.export.subject import ExportSubject, subject_of
 from utils.progress import ProgressCallback, ignore_progress
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,33 @@ class RoundedExporter(Exporter):
         reason="weights and activations are rounded to 256 steps, so the file is judged by the bits that this costs",
         cost=SHARE,
     )
+
+    @classmethod
+    def export(
+        cls,
+        model: object,
+        tokenizer: object = None,
+        output_path: str | Path | None = None,
+        config: object = None,
+        validation_text: str | None = None,
+    ) -> Artifact:
+        """Export one model to one file with rounded weights.
+
+        Args:
+            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
+            tokenizer: needed for `validation_text`.
+            output_path: the file; None and an existing folder get the format's own name.
+            config: limits that the model does not tell itself.
+            validation_text: what the file is judged on, and what ranges of activations are measured on where they are fixed.
+
+        Raises:
+            MissingPackageError: what writes the format is not installed.
+            ExportError: there is nothing to round. ParityError, a kind of it: int8 costs too much, whatever stays in float.
+            ConfigError, TokenizerError: see `subject_of`.
+        """
+        destination = destination_of(cls.file_name if output_path is None else output_path, cls.file_name)
+        subject = subject_of(model, tokenizer=tokenizer, config=config)
+        return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
 
     @abstractmethod
     def _source(self, subject: ExportSubject, folder: Path, child: ChildRuntime, progress: ProgressCallback) -> Any:

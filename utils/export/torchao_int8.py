@@ -20,12 +20,11 @@ from utils._extras import require
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.exporter import described, destination_of, traced_shape_for
+from utils.export.exporter import described, traced_shape_for
 from utils.export.parity import Tolerance
 from utils.export.rounding import RoundedExporter
-from utils.export.samples import samples_of
 from utils.export.sensitivity import product_noise
-from utils.export.subject import ExportSubject, LogitsOnly, copied, subject_of, undisturbed
+from utils.export.subject import ExportSubject, LogitsOnly, copied, undisturbed
 from utils.export.torch_export import capture, save_program
 from utils.export.tracing import chatter_in_the_log, without_fast_path
 from utils.progress import ProgressCallback
@@ -58,34 +57,6 @@ class TorchaoInt8Exporter(RoundedExporter):
         RoundedExporter.tolerance,
         reason="weights of linear layers are rounded to 256 steps, so the file is judged by the bits that this costs",
     )
-
-    @classmethod
-    def export(
-        cls,
-        model: object,
-        tokenizer: object = None,
-        output_path: str | Path = "model_int8.pt2",
-        config: object = None,
-        validation_text: str | None = None,
-    ) -> Artifact:
-        """Export one model to one file.
-
-        Args:
-            model: what `train`, `adapt` or `load_model` gave, or an `nn.Module`. It is left as it was.
-            tokenizer: needed for `validation_text`.
-            output_path: the file; an existing folder gets `model_int8.pt2`.
-            config: limits that the model does not tell itself.
-            validation_text: what the file is judged on.
-
-        Raises:
-            MissingPackageError: torchao is not installed.
-            ExportError: there is nothing to round, or torch cannot capture the model. ParityError, a kind of it: int8 costs
-                too much, whatever stays in float.
-            ConfigError, TokenizerError: see `subject_of`.
-        """
-        destination = destination_of(output_path, cls.file_name)
-        subject = subject_of(model, tokenizer=tokenizer, config=config)
-        return cls().deliver(replace(subject, samples=samples_of(subject, validation_text)), destination)
 
     def __init__(self) -> None:
         """Check that torchao is installed; raises `MissingPackageError` otherwise."""

@@ -130,12 +130,9 @@ class EpochBatchSampler(Sampler[list[int]]):
         """The other way round."""
         return whole
 
-    def _begin(self) -> None:
+    def __iter__(self) -> Iterator[list[int]]:
         if self.now is not None:
             self.set_epoch(self.now())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._begin()
         return self._from(self.start, self.epoch)
 
     def _from(self, start: int, epoch: int) -> Iterator[list[int]]:

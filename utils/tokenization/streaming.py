@@ -324,13 +324,9 @@ class StreamedBlocks(Samples):
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
         if self._ahead is None:
-            self._ahead = self._thread.submit(self._read, self._next)
+            assert self._reader is not None  # `_seek` comes first
+            self._ahead = self._thread.submit(next, self._reader)  # touches nothing that others use
         return self._ahead
-
-    def _read(self, group: int) -> tuple[np.ndarray, Place]:
-        """The next group, and the place behind it; in the reading thread, so it touches nothing that others use."""
-        assert self._reader is not None
-        return next(self._reader)
 
     def _seek(self, group: int) -> None:
         """Begin at a group whose place is known."""
@@ -343,9 +339,8 @@ class StreamedBlocks(Samples):
     def _read_groups(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
         """Groups of blocks (G, T) from a place, each with the place behind it."""
         wanted = self.group_length * self.block_length
-        waiting: deque[tuple[Place, np.ndarray, int]] = (
-            deque()
-        )  # a document: place before it, its ids, how many are taken
+        # documents: the place before one, its ids, how many of them are taken
+        waiting: deque[tuple[Place, np.ndarray, int]] = deque()
         size = 0
         for before, ids, skipped in self._encoded(place):
             waiting.append((before, ids, skipped))

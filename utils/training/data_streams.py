@@ -49,12 +49,16 @@ def validation_of(data: Any) -> Any:
     Of a stream the first texts are taken, as many as are kept back of one.
     """
     given = data.get("validation") if isinstance(data, Mapping) else None
-    if not is_stream(given) or isinstance(given, StreamedText):
-        return given.held_back if isinstance(given, StreamedText) else given
+    if isinstance(given, StreamedText):
+        return given.held_back
+    if not is_stream(given):
+        return given
     texts: list[str] = []
-    for row in iter(given):  # type: ignore[arg-type]
+    size = 0
+    for row in given:  # type: ignore[union-attr]
         texts.append(row[chosen_column(list(row), None)])
-        if sum(map(len, texts)) >= streaming.HELD_BACK_CHARACTERS:
+        size += len(texts[-1])
+        if size >= streaming.HELD_BACK_CHARACTERS:
             break
     return texts
 
