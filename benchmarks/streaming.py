@@ -1,25 +1,28 @@
-"""What streaming costs: `python benchmarks/streaming.py [--gigabytes 4] [--pairs 4] [--minutes 10]`.
+"""What streaming costs: `python benchmarks/streaming.py [--gigabytes 4] [--groups 2] [--minutes 10]`.
 
-Text of that size is written as shards of JSON lines. A decoder of two million parameters trains on it at 8 × 128 tokens: as
-a stream, and, in turn with it, on memory-mapped tokens of a part of the same text. Each training is longer than a group of
-the stream, so that reading and tokenising it are inside. Figures are tokens per second and, pair by pair, their ratio.
+Text of that size is written as shards of JSON lines. A decoder of two million parameters trains on it at 8 × 128 tokens, in one
+process as a stream and in another on memory-mapped tokens of a part of the same text. One of the two is stopped (SIGSTOP, with
+whatever it does beside its steps) while the other runs, in turns of some seconds, so that both meet the same machine; until the
+stream has trained on whole groups, so that reading and tokenising as many are inside. The figure is the ratio of steps per
+second over all turns, with a 95% interval by drawing turns anew.
 
 Then a stream is trained on for some minutes while its memory is watched; and it is gone on with in the middle of all the
 text, by a process that was told the place only, block by block the same.
 
-Exit code 1 where the median ratio is below 0.95, memory grows by more than 5% after its first fifth, or a block differs.
+Exit code 1 where the ratio is below 0.95, memory grows by more than 5% after its first fifth, or a block differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from anywhere, as a file
@@ -32,9 +35,12 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.adapter_overhead import BATCH, LENGTH, ROWS, Decoder
 from utils.adapters.model_adapter import adapt
+from utils.errors import TrainingStopped
 from utils.tokenization.adaptive_tokenizer import AdaptiveTokenizer
+from utils.tokenization.own_tokenizer import load_own
 from utils.tokenization.packing import pack_documents
 from utils.tokenization.streaming import GROUP_TOKENS, StreamedBlocks, StreamedText
+from utils.tokenization.tokenizer_files import save_tokenizer
 from utils.training.data_streams import open_stream
 from utils.training.dataset_utilities import python_docs
 from utils.training.engine.hooks import TrainingHooks
@@ -43,16 +49,19 @@ from utils.training.training_config import TrainingConfig
 
 LIMIT, GROWTH = 0.95, 1.05
 SHARDS, WARM_UP = 16, 30
-STEPS = GROUP_TOKENS // (BATCH * LENGTH) * 5 // 4 + WARM_UP
-"""Of one training: a group and a quarter, so that each reads ahead at least one whole group."""
+GROUP_STEPS = GROUP_TOKENS // (BATCH * LENGTH)
+"""Steps in which a stream's reader reads and tokenises one group."""
+TURN_SECONDS = 4.0
+FOR_EVER = 10**7
+"""Steps of a training that is ended from outside."""
 MAPPED_BYTES = 32 << 20
 """Text whose tokens are memory-mapped: more than one training sees."""
 
 
 class Clock(TrainingHooks):
-    """Takes the time of a training's steps, without the first ones; ends it after `seconds`."""
+    """Takes the time of a training's steps, and its memory; ends it after `seconds`."""
 
-    def __init__(self, seconds: float = float("inf")) -> None:
+    def __init__(self, seconds: float) -> None:
         self.times: list[float] = []
         self.memory: list[tuple[float, int]] = []
         self.seconds = seconds
@@ -67,10 +76,53 @@ class Clock(TrainingHooks):
         """Whether the time is up."""
         return bool(self.times) and self.times[-1] - self.times[0] > self.seconds
 
-    def rate(self) -> float:
-        """Tokens per second."""
-        times = self.times[WARM_UP:]
-        return (len(times) - 1) * BATCH * LENGTH / (times[-1] - times[0])
+
+class Counter(TrainingHooks):
+    """Writes how many steps are done where another process reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self._steps = np.memmap(path, np.int64, "r+", shape=(1,))
+
+    def on_step_end(self, step: int, loss: float) -> None:
+        """One step is done."""
+        self._steps[0] = step
+
+
+class Trainee:
+    """A training in another process, which runs while it is let."""
+
+    def __init__(self, kind: str, scratch: Path) -> None:
+        path = scratch / f"{kind}.steps"
+        path.write_bytes(bytes(8))
+        self._steps = np.memmap(path, np.int64, "r", shape=(1,))
+        self.turns: list[tuple[int, float]] = []  # steps and seconds
+        self._process = psutil.Popen([sys.executable, __file__, "--train", kind, "--scratch", str(scratch)])
+
+    @property
+    def steps(self) -> int:
+        """That are done."""
+        return int(self._steps[0])
+
+    def warm_up(self) -> None:
+        """Let it begin, alone."""
+        while self.steps < WARM_UP:
+            if self._process.poll() is not None:
+                raise SystemExit(f"a training ended with status {self._process.returncode}")
+            time.sleep(0.1)
+        self._process.suspend()
+
+    def turn(self) -> None:
+        """Let it run for a moment. A step that is cut off counts in the next turn."""
+        before, begun = self.steps, time.perf_counter()
+        self._process.resume()
+        time.sleep(TURN_SECONDS)
+        self._process.suspend()
+        self.turns.append((self.steps - before, time.perf_counter() - begun))
+
+    def end(self) -> None:
+        """End it, for good."""
+        self._process.kill()
+        self._process.wait()
 
 
 def write_shards(folder: Path, gigabytes: float) -> None:
@@ -85,50 +137,65 @@ def write_shards(folder: Path, gigabytes: float) -> None:
                 size += shard.write(json.dumps({"text": "\n\n".join(paragraphs[chosen])}) + "\n")
 
 
-def train(data: object, tokenizer: PreTrainedTokenizerBase, steps: int, seconds: float = float("inf")) -> Clock:
-    """Train a new decoder."""
+def train(
+    data: object, tokenizer: PreTrainedTokenizerBase, hooks: TrainingHooks, over: Callable[[], bool] = lambda: False
+) -> None:
+    """Train a new decoder until it is over."""
     torch.manual_seed(0)
-    clock = Clock(seconds)
     with tempfile.TemporaryDirectory() as workspace:
         settings = TrainingConfig(
-            max_steps=steps, batch_size=BATCH, max_length=LENGTH, precision="32-true", save_every_n_minutes=0.0
+            max_steps=FOR_EVER, batch_size=BATCH, max_length=LENGTH, precision="32-true", save_every_n_minutes=0.0
         )
         model = adapt(Decoder(), {"vocab_size": ROWS, "max_seq_len": LENGTH})
         trainer = Trainer(
-            model,
-            None,
-            settings,
-            tokenizer=tokenizer,
-            workspace=workspace,
-            resume="never",
-            hooks=clock,
-            stop=clock.over,
+            model, None, settings, tokenizer=tokenizer, workspace=workspace, resume="never", hooks=hooks, stop=over
         )
-        try:
+        with contextlib.suppress(TrainingStopped):
             trainer.train(data)
-        except Exception:
-            if not clock.over():
-                raise
-    return clock
 
 
-def compare(text: StreamedText, mapped: object, tokenizer: PreTrainedTokenizerBase, pairs: int) -> bool:
+def train_for_ever(kind: str, scratch: Path) -> None:
+    """What another process does: train, as a stream or on memory-mapped tokens, until it is ended."""
+    tokenizer = load_own(scratch / "tokenizer")
+    text = open_stream(scratch / "shards")
+    data: object = text
+    if kind == "mapped":
+        sample = text.sample()
+        documents = sample * (MAPPED_BYTES // sum(map(len, sample)) + 1)
+        data = pack_documents(documents, tokenizer, LENGTH, scratch / "tokens")
+    train(data, tokenizer, Counter(scratch / f"{kind}.steps"))
+
+
+def compare(scratch: Path, groups: int) -> bool:
     """Whether the stream is fast enough."""
-    ratios = []
-    for number in range(pairs):
-        order = (text, mapped) if number % 2 else (mapped, text)
-        rates = {id(data): train(data, tokenizer, STEPS).rate() for data in order}
-        ratios.append(rates[id(text)] / rates[id(mapped)])
-        mine, theirs = rates[id(text)], rates[id(mapped)]
-        print(f"stream {mine:,.0f} tokens/s, memory-mapped {theirs:,.0f}: {ratios[-1]:.3f}", flush=True)  # noqa: T201
-    middle = statistics.median(ratios)
-    print(f"stream over memory-mapped: {middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}), limit {LIMIT}")  # noqa: T201
-    return middle >= LIMIT
+    with contextlib.ExitStack() as stack:
+        both = []
+        for kind in ("mapped", "stream"):
+            both.append(Trainee(kind, scratch))
+            stack.callback(both[-1].end)
+            both[-1].warm_up()
+        mapped, stream = both
+        first = stream.steps
+        while stream.steps - first < groups * GROUP_STEPS:
+            for trainee in both if len(mapped.turns) % 2 else both[::-1]:
+                trainee.turn()
+    rates = [np.array(trainee.turns).sum(0) for trainee in (stream, mapped)]
+    for name, (steps, seconds) in zip(("stream", "memory-mapped"), rates):
+        print(f"{name}: {steps * BATCH * LENGTH / seconds:,.0f} tokens/s over {steps:,.0f} steps")  # noqa: T201
+    turns, random = np.array([stream.turns, mapped.turns]), np.random.default_rng(0)
+    drawn = turns[:, random.integers(0, turns.shape[1], (2000, turns.shape[1]))].sum(2)  # (2, draws, steps and seconds)
+    low, high = np.quantile(drawn[0, :, 0] / drawn[0, :, 1] * drawn[1, :, 1] / drawn[1, :, 0], [0.025, 0.975])
+    ratio = rates[0][0] / rates[0][1] * rates[1][1] / rates[1][0]
+    print(
+        f"stream over memory-mapped: {ratio:.3f} (95% {low:.3f} to {high:.3f}, {turns.shape[1]} turns), limit {LIMIT}"
+    )  # noqa: T201
+    return bool(ratio >= LIMIT)
 
 
 def watch_memory(text: StreamedText, tokenizer: PreTrainedTokenizerBase, minutes: float) -> bool:
     """Whether memory stays flat."""
-    clock = train(text, tokenizer, 10_000_000 // (BATCH * LENGTH) * 1_000, 60 * minutes)
+    clock = Clock(60 * minutes)
+    train(text, tokenizer, clock, clock.over)
     settled = [size for seconds, size in clock.memory if seconds >= 12 * minutes]
     last = clock.memory[-1]
     growth = max(settled) / settled[0]
@@ -169,20 +236,24 @@ def main() -> int:
     """Everything; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--groups", type=int, default=2, help="of the stream that are compared (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--train", choices=("stream", "mapped"), help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "shards")
+    if options.train:
+        train_for_ever(options.train, options.scratch)
+        return 0
+    with tempfile.TemporaryDirectory() as place:
+        scratch = Path(place)
+        folder = scratch / "shards"
         folder.mkdir()
         write_shards(folder, options.gigabytes)
         text = open_stream(folder)
-        sample = text.sample()
-        tokenizer = AdaptiveTokenizer.load_or_create(ROWS, sample, progress=False)
-        documents = sample * (MAPPED_BYTES // sum(map(len, sample)) + 1)
-        mapped = pack_documents(documents, tokenizer, LENGTH, Path(scratch, "tokens"))
-        fast = compare(text, mapped, tokenizer, options.pairs) if options.pairs else True
+        tokenizer = AdaptiveTokenizer.load_or_create(ROWS, text.sample(), progress=False)
+        save_tokenizer(tokenizer, scratch / "tokenizer")
+        fast = compare(scratch, options.groups) if options.groups else True
         flat = watch_memory(text, tokenizer, options.minutes) if options.minutes else True
         exact = go_on_in_the_middle(folder, tokenizer)
     return 0 if fast and flat and exact else 1

@@ -145,9 +145,10 @@ def test_evidence_is_the_smallest(kind: type[nn.Module], changed: int, moved: in
     assert (report.changed_at, report.moved_at, report.length) == (changed, moved, length)
 
 
-def test_rounding_is_settled_in_float64() -> None:
+@pytest.mark.parametrize("kind", [s.CausalFourier, s.FourierBesideAttention])
+def test_rounding_is_settled_in_float64(kind: type[nn.Module]) -> None:
     """The long convolution moves earlier logits in float32 by rounding alone; the check must see that and forgive it."""
-    model = s.adapted(s.CausalFourier)
+    model = s.adapted(kind)
     ids = torch.randint(V, (1, T))
     changed = ids.clone()
     changed[:, -1] = (ids[:, -1] + 1) % V

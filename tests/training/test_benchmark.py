@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -77,6 +78,20 @@ def test_other_tasks_are_refused_with_the_reason(tmp_path: Path) -> None:
     settings = {**SETTINGS, "objective": "masked"}
     with pytest.raises(ConfigError, match=r"causal language models and classifiers of texts; TinyMaskedLM .*'masked'"):
         benchmark(model, None, TEXTS, settings, workspace=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        (datasets.Dataset.from_dict({"text": [TEXT]}).to_iterable_dataset(), {}),
+        ({"train": datasets.Dataset.from_dict({"text": [TEXT]}).to_iterable_dataset()}, {}),
+        ([TEXT], {"stream_data": True}),
+    ],
+)
+def test_a_stream_is_refused_before_anything_is_trained(tmp_path: Path, data, changes) -> None:
+    with pytest.raises(ConfigError, match=r"which a stream does not keep\. Pass a part of it"):
+        benchmark(make_tiny(), None, data, {"max_steps": 2, **changes}, workspace=tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_published_checkpoint_is_scored_as_it_is(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -24,13 +26,29 @@ class TinyTransformer(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         length = input_ids.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length, input_ids.device) if self.causal else None
+        dtype = self.token.weight.dtype
+        mask = nn.Transformer.generate_square_subsequent_mask(length, input_ids.device, dtype) if self.causal else None
         x = self.token(input_ids) + self.position.weight[:length]  # (B, T, C)
         return self.block(x, src_mask=mask) @ self.token.weight.t()  # (B, T, V)
 
 
-def make_tiny(seed: int = 0, **arguments: object) -> AdaptedModel:
+class Layers(nn.Module):
+    """Blocks, one after the other."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor, src_mask: torch.Tensor | None) -> torch.Tensor:
+        for block in self.layers:
+            x = block(x, src_mask=src_mask)
+        return x
+
+
+def make_tiny(seed: int = 0, layers: int = 1, **arguments: object) -> AdaptedModel:
     torch.manual_seed(seed)
     model = TinyTransformer(**arguments)  # type: ignore[arg-type]
+    if layers > 1:
+        model.block = Layers([copy.deepcopy(model.block) for _ in range(layers)])
     length = int(arguments.get("length", 16))  # type: ignore[call-overload]
     return adapt(model, {"vocab_size": model.token.num_embeddings, "max_seq_len": length})

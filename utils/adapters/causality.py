@@ -18,6 +18,7 @@ from utils.adapters.causal_probe import DOUBTFUL, LARGE, MOST_WORK, SHORT_LENGTH
 from utils.adapters.causal_routes import causal_modules, routes_of
 from utils.adapters.model_adapter import AdaptedModel
 from utils.adapters.probing import left_as_it_was
+from utils.adapters.wide_masks import MatchingMasks
 from utils.errors import CallContractError
 
 _LOG = logging.getLogger(__name__)
@@ -173,9 +174,10 @@ def _leak_at(
     half = probe.dtype in (torch.float16, torch.bfloat16)
     if (share == 0 or share > max(DOUBTFUL, limit)) and not half:
         return found, asked
-    wide = _in_float64(adapted, length, rows, attention_mask)
-    if wide is not None:
-        found, share, limit = wide.look(probe.doubts), wide.share, wide.tolerance
+    with MatchingMasks():
+        wide = _in_float64(adapted, length, rows, attention_mask)
+        if wide is not None:
+            found, share, limit = wide.look(probe.doubts), wide.share, wide.tolerance
     return (found if share > limit else None), asked
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.adapters.losses import IGNORED_LABEL, counted
 from utils.adapters.model_adapter import AdaptedModel
+from utils.adapters.wide_masks import MatchingMasks
 from utils.checks.faults import Fault, judged
 from utils.checks.inspection import listed, where
 from utils.checks.report import TABLE, CheckResult
@@ -248,6 +249,7 @@ def _agrees_in_float64(adapted: AdaptedModel, batch: Batch, parts: int) -> bool:
     """Whether the difference is one of rounding. Changes the type of the weights."""
     adapted.double()
     try:
-        return _difference(adapted, batch, parts)[0] <= 1e-4 * TOLERANCE
+        with MatchingMasks():
+            return _difference(adapted, batch, parts)[0] <= 1e-4 * TOLERANCE
     except CheckError:  # float32 is written into forward, so nothing is known
         return False

@@ -29,6 +29,7 @@ from utils.tokenization.own_tokenizer import load_own
 from utils.tokenization.packing import pack_documents
 from utils.training import baseline_models
 from utils.training.baselines import byte_trigram_on_blocks
+from utils.training.data_streams import is_stream
 from utils.training.dataset_utilities import DatasetLoader, TextData, resolve_data
 from utils.training.engine.memory import estimate_memory
 from utils.training.objective import choose_objective
@@ -169,12 +170,18 @@ def benchmark(
         progress: as for `train`.
 
     Raises:
-        ConfigError: a model of another task. DataError: data that cannot be had. TrainingError: as `train`.
+        ConfigError: a model of another task, or data that are streamed. DataError: data that cannot be had. TrainingError: as
+            `train`.
 
     Example:
         >>> print(benchmark(model, config, settings={"max_steps": 300}))
     """
     chosen = settings_of(settings or {"max_steps": 300})
+    if chosen.stream_data or is_stream(data):
+        raise ConfigError(
+            "The benchmark scores what needs no training on the same text, which a stream does not keep. Pass a part of it that "
+            "is read as a whole: a file or a list of texts, with stream_data=False."
+        )
     adapted, reason = choose_objective(copy.deepcopy(adapt(model, config)), chosen.objective)
     kind = _KINDS.get(adapted.contract.task)
     if kind is None:

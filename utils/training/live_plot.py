@@ -16,8 +16,8 @@ from utils.training.dashboard import Column, loss_panel
 
 PLOT_SECONDS = 5.0
 """Between two pictures, at least."""
-COST = 0.02
-"""Largest share of the time that drawing may take: a picture that took 0.2 s is followed by 10 s of rest."""
+COST = 0.01
+"""Largest share of the time that drawing may take: a picture that took 0.1 s is followed by 10 s of rest."""
 MOST_POINTS = 400
 """Points of the training curve that are kept; neighbours are averaged when there are more."""
 

@@ -28,13 +28,16 @@ SCHEDULES = ("cosine", "linear", "constant")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 STRATEGIES = ("auto", "ddp", "fsdp")
 
+MOST_SAMPLES, MOST_WORKERS = 1_000_000, 512
+"""Of a batch, and of a loader, each in a process of its own: more than any machine has a use for is a slip of the key."""
+
 _COUNT = (lambda value: value >= 1, "a whole number of 1 or more")
 _SHARE = (lambda value: 0 <= value <= 1, "a share from 0 to 1")
 _AMOUNT = (lambda value: value >= 0, "a number of 0 or more")
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda v: 0 < v <= 10, "a number above 0 and at most 10"),
-    "batch_size": _COUNT,
+    "batch_size": (lambda v: 1 <= v <= MOST_SAMPLES, f"a whole number from 1 to {MOST_SAMPLES:,}"),
     "epochs": _COUNT,
     "max_steps": _COUNT,
     "max_length": (lambda v: v >= 2, "a whole number of 2 or more (a token and the next one)"),
@@ -50,7 +53,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "random_seed": (lambda v: 0 <= v < 2**32, f"a whole number from 0 to {2**32 - 1}"),
     "validation_fraction": (lambda v: 0 < v < 1, "a share between 0 and 1"),
     "val_every_n_steps": _COUNT,
-    "num_workers": (lambda v: v >= 0, "a whole number of 0 or more"),
+    "num_workers": (lambda v: 0 <= v <= MOST_WORKERS, f"a whole number from 0 to {MOST_WORKERS}"),
     "devices": _COUNT,
     "save_every_n_epochs": _COUNT,
     "save_every_n_steps": _COUNT,
@@ -251,6 +254,12 @@ def _hardware_problems(config: TrainingConfig) -> Iterator[tuple[set[str], str]]
             {"strategy", "ema_decay"},
             f"ema_decay={config.ema_decay!r} averages whole weights, which strategy='fsdp' never holds in one place: take "
             "strategy='ddp', or ema_decay=None.",
+        )
+    if config.strategy == "fsdp" and config.compile_mode != "off":
+        yield (
+            {"strategy", "compile_mode"},
+            f"compile_mode={config.compile_mode!r} compiles the model that is given, and strategy='fsdp' trains a copy of it in "
+            "shards: take strategy='ddp', or compile_mode='off'.",
         )
     if config.deterministic and config.compile_mode == "max-autotune":
         yield (

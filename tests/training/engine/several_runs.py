@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from tests.training.tiny import make_tiny
 from utils.errors import TrainingStopped
@@ -52,11 +53,16 @@ class StopError(Exception):
 
 
 class Watch(pl.Callback):
-    """Keeps which samples each optimizer step saw, by their first token; stops, or kills, before the step after `stop`."""
+    """Keeps which samples each optimizer step saw, by their first token, and how many modules are gathered by themselves;
+    stops, or kills, before the step after `stop`.
+    """
 
     def __init__(self, stop: int | None, kill: bool) -> None:
         self.seen: dict[int, list[int]] = {}
-        self.stop, self.kill = stop, kill
+        self.stop, self.kill, self.shards = stop, kill, 0
+
+    def on_train_start(self, trainer, pl_module):
+        self.shards = sum(isinstance(module, FSDPModule) for module in pl_module.modules())
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.stop:
@@ -84,19 +90,26 @@ def run(
     strategy: str = "ddp",
     dropout: float = 0.0,
     idle: bool = False,
+    layers: int = 1,
+    double: bool = False,
     ask_rank: int | None = None,
     ask_after: int = 0,
     **changes: Any,
 ) -> dict[str, Any]:
     """Train, or go on, in as many processes as were launched; what all of them saw and what came out.
 
-    `stop` (by an error, or `kill -9`) is the last step that is done. `idle` gives the model weights that it does not use.
+    `stop` (by an error, or `kill -9`) is the last step that is done. `idle` gives the model weights that it does not use,
+    `layers` as many blocks, `double` float64, in which the order of a sum is no matter.
     In the process `ask_rank` the training is asked to stop after the step `ask_after`.
     """
     processes = Processes.here()
     several = {"strategy": strategy, "devices": processes.world} if processes.several else {}
     settings = {"batch_size": 4, "learning_rate": 1e-2, "save_every_n_steps": 1, "run_name": "r", **several, **changes}
-    adapted = make_tiny(processes.rank, dropout=dropout, length=LENGTH)  # the first process's weights are those of all
+    adapted = make_tiny(
+        processes.rank, layers, dropout=dropout, length=LENGTH
+    )  # the first process's weights are those of all
+    if double:
+        adapted.model.double()
     if idle:
         adapted.model.idle = torch.nn.Linear(3, 3)
 
@@ -116,6 +129,7 @@ def run(
             "norms": result["gradient_norm_history"],
             "samples": result["accumulation"].samples,
             "labels": result["accumulation"].labels,
+            "shards": trainer.watch.shards,
         }
     except (StopError, TrainingStopped) as error:
         found = {"stopped": processes.gather(type(error).__name__)}

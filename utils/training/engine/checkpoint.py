@@ -158,7 +158,8 @@ class CheckpointStore:
             contextlib.closing(_HashingWriter(stream)) as hashing,
         ):
             try:
-                torch.save(dict(state), cast(IO[bytes], hashing))
+                with _no_second_checksum():
+                    torch.save(dict(state), cast(IO[bytes], hashing))
                 hashing.settle()
             except RuntimeError as error:  # torch hides what the disk said
                 raise hashing.error or error from error
@@ -301,6 +302,20 @@ class CheckpointStore:
             other = name[:-5] + {".ckpt": ".json", ".json": ".ckpt"}.get(name[-5:], "")
             if _TEMPORARY.fullmatch(name) or (_NAME.fullmatch(name) and other not in names):
                 (self.folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _no_second_checksum() -> Iterator[None]:
+    """Have torch write its archive without CRC-32, which takes longer than SHA-256 beside the writing and proves less.
+
+    `torch.load` does not look at it; a program for archives in general says that the checksum is wrong.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 class _HashingWriter(io.RawIOBase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import types
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,7 @@ def checkpointed(adapted: AdaptedModel) -> Iterator[str]:
         return
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        vars(block)["forward"] = _anew(block.forward, block)
+        vars(block)["forward"] = _anew(block)
     try:
         yield f"on: {len(blocks)} blocks ({type(blocks[0]).__name__}) are computed anew in the backward pass"
     finally:
@@ -78,11 +79,16 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return best
 
 
-def _anew(forward: Any, block: nn.Module) -> Any:
-    @functools.wraps(forward)
-    def run(*positional: Any, **keywords: Any) -> Any:
-        if not block.training or not torch.is_grad_enabled():
-            return forward(*positional, **keywords)
-        return checkpoint(forward, *positional, use_reentrant=False, **keywords)
+def _anew(block: nn.Module) -> Any:
+    """The block's forward, as a method that a copy of the block has of its own."""
+    forward = block.forward
+    function = getattr(forward, "__func__", None) if getattr(forward, "__self__", None) is block else None
 
-    return run
+    @functools.wraps(forward)
+    def run(self: nn.Module, *positional: Any, **keywords: Any) -> Any:
+        now = forward if function is None else functools.partial(function, self)
+        if not self.training or not torch.is_grad_enabled():
+            return now(*positional, **keywords)
+        return checkpoint(now, *positional, use_reentrant=False, **keywords)
+
+    return types.MethodType(run, block)

@@ -159,14 +159,15 @@ class TrainingModule(UniversalModelAdapter):
         mesh = self.device_mesh
         if mesh is not None and self._whole is None:
             self.processes.share([*self.adapted.parameters(), *self.adapted.buffers()])
-            self._whole, self.adapted = [self.adapted], sharded(self.adapted, mesh)
+            blocks = getattr(self.trainer.strategy, "blocks", ())
+            self._whole, self.adapted = [self.adapted], sharded(self.adapted, mesh, blocks)
 
     def put_together(self) -> None:
         """Have the whole model again, with the weights of the shards. Every process must call it."""
         if self._whole is not None:
             (whole,), self._whole = self._whole, None
             gather_into(whole, self.adapted)
-            self.adapted = whole
+            self.adapted = whole.to(self.device)
 
     def _backward_in_parts(self, batch: Batch, factor: torch.Tensor) -> torch.Tensor:
         """Gradients of a micro-batch, part by part, and its loss; each label weighs what it does in the whole."""

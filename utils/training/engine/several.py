@@ -17,9 +17,11 @@ from utils.checks.preserved import preserved
 from utils.errors import ConfigError
 from utils.tokenization.batch_order import Window
 from utils.training.engine.processes import Processes
-from utils.training.engine.sharding import ShardedStrategy
+from utils.training.engine.sharding import ShardedStrategy, separate_blocks
 from utils.training.run_folder import RunFolder
 from utils.training.training_config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_enough(window: Window, processes: Processes) -> None:
@@ -79,7 +81,8 @@ def spread(
         settings: `strategy` and `devices` are read.
         processes: those that train together.
         adapted: the model.
-        sample: makes a batch of training data, on which DDP's need to look for unused weights is found out.
+        sample: makes a batch of training data, on which is found out whether DDP must look for unused weights, and which
+            blocks can be sharded by themselves.
     """
     if not processes.several:
         return {"devices": 1}
@@ -87,7 +90,9 @@ def spread(
 
     devices = {"devices": settings.devices, "num_nodes": processes.world // settings.devices}
     if settings.strategy == "fsdp":
-        return {**devices, "strategy": ShardedStrategy(processes.world)}
+        blocks = processes.lead(lambda: separate_blocks(adapted, sample()))
+        logger.info("each process gathers %s", _gathered(blocks))
+        return {**devices, "strategy": ShardedStrategy(processes.world, blocks)}
     unused = processes.lead(lambda: has_unused_weights(adapted, sample()))
     return {**devices, "strategy": DDPStrategy(find_unused_parameters=unused)}
 
@@ -100,3 +105,9 @@ def has_unused_weights(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]
         assert loss is not None  # on_batch gives labels
         loss.backward()
         return any(weight.requires_grad and weight.grad is None for weight in adapted.parameters())
+
+
+def _gathered(blocks: list[str]) -> str:
+    if not blocks:
+        return "the whole model for each pass: it has no repeated blocks whose weights nothing else reads"
+    return f"one of {len(blocks)} blocks at a time ({blocks[0]} to {blocks[-1]})"

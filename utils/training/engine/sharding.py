@@ -1,14 +1,18 @@
 """Weights, gradients and optimizer state in shards, one in each process (`strategy="fsdp"`), on torch's `fully_shard`.
 
-What is sharded is a copy: the person's model stays whole, and gets the trained weights at the end. Checkpoints are put
-together in the leading process and are those that one process would write, so that any number of processes goes on from them.
+What is sharded is a copy: the person's model stays whole, in main memory, and gets the trained weights at the end. Blocks are
+gathered one after the other, so that a device holds one of them whole at a time, besides what stands outside of all blocks.
+Checkpoints are put together in the leading process and are those that one process would write, so that any number of processes
+goes on from them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +27,25 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from utils.adapters.model_adapter import AdaptedModel
+from utils.checks.preserved import preserved
+from utils.training.engine.gradient_checkpointing import repeated_blocks
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for `fully_shard`, reading checkpoints of one process through the run's verified files."""
+    """Lightning's strategy for `fully_shard`, reading checkpoints of one process through the run's verified files.
 
-    def __init__(self, world: int) -> None:
+    Args:
+        world: number of processes.
+        blocks: names of the modules that are gathered by themselves, from `separate_blocks`.
+    """
+
+    def __init__(self, world: int, blocks: Sequence[str] = ()) -> None:
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.blocks = tuple(blocks)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Give each process its shards of weights and optimizer state."""
@@ -68,20 +82,40 @@ class ShardedStrategy(ModelParallelStrategy):
         return [[known[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
 
 
-def sharded(adapted: AdaptedModel, mesh: Any) -> AdaptedModel:
-    """A copy of the model in shards: gathered for each pass, and kept in parts between passes.
+def separate_blocks(adapted: AdaptedModel, batch: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the repeated blocks that can be gathered by themselves: all their weights are theirs alone, and are read only
+    while the block is called. What is read from outside, as the weight of a tied head, is in shards at that moment.
 
     Args:
-        adapted: the model; it stays as it is.
-        mesh: of devices, from Lightning's module.
+        adapted: the model; it takes one pass and stays as it is.
+        batch: of training data.
     """
-    found = copy.deepcopy(adapted).to(mesh.device_type)
-    fully_shard(found.model, mesh=mesh["data_parallel"])
-    return found
+    names = {id(module): name for name, module in adapted.model.named_modules()}
+    blocks = repeated_blocks(adapted.model)
+    holders = Counter(id(weight) for _, weight in adapted.model.named_parameters(remove_duplicate=False))
+    alone = [block for block in blocks if _holds_alone(block, holders)]
+    with preserved(adapted), torch.no_grad(), _Passes(alone) as passes:
+        adapted.train()
+        adapted.on_batch({name: value.to(adapted.device) for name, value in batch.items()})
+    return [names[id(block)] for block in alone if passes.only_inside(block)]
+
+
+def sharded(adapted: AdaptedModel, mesh: Any, blocks: Sequence[str] = ()) -> AdaptedModel:
+    """A copy of the model in shards: gathered block by block for each pass, and kept in parts between passes.
+
+    Args:
+        adapted: the model, which moves to main memory and stays as it is otherwise.
+        mesh: of devices, from Lightning's module.
+        blocks: names of modules that are gathered by themselves.
+    """
+    found = copy.deepcopy(adapted.to("cpu"))  # each module goes to the device as it is sharded, never the whole model
+    for module in (*(found.model.get_submodule(name) for name in blocks), found.model):
+        fully_shard(module, mesh=mesh["data_parallel"])
+    return found.to(mesh.device_type)  # what is outside of the model proper, if anything
 
 
 def gather_into(adapted: AdaptedModel, parts: AdaptedModel) -> None:
-    """Copy the weights of a sharded model into a whole one. Every process must call it."""
+    """Copy the weights of a sharded model into a whole one in main memory. Every process must call it."""
     adapted.load_state_dict({name: _whole(value) for name, value in parts.state_dict().items()})
 
 
@@ -117,4 +151,59 @@ def _count_here(optimizer: Optimizer) -> None:
 
 
 def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A value of a state, gathered in main memory."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def _holds_alone(block: nn.Module, holders: Counter[int]) -> bool:
+    """Whether nothing outside the block knows its weights by a name."""
+    inside = Counter(id(weight) for _, weight in block.named_parameters(remove_duplicate=False))
+    return bool(inside) and all(holders[key] == count for key, count in inside.items())
+
+
+class _Passes(TorchFunctionMode):
+    """Notes which blocks are called, and which have a weight that is read while they are not."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._owners = {id(weight): block for block in blocks for weight in block.parameters()}
+        self._blocks, self._under_way = blocks, Counter[int]()
+        self._called, self._outside = set[int](), set[int]()
+        self._hooks = contextlib.ExitStack()
+
+    def only_inside(self, block: nn.Module) -> bool:
+        """Whether the block was called, and its weights were read in its calls alone."""
+        return id(block) in self._called and id(block) not in self._outside
+
+    def __enter__(self) -> _Passes:
+        for block in self._blocks:
+            self._hooks.enter_context(_removed(block.register_forward_pre_hook(self._begin)))
+            self._hooks.enter_context(_removed(block.register_forward_hook(self._end, always_call=True)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.close()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            owner = self._owners.get(id(value)) if isinstance(value, nn.Parameter) else None
+            if owner is not None and not self._under_way[id(owner)]:
+                self._outside.add(id(owner))
+        return func(*args, **(kwargs or {}))
+
+    def _begin(self, block: nn.Module, _arguments: Any) -> None:
+        self._called.add(id(block))
+        self._under_way[id(block)] += 1
+
+    def _end(self, block: nn.Module, _arguments: Any, _output: Any) -> None:
+        self._under_way[id(block)] -= 1
+
+
+@contextlib.contextmanager
+def _removed(hook: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
