@@ -186,9 +186,8 @@ def compare(scratch: Path, groups: int) -> bool:
     drawn = turns[:, random.integers(0, turns.shape[1], (2000, turns.shape[1]))].sum(2)  # (2, draws, steps and seconds)
     low, high = np.quantile(drawn[0, :, 0] / drawn[0, :, 1] * drawn[1, :, 1] / drawn[1, :, 0], [0.025, 0.975])
     ratio = rates[0][0] / rates[0][1] * rates[1][1] / rates[1][0]
-    print(
-        f"stream over memory-mapped: {ratio:.3f} (95% {low:.3f} to {high:.3f}, {turns.shape[1]} turns), limit {LIMIT}"
-    )  # noqa: T201
+    spread = f"95% {low:.3f} to {high:.3f}, {turns.shape[1]} turns"
+    print(f"stream over memory-mapped: {ratio:.3f} ({spread}), limit {LIMIT}")  # noqa: T201
     return bool(ratio >= LIMIT)
 
 
