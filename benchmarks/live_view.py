@@ -49,7 +49,14 @@ class Turns:
         self.seconds, self.on = seconds, True
         self.found: list[tuple[bool, float, float]] = []  # (on, by the clock, by processor time)
         self._begun: tuple[float, float] | None = None
-        self._steps = 0
+        self._steps, self._off = 0, 0.0
+
+    def clock(self) -> float:
+        """Seconds of the turns with the view, which is all that the view must know: what it may draw now and then, it may not
+        draw twice as often because it slept between.
+        """
+        now = time.perf_counter()
+        return (now if self.on or self._begun is None else self._begun[0]) - self._off
 
     def step(self) -> None:
         """An optimizer step is done."""
@@ -61,6 +68,7 @@ class Turns:
         if now[0] - self._begun[0] >= self.seconds:
             clock, processor = ((now[part] - self._begun[part]) / self._steps for part in (0, 1))
             self.found.append((self.on, clock, processor))
+            self._off += 0.0 if self.on else now[0] - self._begun[0]
             self._begun, self._steps, self.on = now, 0, not self.on
 
     def ratios(self, part: int) -> list[float]:
@@ -73,7 +81,7 @@ class SwitchedHooks(SampleHooks):
     """The wizard's hooks; they sleep while the view is off."""
 
     def __init__(self, live: Live, turns: Turns) -> None:
-        super().__init__(live, "The", lambda name: None)
+        super().__init__(live, "The", lambda name: None, turns.clock)
         self._turns = turns
 
     def on_step_end(self, step: int, loss: float | None) -> None:
@@ -87,7 +95,7 @@ class SwitchedPlot(LivePlot):
     """The wizard's plot; it wants nothing while the view is off."""
 
     def __init__(self, live: Live, turns: Turns) -> None:
-        super().__init__(live, seconds=PICTURE_SECONDS)
+        super().__init__(live, turns.clock, PICTURE_SECONDS)
         self._turns = turns
 
     @property
