@@ -22,7 +22,7 @@ from utils.training.engine.loss import LossStrategy
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import MetricsEngine
 from utils.training.engine.processes import ALONE, Processes
-from utils.training.engine.sharding import clip_shards, gather_into, in_shards, sharded
+from utils.training.engine.sharding import clip_shards, gather_into, sharded
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class TrainingModule(UniversalModelAdapter):
         )
         self.strategy, self.metrics, self.label_smoothing = strategy, MetricsEngine(strategy), settings.label_smoothing
         self.gradient_norm: Callable[[], torch.Tensor | None] | None = None
-        self.split, self.processes = 1, processes
+        self.split, self.processes, self._trainable = 1, processes, 0
         self._whole: list[AdaptedModel] | None = None  # in a list, so that it is no part of this module
         self._window: list[Batch] = []
         self._graph: torch.Tensor | None = (
@@ -136,6 +136,12 @@ class TrainingModule(UniversalModelAdapter):
         if losses:
             self._late.copy_(losses[-1] / self._accumulation())
 
+    def on_train_epoch_start(self) -> None:
+        """Count what is trained as its norm is measured: over the parameters that were trainable when the epoch began."""
+        self._trainable = sum(p.requires_grad for p in self.parameters())
+
+    on_train_start = on_train_epoch_start  # Lightning announces no epoch where a run goes on in the middle of one
+
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
@@ -145,10 +151,10 @@ class TrainingModule(UniversalModelAdapter):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if len(parameters) != sum(p.requires_grad for p in self.parameters()):  # an optimizer of some of them
+        if len(parameters) != self._trainable:  # an optimizer of some of them
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        if in_shards(p.grad for p in parameters):
+        if self._whole is not None:
             clip_shards(parameters, gradient_clip_val, total)
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
