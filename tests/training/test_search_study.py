@@ -108,17 +108,18 @@ def test_any_other_error_comes_out_and_what_is_done_stays(tmp_path):
     assert study_in(tmp_path).run(lambda trial: 2.0, 3) == "3 of 3 trials are done"
 
 
-def test_an_interrupt_keeps_what_is_done_and_the_trial_goes_on(tmp_path):
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit(143)])
+def test_an_interrupt_keeps_what_is_done_and_the_trial_goes_on(tmp_path, interrupt):
     seen = []
 
     def objective(trial):
         seen.append((trial.number, trial.run_name, trial.attempt))
         trial.report(1, 3.0)
         if len(seen) == 2:
-            raise KeyboardInterrupt
+            raise interrupt
         return 1.0
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
         study_in(tmp_path).run(objective, 3)
     study = study_in(tmp_path)
     study.run(objective, 3)

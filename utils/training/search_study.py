@@ -201,8 +201,8 @@ class SearchStudy:
                 raise UnfitError(f"its last validation loss is {value}")
         except (PrunedError, UnfitError, DivergenceError) as error:
             end("PRUNED", " ".join(str(error).split()))
-        except (TimeUpError, KeyboardInterrupt) as error:
-            end("FAIL", str(error) or "interrupted", again=True)
+        except (TimeUpError, KeyboardInterrupt, SystemExit) as error:  # SIGTERM comes as the last of them
+            end("FAIL", str(error) if isinstance(error, TimeUpError) else "interrupted", again=True)
             raise
         except BaseException as error:
             end("FAIL", f"{type(error).__name__}: {error}")

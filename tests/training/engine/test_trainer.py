@@ -241,8 +241,22 @@ def test_a_request_to_end_the_process_is_no_interrupt(tmp_path):
     def terminate(*report):
         signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         trainer(tmp_path, epochs=2, progress=terminate).train(BLOCKS)
+    assert left.value.code == 143
+
+
+def test_a_request_to_end_in_the_last_batch_of_the_first_validation_is_heard(tmp_path):
+    run = trainer(tmp_path, epochs=1)
+
+    def terminate(*call):
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
+
+    run.adapted.model.register_forward_pre_hook(terminate)
+    with pytest.raises(SystemExit) as left:
+        run.train(BLOCKS, BLOCKS[:1])
+    assert left.value.code == 143 and not list(tmp_path.glob("**/*.ckpt"))
 
 
 @pytest.mark.parametrize(
