@@ -561,7 +561,7 @@ class Trainer:
         every, window = self.settings.val_every_n_steps, plan.window
         return pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            **spread(self.settings, self.processes, self.adapted, lambda: self._sample(plan, 1)),
+            **spread(self.settings, self.processes, self.adapted, lambda: self._sample(plan, SAMPLE_ROWS)),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=math.ceil(plan.total_steps / plan.steps_per_epoch),
             accumulate_grad_batches=micro_batches(window.accumulation, self.processes.world),
