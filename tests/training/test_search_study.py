@@ -284,3 +284,20 @@ def test_optuna_is_as_loud_as_before(tmp_path):
     before = logging.getLogger("optuna").level
     study_in(tmp_path).run(lambda trial: 1.0, 1)
     assert logging.getLogger("optuna").level == before and optuna.logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.json", b"{torn"),
+        ("study.json", b"[]"),
+        ("study.json", b"\xff"),
+        (JOURNAL_FILE, b"\xff\n"),
+        (JOURNAL_FILE, b"{torn\n" * 2),
+    ],
+)
+def test_a_damaged_study_is_named(tmp_path, name, content):
+    study_in(tmp_path)
+    (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"(?s){name} is damaged .*Take another name="):
+        study_in(tmp_path)

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from utils._extras import require
 from utils._files import write_json
 from utils.errors import ConfigError, DivergenceError, TrainingError
+from utils.loading.strict_json import parse_json
 from utils.progress import ProgressCallback, ignore_progress
 from utils.training.run_folder import WITHOUT_EFFECT_ON_WEIGHTS, open_experiment
 from utils.training.run_lock import FolderLock
-from utils.training.search_journal import StudyMirror, holding, open_journal, quiet_optuna
+from utils.training.search_journal import JOURNAL_FILE, StudyMirror, holding, open_journal, quiet_optuna
 from utils.training.search_space import SearchSpace
 from utils.training.search_trial import Objective, PrunedError, RunningTrial, TimeUpError, UnfitError
 from utils.training.training_config import TrainingConfig
@@ -66,7 +67,7 @@ class SearchStudy:
         mirror_dir: folder that gets a snapshot after each trial.
 
     Raises:
-        ConfigError: the folder holds a study of something else; the message lists what differs.
+        ConfigError: the folder holds a study of something else, and the message lists what differs; or its files are damaged.
         MissingPackageError: Optuna is not installed.
 
     Example:
@@ -344,12 +345,21 @@ class SearchStudy:
     def _opened(self) -> optuna.Study:
         import optuna
 
-        return optuna.create_study(
-            storage=open_journal(self.folder, self._locks / "journal"),
-            study_name=self.folder.name,
-            direction="minimize",
-            pruner=pruner() if self.pruning else optuna.pruners.NopPruner(),
-            load_if_exists=True,
+        try:
+            return optuna.create_study(
+                storage=open_journal(self.folder, self._locks / "journal"),
+                study_name=self.folder.name,
+                direction="minimize",
+                pruner=pruner() if self.pruning else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+        except ValueError as error:  # of JSON and UTF-8
+            raise self._damaged(self.folder / JOURNAL_FILE, error) from error
+
+    def _damaged(self, file: Path, why: object) -> ConfigError:
+        return ConfigError(
+            f"{file} is damaged ({why}), so the study cannot go on. Take another name=; with a mirror_dir, delete {self.folder}, "
+            "and the next search brings it back from there."
         )
 
     def _refuse_changes(self, content: Mapping[str, Any]) -> None:
@@ -358,7 +368,12 @@ class SearchStudy:
         if not file.is_file():
             write_json(file, {"format_version": FORMAT_VERSION, **content})
             return
-        known = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            known = parse_json(file.read_text(encoding="utf-8"), STUDY_FILE)
+        except ValueError as error:
+            raise self._damaged(file, error) from error
+        if not isinstance(known, dict):
+            raise self._damaged(file, f"it holds a {type(known).__name__}")
         if known.get("format_version", 0) > FORMAT_VERSION:
             raise ConfigError(
                 f"{file} has format version {known['format_version']}, this package reads {FORMAT_VERSION}: update it, or take "
