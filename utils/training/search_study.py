@@ -6,6 +6,7 @@ Optuna proposes and remembers; this file keeps count, time and locks. What a tri
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -263,6 +264,7 @@ class SearchStudy:
                 trial.set_user_attr("run", f"trial-{trial.number:04d}")
             for place, loss in trial.user_attrs.get("reports", {}).items():
                 trial.report(loss, int(place))
+                trial.should_prune()  # notes the loss at this place; an earlier attempt has passed it
             return trial
 
     def _end(self, trial: optuna.trial.Trial, state: str, value: float | None, again: bool, trials: int) -> None:
@@ -416,7 +418,17 @@ def pruner() -> optuna.pruners.BasePruner:
     """
     import optuna
 
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=KEPT)
+    class Halving(optuna.pruners.SuccessiveHalvingPruner):
+        """Compares with trials, and not with attempts that broke off: another trial goes on from each."""
+
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            whole = copy.copy(study)
+            whole.get_trials = lambda *_, **__: [  # type: ignore[method-assign]
+                one for one in study.get_trials(deepcopy=False) if one.state.name != "FAIL"
+            ]
+            return super().prune(whole, trial)
+
+    return Halving(min_resource=FIRST_RUNG, reduction_factor=KEPT)
 
 
 def _value_of(trial: optuna.trial.FrozenTrial) -> float:
