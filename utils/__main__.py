@@ -1,6 +1,7 @@
 """The command line: `python -m utils demo`, `inspect`, `validate`, `train`, `search`, `runs`, `export`, … Parses, calls the rooms, prints.
 
-Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted.
+Exit codes: 0 done and sound, 1 the model did not pass, 2 wrong use or a clear error, 130 interrupted,
+143 ended by SIGTERM.
 """
 
 from __future__ import annotations

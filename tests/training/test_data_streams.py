@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from tests.training.hub import COMMIT, DatasetHub
 from tests.training.tiny import make_tiny
 from utils.errors import ConfigError, DataError, TrainingStopped
 from utils.tokenization import streaming
-from utils.training.data_streams import is_stream, open_stream
+from utils.training.data_streams import is_stream, open_stream, validation_of
 from utils.training.engine.hooks import TrainingHooks
 from utils.training.training_core import TrainingCoordinator
 
@@ -87,6 +88,13 @@ def test_a_data_set_of_the_hub_is_read_at_its_commit_and_kept_nowhere(tmp_path: 
     assert sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) < 10_000
 
 
+def _packed_shard(tmp_path: Path) -> Path:
+    write_lines(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    (tmp_path / "c.jsonl").write_bytes(gzip.compress(write_lines(tmp_path / "c.jsonl").read_bytes()))
+    return tmp_path
+
+
 def _shuffled(tmp_path: Path) -> datasets.IterableDataset:
     return datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset().shuffle(buffer_size=10)
 
@@ -97,6 +105,7 @@ def _shuffled(tmp_path: Path) -> datasets.IterableDataset:
         (lambda tmp_path: DOCUMENTS, "lies in memory and is no stream: leave stream_data out"),
         (lambda tmp_path: "python-docs", "lies in memory and is no stream: leave stream_data out"),
         (lambda tmp_path: tmp_path / "absent.jsonl", "is neither a file or folder here nor the name"),
+        (_packed_shard, r"c\.jsonl is compressed \(gzip\)"),
         (_shuffled, "has a shuffle buffer"),
         (lambda tmp_path: write_lines(tmp_path / "few.jsonl", DOCUMENTS[:3]), "would all be for validation"),
     ],
@@ -122,6 +131,13 @@ def test_a_validation_part_of_its_own_is_taken() -> None:
         train, validation = coordinator._parts(False)
         assert train.sample()[-1] == DOCUMENTS[-1]
         assert validation == (expected or DOCUMENTS[::-1][: len(validation)])
+
+
+def test_a_validation_part_with_a_row_that_holds_no_text_is_refused() -> None:
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset()
+    other = datasets.Dataset.from_dict({"text": ["so many bottles", None]}).to_iterable_dataset()
+    with pytest.raises(DataError, match="A row of the validation data holds nothing in 'text'"):
+        validation_of({"train": rows, "validation": other})
 
 
 def test_a_file_that_has_changed_is_another_stream(tmp_path: Path) -> None:

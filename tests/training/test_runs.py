@@ -138,7 +138,7 @@ def test_a_run_is_deleted_and_one_in_training_is_not(tmp_path: Path) -> None:
     assert gone.perform() and not stays.perform() and "being trained" in stays.describe()
     assert [run.name for run in load_runs((), tmp_path)] == ["b"] and not list(tmp_path.glob(f"{DELETING}*"))
     held.release()
-    (tmp_path / f"{DELETING}1").mkdir()
+    (tmp_path / f"{DELETING}{0:012x}").mkdir()
     finish_deletions(tmp_path)
     assert not list(tmp_path.glob(f"{DELETING}*"))
 

@@ -89,6 +89,11 @@ def test_a_text_that_spells_none_says_how_to(text, words):
         SearchSpace.from_texts([text])
 
 
+def test_a_setting_has_its_values_once():
+    with pytest.raises(ConfigError, match="names batch_size twice"):
+        SearchSpace.from_texts(["batch_size=4,8", "learning_rate=1e-4..1e-3", "batch-size=16"])
+
+
 def test_the_start_lies_in_the_space():
     space = SearchSpace({"learning_rate": (1e-5, 1e-3), "batch_size": [4, 16], "warmup_ratio": (0.0, 0.3)})
     config = TrainingConfig(learning_rate=5e-3, batch_size=8)

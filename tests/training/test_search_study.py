@@ -108,17 +108,18 @@ def test_any_other_error_comes_out_and_what_is_done_stays(tmp_path):
     assert study_in(tmp_path).run(lambda trial: 2.0, 3) == "3 of 3 trials are done"
 
 
-def test_an_interrupt_keeps_what_is_done_and_the_trial_goes_on(tmp_path):
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit(143)])
+def test_an_interrupt_keeps_what_is_done_and_the_trial_goes_on(tmp_path, interrupt):
     seen = []
 
     def objective(trial):
         seen.append((trial.number, trial.run_name, trial.attempt))
         trial.report(1, 3.0)
         if len(seen) == 2:
-            raise KeyboardInterrupt
+            raise interrupt
         return 1.0
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
         study_in(tmp_path).run(objective, 3)
     study = study_in(tmp_path)
     study.run(objective, 3)
@@ -126,6 +127,44 @@ def test_an_interrupt_keeps_what_is_done_and_the_trial_goes_on(tmp_path):
     assert study.trials[1].params == study.trials[2].params
     assert study.trials[2].intermediate_values == {1: 3.0}
     assert study.finished == 3 and len(study.trials) == 4
+
+
+def test_a_trial_that_goes_on_is_not_held_against_itself(tmp_path):
+    losses = [3.0, 2.0, 1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+
+    def objective(trial):
+        for place in range(1, 7) if trial.number == 0 else range(7, 11):
+            trial.report(place, losses[place - 1])
+        if trial.number == 0:
+            raise KeyboardInterrupt
+        return losses[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        study_in(tmp_path).run(objective, 1)
+    study = study_in(tmp_path)
+    study.run(objective, 1)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    first, then = (
+        [trial.system_attrs[f"completed_rung_{rung}"] for rung in range(2)] for trial in study.study.get_trials()
+    )
+    assert first == then == [2.0, 0.5]  # what others are compared with
+
+
+def test_others_are_compared_with_a_trial_once_however_often_it_was_begun(tmp_path):
+    losses = {0: 9.0, 2: 1.0, 3: 2.0}
+
+    def objective(trial):
+        if trial.number in losses:
+            trial.report(2, losses[trial.number])
+        if trial.number == 0:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        study_in(tmp_path).run(objective, 3)
+    study = study_in(tmp_path)
+    study.run(objective, 3)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "PRUNED"]  # 2.0 is not in the better half of 1, 2, 9
 
 
 def test_the_time_is_kept_and_the_trial_that_ran_goes_on(tmp_path):
@@ -283,3 +322,20 @@ def test_optuna_is_as_loud_as_before(tmp_path):
     before = logging.getLogger("optuna").level
     study_in(tmp_path).run(lambda trial: 1.0, 1)
     assert logging.getLogger("optuna").level == before and optuna.logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.json", b"{torn"),
+        ("study.json", b"[]"),
+        ("study.json", b"\xff"),
+        (JOURNAL_FILE, b"\xff\n"),
+        (JOURNAL_FILE, b"{torn\n" * 2),
+    ],
+)
+def test_a_damaged_study_is_named(tmp_path, name, content):
+    study_in(tmp_path)
+    (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"(?s){name} is damaged .*Take another name="):
+        study_in(tmp_path)

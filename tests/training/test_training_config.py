@@ -374,6 +374,7 @@ WRITTEN = {
         "max_steps": None,
         "export_formats": ["onnx", "pt2"],
     },
+    "batch_size: 010\nrun_name: 12_30\nnotes: 1:30": {"batch_size": 10, "run_name": "12_30", "notes": "1:30"},
     "notes: 2026-05-01\nwarmup_ratio: .2\nval_every_n_steps: 10": {
         "notes": "2026-05-01",
         "warmup_ratio": 0.2,
@@ -395,6 +396,7 @@ def test_yaml_is_read_as_it_is_meant(tmp_path: Path, text: str) -> None:
         ("epochs: 1\nepochs: 2", "names epochs twice"),
         ("- epochs", "must hold a YAML mapping of settings; it holds a list"),
         ("lr: 1", "did you mean 'learning_rate'"),
+        ("[" * 9999, r"run\.yml is no YAML"),
         ("notes: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],
 )
@@ -402,3 +404,18 @@ def test_yaml_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> 
     (tmp_path / "run.yml").write_text(text, "utf-8")
     with pytest.raises(ConfigError, match=words):
         TrainingConfig.load(tmp_path / "run.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"epochs": 1, "epochs": 2}', "'epochs' stands twice"),
+        ('{"epochs": NaN}', "NaN is no JSON number"),
+        ("[" * 9999, "nested 9999 levels deep"),
+        ('{"epochs": 1', r"run\.json is no JSON"),
+    ],
+)
+def test_json_that_two_readers_could_understand_differently_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=words):
+        TrainingConfig.load(tmp_path / "run.json")

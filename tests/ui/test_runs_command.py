@@ -59,6 +59,7 @@ def test_show_and_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["good", "--older-than", "36500", "--yes"], 0, ["good", "open"], "Nothing is to be deleted"),
         (["--checkpoints", "--yes"], 0, ["good", "open"], "1 checkpoint of open"),
         (["good"], 2, ["good", "open"], "Pass --yes"),
+        (["--older-than", "1e300", "--yes"], 0, ["good", "open"], "Nothing is to be deleted"),
         ([], 2, ["good", "open"], "needs to know which runs"),
         (["gone", "--yes"], 2, ["good", "open"], "There is no run 'gone'"),
     ],
@@ -76,6 +77,27 @@ def test_clean_asks(here: Path, monkeypatch: pytest.MonkeyPatch, answer: str, co
     monkeypatch.setattr("builtins.input", lambda question: answer)
     assert main(["runs", "clean", "good"]) == code
     assert sorted(record.name for record in RunIndex(here).refresh()) == left
+
+
+def test_clean_takes_the_end_of_the_input_for_a_no(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ended)
+    assert main(["runs", "clean", "good"]) == 1 and (here / "good").is_dir()
+
+
+def test_clean_leaves_what_lies_elsewhere_and_what_is_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "good").rename(here.parent / "elsewhere")
+    (here / "good").symlink_to("../elsewhere")
+    (here / ".deleting-soon").mkdir()
+    (here / f".deleting-{'0' * 12}").mkdir()
+    before = sorted((here.parent / "elsewhere").rglob("*"))
+    assert "stays: the run good (it is a link to" in printed(capsys, "clean", "good", "open", "--yes", code=1)
+    printed(capsys, "clean", "good", "--checkpoints", "--yes", code=1)
+    assert sorted((here.parent / "elsewhere").rglob("*")) == before
+    assert sorted(path.name for path in here.iterdir() if path.is_dir()) == [".deleting-soon", "good"]
 
 
 def test_without_a_verb_it_is_2(capsys: pytest.CaptureFixture[str]) -> None:

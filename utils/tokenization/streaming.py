@@ -127,13 +127,7 @@ class StreamedText:
             DataError: a row without text, or a source that cannot be read on.
         """
         for reader, row in self._rows_from(place):
-            text = row.get(self.column)
-            if not isinstance(text, str):
-                raise DataError(
-                    f"A row of {self.name} holds {'nothing' if text is None else type(text).__name__} in {self.column!r}, not "
-                    "text. Leave such rows out: dataset.filter(lambda row: isinstance(row[column], str))."
-                )
-            yield Place(reader), text
+            yield Place(reader), text_of(row, self.column, self.name)
 
     def sample(self) -> list[str]:
         """Documents for training from the beginning, up to `SAMPLE_CHARACTERS`."""
@@ -181,6 +175,21 @@ class StreamedText:
                 f"{self.name} does not go on where it was: what comes after its first documents differs from one reading to the next. "
                 "Its order must be fixed."
             )
+
+
+def text_of(row: Mapping[str, Any], column: str, name: str) -> str:
+    """The text of a row.
+
+    Raises:
+        DataError: it holds none.
+    """
+    text = row.get(column)
+    if not isinstance(text, str):
+        raise DataError(
+            f"A row of {name} holds {'nothing' if text is None else type(text).__name__} in {column!r}, not text. Leave such "
+            "rows out: dataset.filter(lambda row: isinstance(row[column], str))."
+        )
+    return text
 
 
 def _reader_of(dataset: IterableDataset) -> IterableDataset:

@@ -5,13 +5,13 @@ YAML is read as its version 1.2 means it: `5e-5` is a number and `off` is a word
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils._extras import require
 from utils.errors import ConfigError
+from utils.loading.strict_json import parse_json
 
 if TYPE_CHECKING:
     import yaml
@@ -20,11 +20,12 @@ YAML_ENDINGS = (".yaml", ".yml")
 _PREFIX = "tag:yaml.org,2002:"
 _WORDS = {
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    "int": (re.compile(r"[-+]?[0-9]+"), "-+0123456789"),
     "float": (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), "-+.0123456789"),
 }
 """What YAML 1.2 (core schema, §10.3.2) takes for a truth value and for a number, with first characters."""
-_DROPPED = ("bool", "float", "timestamp")
-"""Of the usual reader's readings of words, those that go: a date is a word here."""
+_DROPPED = ("bool", "int", "float", "timestamp")
+"""Of the usual reader's readings of words, those that go: a date, a time and 1_000 are words here, and 010 is ten."""
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -42,8 +43,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     in_yaml = file.suffix.lower() in YAML_ENDINGS
     try:
         text = file.read_text(encoding="utf-8-sig")
-        values = _from_yaml(text) if in_yaml else json.loads(text)
-    except ValueError as error:  # of JSON, of UTF-8, and of YAML
+        values = _from_yaml(text) if in_yaml else parse_json(text, file.name)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # of UTF-8 and of YAML
         raise ConfigError(f"{file.name} is no {'YAML' if in_yaml else 'JSON'}: {error}") from error
     if not isinstance(values, dict):
         kind = "YAML mapping" if in_yaml else "JSON object"
@@ -79,4 +82,5 @@ def _loader() -> type[yaml.SafeLoader]:
     }
     for name, (words, first) in _WORDS.items():
         Loader.add_implicit_resolver(_PREFIX + name, re.compile(f"^(?:{words.pattern})$"), list(first))
+    Loader.add_constructor(_PREFIX + "int", lambda loader, node: int(loader.construct_scalar(node)))
     return Loader

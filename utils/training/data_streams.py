@@ -15,7 +15,7 @@ from utils._extras import require
 from utils.errors import DataError
 from utils.tokenization import streaming
 from utils.tokenization.documents import chosen_column
-from utils.tokenization.streaming import StreamedText
+from utils.tokenization.streaming import StreamedText, text_of
 from utils.training.data_sources import KINDS, file_on_disk, list_folder
 from utils.training.dataset_utilities import BUNDLED
 from utils.training.loaded_dataset import ReadOptions
@@ -47,6 +47,9 @@ def validation_of(data: Any) -> Any:
     """The validation part that data with a stream for training bring themselves, as texts; None where they bring none.
 
     Of a stream the first texts are taken, as many as are kept back of one.
+
+    Raises:
+        DataError: a row without text.
     """
     given = data.get("validation") if isinstance(data, Mapping) else None
     if isinstance(given, StreamedText):
@@ -56,7 +59,7 @@ def validation_of(data: Any) -> Any:
     texts: list[str] = []
     size = 0
     for row in given:  # type: ignore[union-attr]
-        texts.append(row[chosen_column(list(row), None)])
+        texts.append(text_of(row, chosen_column(list(row), None), "the validation data"))
         size += len(texts[-1])
         if size >= streaming.HELD_BACK_CHARACTERS:
             break
@@ -74,7 +77,7 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
         revision: commit, branch or tag of a data set of the Hub; None takes its present commit.
 
     Raises:
-        DataError: nothing that can be read forward, or as `StreamedText` says.
+        DataError: nothing that can be read forward, a file that is not what its name says, or as `StreamedText` says.
 
     Example:
         >>> utils.train(model, open_stream("shards/"), TrainingConfig(max_steps=50_000))
@@ -96,6 +99,9 @@ def open_stream(data: Any, column: str | None = None, revision: str | None = Non
     path = Path(data).expanduser()
     if path.exists():
         kind, files = stream_files(path)
+        for file in files:
+            if file.stat().st_size:  # a shard without rows is none the worse for it
+                file_on_disk(file, kind=kind)
         identity = ", ".join(f"{name} {size}" for name, size in sizes_of(path).items())
         return _opened(str(data), kind, [str(file) for file in files], column, identity)
     return _from_hub(str(data), column, revision)

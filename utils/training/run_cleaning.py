@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 DELETING = ".deleting-"
 """What the names of half-deleted runs begin with: a killed deletion is finished by the next one."""
+
+_LEFT = re.compile(re.escape(DELETING) + "[0-9a-f]{12}")
+"""Such a name as a whole; a folder that somebody else has named is left alone."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,22 @@ def plan_removal(runs: Sequence[Run], checkpoints_only: bool = False) -> list[Re
         runs: to clean.
         checkpoints_only: keep the runs, with their newest checkpoint that verifies and their best one.
     """
-    found = [_checkpoints_of(run) if checkpoints_only else _whole(run) for run in runs]
+    found = [_linked(run) or (_checkpoints_of(run) if checkpoints_only else _whole(run)) for run in runs]
     return [removal for removal in found if removal is not None]
 
 
 def finish_deletions(workspace: Path) -> None:
     """Delete what killed deletions left."""
     for path in workspace.glob(f"{DELETING}*"):
-        if path.is_dir() and not path.is_symlink():
+        if _LEFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _linked(run: Run) -> Removal | None:
+    """Why a run stays that lies elsewhere and is only linked to; None where it lies here."""
+    if not run.folder.is_symlink():
+        return None
+    return Removal(run, blocked=f"it is a link to {run.folder.resolve()}, where its files lie")
 
 
 def _whole(run: Run) -> Removal:

@@ -151,9 +151,14 @@ class SearchSpace:
         """From a command line: `learning_rate=1e-5..1e-2`, `batch_size=4,8,16`, `warmup_ratio=0..0.3:linear`.
 
         Raises:
-            ConfigError: a text is of no such form, or the space does not hold.
+            ConfigError: a text is of no such form, a setting is named twice, or the space does not hold.
         """
-        return cls(dict(_read(text) for text in texts) if texts else None, config)
+        pairs = [_read(text) for text in texts]
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"The search space names {', '.join(twice)} twice. Give each setting its values once.")
+        return cls(dict(pairs) if pairs else None, config)
 
     def settings(self, base: TrainingConfig, values: Mapping[str, Any]) -> TrainingConfig:
         """The settings of a trial.

@@ -6,6 +6,7 @@ Optuna proposes and remembers; this file keeps count, time and locks. What a tri
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from utils._extras import require
 from utils._files import write_json
 from utils.errors import ConfigError, DivergenceError, TrainingError
+from utils.loading.strict_json import parse_json
 from utils.progress import ProgressCallback, ignore_progress
 from utils.training.run_folder import WITHOUT_EFFECT_ON_WEIGHTS, open_experiment
 from utils.training.run_lock import FolderLock
-from utils.training.search_journal import StudyMirror, holding, open_journal, quiet_optuna
+from utils.training.search_journal import JOURNAL_FILE, StudyMirror, holding, open_journal, quiet_optuna
 from utils.training.search_space import SearchSpace
 from utils.training.search_trial import Objective, PrunedError, RunningTrial, TimeUpError, UnfitError
 from utils.training.training_config import TrainingConfig
@@ -66,7 +68,7 @@ class SearchStudy:
         mirror_dir: folder that gets a snapshot after each trial.
 
     Raises:
-        ConfigError: the folder holds a study of something else; the message lists what differs.
+        ConfigError: the folder holds a study of something else, and the message lists what differs; or its files are damaged.
         MissingPackageError: Optuna is not installed.
 
     Example:
@@ -201,8 +203,8 @@ class SearchStudy:
                 raise UnfitError(f"its last validation loss is {value}")
         except (PrunedError, UnfitError, DivergenceError) as error:
             end("PRUNED", " ".join(str(error).split()))
-        except (TimeUpError, KeyboardInterrupt) as error:
-            end("FAIL", str(error) or "interrupted", again=True)
+        except (TimeUpError, KeyboardInterrupt, SystemExit) as error:  # SIGTERM comes as the last of them
+            end("FAIL", str(error) if isinstance(error, TimeUpError) else "interrupted", again=True)
             raise
         except BaseException as error:
             end("FAIL", f"{type(error).__name__}: {error}")
@@ -262,6 +264,7 @@ class SearchStudy:
                 trial.set_user_attr("run", f"trial-{trial.number:04d}")
             for place, loss in trial.user_attrs.get("reports", {}).items():
                 trial.report(loss, int(place))
+                trial.should_prune()  # notes the loss at this place; an earlier attempt has passed it
             return trial
 
     def _end(self, trial: optuna.trial.Trial, state: str, value: float | None, again: bool, trials: int) -> None:
@@ -344,12 +347,21 @@ class SearchStudy:
     def _opened(self) -> optuna.Study:
         import optuna
 
-        return optuna.create_study(
-            storage=open_journal(self.folder, self._locks / "journal"),
-            study_name=self.folder.name,
-            direction="minimize",
-            pruner=pruner() if self.pruning else optuna.pruners.NopPruner(),
-            load_if_exists=True,
+        try:
+            return optuna.create_study(
+                storage=open_journal(self.folder, self._locks / "journal"),
+                study_name=self.folder.name,
+                direction="minimize",
+                pruner=pruner() if self.pruning else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+        except ValueError as error:  # of JSON and UTF-8
+            raise self._damaged(self.folder / JOURNAL_FILE, error) from error
+
+    def _damaged(self, file: Path, why: object) -> ConfigError:
+        return ConfigError(
+            f"{file} is damaged ({why}), so the study cannot go on. Take another name=; with a mirror_dir, delete {self.folder}, "
+            "and the next search brings it back from there."
         )
 
     def _refuse_changes(self, content: Mapping[str, Any]) -> None:
@@ -358,7 +370,12 @@ class SearchStudy:
         if not file.is_file():
             write_json(file, {"format_version": FORMAT_VERSION, **content})
             return
-        known = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            known = parse_json(file.read_text(encoding="utf-8"), STUDY_FILE)
+        except ValueError as error:
+            raise self._damaged(file, error) from error
+        if not isinstance(known, dict):
+            raise self._damaged(file, f"it holds a {type(known).__name__}")
         if known.get("format_version", 0) > FORMAT_VERSION:
             raise ConfigError(
                 f"{file} has format version {known['format_version']}, this package reads {FORMAT_VERSION}: update it, or take "
@@ -401,7 +418,17 @@ def pruner() -> optuna.pruners.BasePruner:
     """
     import optuna
 
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=KEPT)
+    class Halving(optuna.pruners.SuccessiveHalvingPruner):
+        """Compares with trials, and not with attempts that broke off: another trial goes on from each."""
+
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            whole = copy.copy(study)
+            whole.get_trials = lambda *_, **__: [  # type: ignore[method-assign]
+                one for one in study.get_trials(deepcopy=False) if one.state.name != "FAIL"
+            ]
+            return super().prune(whole, trial)
+
+    return Halving(min_resource=FIRST_RUNG, reduction_factor=KEPT)
 
 
 def _value_of(trial: optuna.trial.FrozenTrial) -> float:

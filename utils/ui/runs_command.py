@@ -139,8 +139,8 @@ def _chosen(options: argparse.Namespace, root: Path) -> list[Run]:
     if options.unfinished:
         runs = [run for run in runs if run.state == "interrupted"]
     if options.older_than:
-        limit = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=options.older_than)
-        runs = [run for run in runs if _begun(run) < limit]
+        now, seconds = datetime.datetime.now(datetime.timezone.utc), options.older_than * 24 * 3600
+        runs = [run for run in runs if (now - _begun(run)).total_seconds() > seconds]
     return runs
 
 
@@ -160,7 +160,10 @@ def _agreed(going: list[Removal]) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("Nobody is there to be asked whether this may be deleted. Pass --yes to delete it.")
     noun = "this" if len(going) == 1 else f"these {len(going)}"
-    return input(f"Delete {noun}? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"Delete {noun}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # ctrl-D
+        return False
 
 
 def _only_mirrored(mirror_dir: str, here: list[Run]) -> list[RunRecord]:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from tests.training.tiny import make_tiny
+from utils.errors import ConfigError
 from utils.training.engine.gradient_checkpointing import checkpointed
+from utils.training.engine.several import has_unused_weights
 from utils.training.engine.sharding import separate_blocks
 
 BATCH = {"input_ids": torch.arange(8).view(2, 4), "labels": torch.arange(8).view(2, 4)}
@@ -65,6 +67,35 @@ def test_blocks_whose_weights_are_read_in_their_own_calls_alone(change, expected
     assert separate_blocks(adapted, BATCH) == expected
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in adapted.modules())
+
+
+def left_out_at_random(model):
+    block = model.block
+
+    def forward(x, src_mask):
+        for layer in block.layers:
+            x = x if torch.rand(()) < 0.5 else layer(x, src_mask=src_mask)
+        return x
+
+    block.forward = forward
+
+
+def chosen_by_the_data(model):
+    block = model.block
+    block.forward = lambda x, src_mask: block.layers[int(x[0, 0, 0] > 0)](x, src_mask=src_mask)
+    with torch.no_grad():
+        model.token.weight[0, 0], model.token.weight[4, 0] = 9.0, -9.0
+
+
+@pytest.mark.parametrize("change", [left_out_at_random, chosen_by_the_data])
+def test_a_model_that_does_not_read_the_same_weights_in_every_pass_is_for_ddp(change):
+    adapted = stack()
+    change(adapted.model)
+    with pytest.raises(
+        ConfigError, match=r"does not read all its weights in every pass \(block\.layers\..*strategy='ddp'"
+    ):
+        separate_blocks(adapted, BATCH)
+    assert has_unused_weights(adapted, BATCH)
 
 
 def test_a_model_of_one_block_has_none():

@@ -17,7 +17,7 @@ from utils.checks.preserved import preserved
 from utils.errors import ConfigError
 from utils.tokenization.batch_order import Window
 from utils.training.engine.processes import Processes
-from utils.training.engine.sharding import ShardedStrategy, separate_blocks
+from utils.training.engine.sharding import ShardedStrategy, few_rows, separate_blocks
 from utils.training.run_folder import RunFolder
 from utils.training.training_config import TrainingConfig
 
@@ -98,13 +98,19 @@ def spread(
 
 
 def has_unused_weights(adapted: AdaptedModel, sample: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the loss depends on some trainable weights not at all: DDP waits for gradients of all, unless it is told."""
+    """Whether the loss of some pass depends on some trainable weights not at all: DDP waits for gradients of all, unless it is
+    told.
+    """
     with preserved(adapted):
         adapted.train()
-        loss = adapted.on_batch({name: value.to(adapted.device) for name, value in sample.items()}).loss
-        assert loss is not None  # on_batch gives labels
-        loss.backward()
-        return any(weight.requires_grad and weight.grad is None for weight in adapted.parameters())
+        for row in few_rows(sample):
+            adapted.zero_grad(set_to_none=True)
+            loss = adapted.on_batch({name: value.to(adapted.device) for name, value in row.items()}).loss
+            assert loss is not None  # on_batch gives labels
+            loss.backward()
+            if any(weight.requires_grad and weight.grad is None for weight in adapted.parameters()):
+                return True
+    return False
 
 
 def _gathered(blocks: list[str]) -> str:

@@ -32,7 +32,11 @@ from torch.utils._pytree import tree_leaves
 
 from utils.adapters.model_adapter import AdaptedModel
 from utils.checks.preserved import preserved
+from utils.errors import ConfigError
 from utils.training.engine.gradient_checkpointing import repeated_blocks
+
+PASSES = 8
+"""Passes of a model that are watched before it is trained in several processes."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -87,8 +91,11 @@ def separate_blocks(adapted: AdaptedModel, batch: Mapping[str, torch.Tensor]) ->
     while the block is called. What is read from outside, as the weight of a tied head, is in shards at that moment.
 
     Args:
-        adapted: the model; it takes one pass and stays as it is.
+        adapted: the model; it takes a few passes and stays as it is.
         batch: of training data.
+
+    Raises:
+        ConfigError: not every pass reads the same weights, as with experts or layers that are left out at random.
     """
     names = {id(module): name for name, module in adapted.model.named_modules()}
     blocks = repeated_blocks(adapted.model)
@@ -96,8 +103,24 @@ def separate_blocks(adapted: AdaptedModel, batch: Mapping[str, torch.Tensor]) ->
     alone = [block for block in blocks if _holds_alone(block, holders)]
     with preserved(adapted), torch.no_grad(), _Passes(alone) as passes:
         adapted.train()
-        adapted.on_batch({name: value.to(adapted.device) for name, value in batch.items()})
+        for row in few_rows(batch):
+            adapted.on_batch({name: value.to(adapted.device) for name, value in row.items()})
+            passes.next()
+    some = [name for name, weight in adapted.model.named_parameters() if id(weight) in passes.read_in_some()]
+    if some:
+        raise ConfigError(
+            f"{adapted.name} does not read all its weights in every pass ({some[0]} and {len(some) - 1} more in some only). "
+            "strategy='fsdp' gathers weights in all processes at once, and each would wait for the others for ever: take "
+            "strategy='ddp'."
+        )
     return [names[id(block)] for block in alone if passes.only_inside(block)]
+
+
+def few_rows(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """`PASSES` batches of one row each, round and round: enough to see most models that choose anew what they compute."""
+    rows = max(len(value) for value in batch.values() if value.dim())
+    for row in itertools.islice(itertools.cycle(range(rows)), PASSES):
+        yield {name: value[row : row + 1] if value.dim() else value for name, value in batch.items()}
 
 
 def sharded(adapted: AdaptedModel, mesh: Any, blocks: Sequence[str] = ()) -> AdaptedModel:
@@ -162,14 +185,25 @@ def _holds_alone(block: nn.Module, holders: Counter[int]) -> bool:
 
 
 class _Passes(TorchFunctionMode):
-    """Notes which blocks are called, and which have a weight that is read while they are not."""
+    """Notes which weights each pass reads, which blocks are called, and which have a weight that is read while they are not."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self._owners = {id(weight): block for block in blocks for weight in block.parameters()}
         self._blocks, self._under_way = blocks, Counter[int]()
         self._called, self._outside = set[int](), set[int]()
+        self._read, self._passes = set[int](), list[set[int]]()
         self._hooks = contextlib.ExitStack()
+
+    def next(self) -> None:
+        """A pass is over."""
+        self._passes.append(self._read)
+        self._read = set()
+
+    def read_in_some(self) -> set[int]:
+        """Weights that some passes read and others do not, by identity."""
+        read = Counter(weight for one in self._passes for weight in one)
+        return {weight for weight, count in read.items() if count < len(self._passes)}
 
     def only_inside(self, block: nn.Module) -> bool:
         """Whether the block was called, and its weights were read in its calls alone."""
@@ -188,7 +222,10 @@ class _Passes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
-            owner = self._owners.get(id(value)) if isinstance(value, nn.Parameter) else None
+            if not isinstance(value, nn.Parameter):
+                continue
+            self._read.add(id(value))
+            owner = self._owners.get(id(value))
             if owner is not None and not self._under_way[id(owner)]:
                 self._outside.add(id(owner))
         return func(*args, **(kwargs or {}))

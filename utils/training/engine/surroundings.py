@@ -12,9 +12,14 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import pytorch_lightning as pl
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 logger = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that SIGTERM has ended."""
 
 
 class PatientSignals:
@@ -64,13 +69,23 @@ class PatientSignals:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let an interrupt come out as KeyboardInterrupt, where Lightning would end the process (and a notebook's kernel)."""
+    """Let an interrupt come out as KeyboardInterrupt, where Lightning would end the process (and a notebook's kernel), and
+    SIGTERM end the process with its usual status, where Lightning would end it with 0 as if all were done.
+    """
     try:
         yield
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # SIGTERM ends the process as it should
+        if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(TERMINATED) from error
         raise
+
+
+def end_where_asked(engine: pl.Trainer) -> None:
+    """End where SIGTERM has come in the meantime, as Lightning does between two batches, and forgets after the last one."""
+    if engine.received_sigterm:
+        raise SIGTERMException
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ from utils.training.engine.samples import SampleMaker
 from utils.training.engine.several import check_enough, opened_once, quiet_followers, spread
 from utils.training.engine.strategy_guard import check_strategy
 from utils.training.engine.stream_place import stream_places
-from utils.training.engine.surroundings import interruptible, quiet_lightning
+from utils.training.engine.surroundings import end_where_asked, interruptible, quiet_lightning
 from utils.training.engine.watching import destination_of, watchers
 from utils.training.fingerprint import model_identity, weights_hash
 from utils.training.forecast import Forecast, forecast
@@ -561,7 +561,7 @@ class Trainer:
         every, window = self.settings.val_every_n_steps, plan.window
         return pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            **spread(self.settings, self.processes, self.adapted, lambda: self._sample(plan, 1)),
+            **spread(self.settings, self.processes, self.adapted, lambda: self._sample(plan, SAMPLE_ROWS)),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=math.ceil(plan.total_steps / plan.steps_per_epoch),
             accumulate_grad_batches=micro_batches(window.accumulation, self.processes.world),
@@ -599,6 +599,7 @@ class Trainer:
         with interruptible():
             if newest is None and loaders.validation is not None:
                 engine.validate(lit, loaders.validation, verbose=False)
+                end_where_asked(engine)
             path = None if newest is None else str(store.folder / newest.file)
             engine.fit(lit, loaders.train, loaders.validation, ckpt_path=path, weights_only=True)
 
