@@ -284,6 +284,16 @@ FAULTS = {
         r"FAIL  file tokenizer\.json",
     ),
     "no manifest": (False, lambda f: (f / "manifest.json").unlink(), r"FAIL  manifest\.json"),
+    "a list without hashes": (
+        False,
+        edit("manifest.json", lambda m: m["files"][0].pop("sha256")),
+        r"FAIL  manifest\.json +cannot be read: KeyError",
+    ),
+    "a stranger's script that ends this one": (
+        False,
+        lambda f: (f / "numpy.py").write_text("raise SystemExit(0)"),
+        r"FAIL  answers +cannot be asked: SystemExit",
+    ),
     "another version": (True, pin_another, r"FAIL  package numpy .*expected 1\.0\.0"),
     # hashed again, so that the answers alone must tell:
     "other merges": (True, stale_tokenizer, r"FAIL  model\.onnx: ids of 'green bottles'"),
@@ -306,6 +316,16 @@ FAULTS = {
         True,
         edit("golden.json", lambda g: g.update(logits=[])),
         r"FAIL  model\.onnx: logits .*nothing is compared",
+    ),
+    "no tolerances": (
+        True,
+        edit("golden.json", lambda g: g.update(tolerances={})),
+        r"FAIL  model\.onnx: logits .*no tolerance",
+    ),
+    "a boundless tolerance": (
+        True,
+        edit("golden.json", lambda g: g["tolerances"].update({"model.onnx": float("inf")})),
+        r"FAIL  model\.onnx: logits .*no tolerance",
     ),
     "another shape": (
         True,
