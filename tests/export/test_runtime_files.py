@@ -561,6 +561,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/v1/completions", {"prompt": "a", "model": "other"}, 404, "no model 'other'"),
     ("/v1/completions", {"prompt": "a", "n": 2}, 422, "n=2"),
     ("/v1/completions", {"prompt": "a", "logprobs": 3, "echo": True}, 422, "echo=True, logprobs=3"),
+    ("/v1/completions", {"prompt": "a", "logprobs": 0}, 422, "logprobs=0"),
     ("/v1/completions", {"prompt": "a", "temperature": "hot"}, 422, "temperature"),
     ("/v1/completions", {"prompt": "a", "top_p": 0}, 422, "top_p"),
     ("/classify", {"text": "a"}, 404, "chooses no classes"),
