@@ -105,6 +105,13 @@ def test_a_collapse_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_infinite_scores_are_no_warning_but_the_reason(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, V))
+    nn.init.constant_(model[1].bias[:1], torch.inf)
+    with pytest.raises(ParityError, match="the model itself gives NaN or infinity"):
+        TorchaoInt8Exporter.export(model, None, tmp_path / "m.pt2", CONFIG)
+
+
 class OnlyTable(nn.Module):
     """A head that is tied to the embedding, and no other matrix."""
 
