@@ -20,11 +20,13 @@ from utils.adapters.model_adapter import adapt
 from utils.errors import ConfigError, ExportError, ParityError, TokenizerError
 from utils.export import exporter as face
 from utils.export.artifact import Artifact
+from utils.export.bundle import create_export_bundle
 from utils.export.child import ChildRuntime
 from utils.export.parity import WITHOUT_LIMIT, Tolerance
 from utils.export.runner import OPENERS, Runner
 from utils.export.signature import Signature
 from utils.export.subject import ExportSubject, subject_of
+from utils.training.task_spec import TaskSpec
 
 CARD = ["README.md", "architecture.svg"]
 
@@ -357,6 +359,55 @@ def test_packing_knows_the_folder(out: str, here: str, tmp_path: Path, monkeypat
     packed = utils.export(zoo.Bigram(), ("table",), out, config=zoo.CONFIG).zip()
     assert packed == tmp_path / "top" / "run.zip"
     assert sorted(zipfile.ZipFile(packed).namelist()) == [*CARD, "manifest.json", "model.npy"]
+
+
+def test_a_refusal_names_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(self: WrongExporter, subject: ExportSubject, path: Path) -> Artifact:
+        raise ExportError(f"{path} cannot be read.")
+
+    monkeypatch.setattr(WrongExporter, "write", unreadable)
+    bundle = utils.export(zoo.Bigram(), ("table", "wrong"), tmp_path, config=zoo.CONFIG)
+    assert bundle.refused == bundle.manifest["refused"] == {"wrong": f"{Path('wrong', 'wrong.npy')} cannot be read."}
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("run/model.npy", "would write over .*model.npy, which is one of the files to pack"),
+        ("run/manifest.json", "would write over"),
+        ("run/model.npy/x.zip", "is a file; name a file in a folder"),
+        ("x" * 300, "can be no file: .*too long"),
+    ],
+)
+def test_packing_destroys_nothing(path: str, words: str, tmp_path: Path) -> None:
+    bundle = utils.export(zoo.Bigram(), ("table",), tmp_path / "run", config=zoo.CONFIG)
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        bundle.zip(tmp_path / path)
+    assert bundle.zip(tmp_path / "run.zip").is_file()  # every file is still as it was
+
+
+def test_a_bundle_lies_in_a_new_folder_named_by_its_run(tmp_path: Path) -> None:
+    settings = {"run_name": "first", "export_formats": ["table"]}
+    folders = [
+        create_export_bundle(zoo.Bigram(), zoo.CONFIG, TaskSpec.named("lm"), settings, tmp_path / "exports")
+        for _ in range(2)
+    ]
+    assert [folder.name for folder in folders] == ["first", "first-2"]
+    assert all((folder / "model.npy").is_file() for folder in folders)
+    with pytest.raises(ConfigError, match=r"task_spec is for 'masked', and Bigram is a 'lm' model"):
+        create_export_bundle(zoo.Bigram(), zoo.CONFIG, TaskSpec.named("masked"), settings, tmp_path / "exports")
+
+
+def test_a_run_is_not_exported_beside_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run_name='\.\.' names no folder inside"):
+        create_export_bundle(
+            zoo.Bigram(),
+            zoo.CONFIG,
+            training_config={"run_name": ".."},
+            export_base_dir=tmp_path / "new",
+            formats="table",
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_card_that_cannot_be_written_takes_no_format_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

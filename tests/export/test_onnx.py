@@ -24,7 +24,10 @@ from export import zoo
 from utils.errors import ConfigError, ExportError, MissingPackageError, ParityError, TokenIdError
 from utils.export import ONNXExporter
 from utils.export.artifact import Artifact
+from utils.export.exporter import Exporter
 from utils.export.signature import Shape, Signature
+from utils.export.torch_export import TorchExportExporter
+from utils.export.torchscript import TorchScriptExporter
 
 RECURRENT = pytest.mark.skipif(
     Version(Version(torch.__version__).base_version) < Version("2.13"),
@@ -280,6 +283,33 @@ def test_other_precisions_are_exported_in_float32_and_say_so(tmp_path: Path) -> 
 def test_output_path_must_be_an_onnx_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must end in \.onnx"):
         ONNXExporter.export(zoo.Bigram(), None, tmp_path / "model.pt", zoo.CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "ending"), [(ONNXExporter, ".onnx"), (TorchExportExporter, ".pt2"), (TorchScriptExporter, ".pt")]
+)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("file/model", r"file is a file; name a file in a folder"),
+        ("x" * 300, r"can be no file: .*too long"),
+        ("a\0b", r"can be no file: .*null"),
+        (None, r"output_path=None can be no file"),
+        pytest.param(
+            "/proc/model",
+            r"Nothing can be written into /proc",
+            marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="Linux"),
+        ),
+    ],
+)
+def test_output_path_must_be_a_place_for_a_file(
+    exporter: type[Exporter], ending: str, path: str | None, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    given = None if path is None else tmp_path / f"{path}{ending}"
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        exporter.export(zoo.Bigram(), output_path=given, config=zoo.CONFIG)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_missing_package_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

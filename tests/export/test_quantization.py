@@ -193,6 +193,38 @@ def test_nothing_to_round_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Odd(nn.Module):
+    """Beside a table and a head, weights that ONNX Runtime does not round: a scaled product, and a stack of matrices."""
+
+    def __init__(self, stacked: bool) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(V, D), nn.Linear(D, 3)
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(*((4,) if stacked else ()), D, D)),
+            nn.Parameter(torch.randn(D)),
+        )
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids).mean(1)
+        if self.weight.dim() == 3:
+            return self.head((x[:, None, None] @ self.weight).mean((1, 2)))
+        return self.head(torch.addmm(self.bias, x, self.weight, beta=2, alpha=0.5))
+
+
+@pytest.mark.parametrize("exporter", [Int8Exporter, StaticInt8Exporter])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_onnx_runtime_cannot_round_stays_in_float_and_is_not_counted(
+    tmp_path: Path, exporter: type[Int8Exporter], stacked: bool
+) -> None:
+    torch.manual_seed(0)
+    artifact = exporter.export(Odd(stacked), None, tmp_path, CONFIG)
+    weights = [one for one in onnx.load(artifact.path).graph.initializer if len(one.dims) > 1]
+    floats = [tuple(one.dims) for one in weights if one.data_type == onnx.TensorProto.FLOAT]
+    assert ((4, D, D) if stacked else (D, D)) in floats
+    assert artifact.facts["int8"] == f"{exporter.method}, {len(weights) - len(floats)} layers rounded"
+    assert len(floats) < len(weights) == 3
+
+
 def test_static_ranges_come_from_the_text(tmp_path: Path) -> None:
     """Calibrated on a text of two tokens only, ranges of the others are cut off: the text matters."""
     seen: list[int] = []

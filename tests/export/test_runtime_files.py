@@ -284,6 +284,16 @@ FAULTS = {
         r"FAIL  file tokenizer\.json",
     ),
     "no manifest": (False, lambda f: (f / "manifest.json").unlink(), r"FAIL  manifest\.json"),
+    "a list without hashes": (
+        False,
+        edit("manifest.json", lambda m: m["files"][0].pop("sha256")),
+        r"FAIL  manifest\.json +cannot be read: KeyError",
+    ),
+    "a stranger's script that ends this one": (
+        False,
+        lambda f: (f / "numpy.py").write_text("raise SystemExit(0)"),
+        r"FAIL  answers +cannot be asked: SystemExit",
+    ),
     "another version": (True, pin_another, r"FAIL  package numpy .*expected 1\.0\.0"),
     # hashed again, so that the answers alone must tell:
     "other merges": (True, stale_tokenizer, r"FAIL  model\.onnx: ids of 'green bottles'"),
@@ -306,6 +316,16 @@ FAULTS = {
         True,
         edit("golden.json", lambda g: g.update(logits=[])),
         r"FAIL  model\.onnx: logits .*nothing is compared",
+    ),
+    "no tolerances": (
+        True,
+        edit("golden.json", lambda g: g.update(tolerances={})),
+        r"FAIL  model\.onnx: logits .*no tolerance",
+    ),
+    "a boundless tolerance": (
+        True,
+        edit("golden.json", lambda g: g["tolerances"].update({"model.onnx": float("inf")})),
+        r"FAIL  model\.onnx: logits .*no tolerance",
     ),
     "another shape": (
         True,
@@ -541,6 +561,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("/v1/completions", {"prompt": "a", "model": "other"}, 404, "no model 'other'"),
     ("/v1/completions", {"prompt": "a", "n": 2}, 422, "n=2"),
     ("/v1/completions", {"prompt": "a", "logprobs": 3, "echo": True}, 422, "echo=True, logprobs=3"),
+    ("/v1/completions", {"prompt": "a", "logprobs": 0}, 422, "logprobs=0"),
     ("/v1/completions", {"prompt": "a", "temperature": "hot"}, 422, "temperature"),
     ("/v1/completions", {"prompt": "a", "top_p": 0}, 422, "top_p"),
     ("/classify", {"text": "a"}, 404, "chooses no classes"),

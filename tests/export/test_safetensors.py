@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from export import zoo
 from utils.errors import ExportError, MissingPackageError, ParityError
@@ -58,6 +59,16 @@ def test_shared_weights_are_stored_once_and_tied_again(tmp_path: Path, child: Ch
     assert load_model(other, str(artifact.path)) == (set(), [])
     assert other.head.weight is other.embed.weight
     assert torch.equal(other.head.weight, model.embed.weight)
+
+
+def test_weights_that_are_computed_from_others_are_no_obstacle(tmp_path: Path, child: ChildRuntime) -> None:
+    """A pruned layer holds its weight as a tensor with a history, of which Python makes no copy."""
+    model = nn.Sequential(nn.Embedding(zoo.V, zoo.D), nn.Linear(zoo.D, zoo.V))
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    held = model[1].weight
+    artifact = staged(SafetensorsExporter(), subject_of(model, config=zoo.CONFIG), tmp_path, child)
+    assert artifact.parity.max_abs_diff == 0
+    assert model[1].weight is held
 
 
 def test_metadata_says_what_it_is(tmp_path: Path, child: ChildRuntime) -> None:

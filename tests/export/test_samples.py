@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from export import zoo
-from utils.errors import ConfigError, TokenIdError
+from utils.errors import ConfigError, ExportError, TokenIdError
 from utils.export import samples as samples_module
 from utils.export.samples import Text, bits_per_byte, samples_of, token_ids
 from utils.export.signature import DECODER_IDS, IDS, MASK, PIXELS, Signature
@@ -122,6 +122,18 @@ def test_no_block_is_longer_than_memory_allows() -> None:
     subject = subject_of(zoo.Bigram(), config={"max_seq_len": 100_000})
     _, lengths = bits(subject, Text((1,) * 3000, 3000))
     assert max(lengths) == samples_module.BLOCK
+
+
+class Unlucky(zoo.Bigram):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] == 7:
+            raise IndexError("seven is unlucky")
+        return super().forward(input_ids)
+
+
+def test_a_model_that_fails_while_it_speaks_is_named_with_the_shape() -> None:
+    with pytest.raises(ExportError, match=r"'Unlucky' itself fails .*shape \(8, 7\): IndexError: seven is unlucky"):
+        samples_of(subject_of(Unlucky(), config=zoo.CONFIG))
 
 
 def test_long_texts_are_cut() -> None:

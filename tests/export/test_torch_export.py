@@ -53,6 +53,29 @@ def test_file_equals_model_at_every_shape(exported: Artifact) -> None:
     assert exported.parity.greedy[0].same == 20
 
 
+class Masked(nn.Module):
+    """Cuts a causal mask that is as long as the limit, as nanoGPT does without fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(zoo.V, zoo.D), nn.Linear(zoo.D, zoo.V)
+        self.register_buffer("bias", torch.ones(zoo.LIMIT, zoo.LIMIT).tril().view(1, zoo.LIMIT, zoo.LIMIT))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x, length = self.table(input_ids), input_ids.shape[1]
+        scores = (x @ x.transpose(1, 2)).masked_fill(self.bias[:, :length, :length] == 0, -torch.inf)
+        return self.head(scores.softmax(-1) @ x)
+
+
+def test_a_table_that_is_cut_to_the_input_serves_its_whole_length(tmp_path: Path) -> None:
+    artifact = TorchExportExporter.export(Masked(), tmp_path, zoo.CONFIG)
+    ids = torch.arange(zoo.LIMIT)[None]
+    module = torch.export.load(artifact).module()  # as elsewhere: with the file's own guards
+    assert module(input_ids=ids).shape == (1, zoo.LIMIT, zoo.V)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        module(input_ids=torch.zeros(1, zoo.LIMIT + 1, dtype=torch.long))
+
+
 def test_torch_alone_opens_it(exported: Artifact, model: nn.Module, tmp_path: Path) -> None:
     ids = torch.arange(13).reshape(1, 13)
     torch.save(ids, tmp_path / "ids.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_a_collapse_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_infinite_scores_are_no_warning_but_the_reason(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, V))
+    nn.init.constant_(model[1].bias[:1], torch.inf)
+    with pytest.raises(ParityError, match="the model itself gives NaN or infinity"):
+        TorchaoInt8Exporter.export(model, None, tmp_path / "m.pt2", CONFIG)
+
+
 class OnlyTable(nn.Module):
     """A head that is tied to the embedding, and no other matrix."""
 
@@ -147,3 +155,48 @@ def test_a_parametrized_layer_stays_in_float_and_is_left_as_it_was(tmp_path: Pat
     artifact = TorchaoInt8Exporter.export(model, None, tmp_path / "m.pt2", CONFIG)
     assert artifact.facts["int8"] == "weights, 1 layers rounded"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Reads(nn.Module):
+    """Calls a layer and does something else with its weights."""
+
+    def __init__(self, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.table, self.middle, self.head = nn.Embedding(V, D), nn.Linear(D, D), nn.Linear(D, V)
+        self.read = read
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids).to(self.middle.weight.dtype)
+        return self.head(self.read(self.middle(x), self.middle.weight))
+
+
+@pytest.mark.parametrize(
+    ("read", "rounded"),
+    [
+        pytest.param(lambda x, weight: x @ weight.T, 1, id="a product by hand"),
+        pytest.param(nn.functional.linear, 2, id="the layer's own operator"),
+        pytest.param(lambda x, weight: x.view(*x.shape[:-1], weight.shape[0]), 2, id="their shape alone"),
+    ],
+)
+def test_a_layer_whose_weights_are_read_beside_it_stays_in_float(
+    tmp_path: Path, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rounded: int
+) -> None:
+    artifact = TorchaoInt8Exporter.export(Reads(read), None, tmp_path / "m.pt2", CONFIG)
+    assert artifact.facts["int8"] == f"weights, {rounded} layers rounded"
+
+
+class HalfInside(nn.Module):
+    """Computes in half precision, from the second layer on from numbers in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.middle, self.head = nn.Embedding(V, D), nn.Linear(D, D), nn.Linear(D, V)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.middle(self.table(input_ids)))
+
+
+def test_a_model_that_computes_in_half_precision_is_rounded(tmp_path: Path) -> None:
+    artifact = TorchaoInt8Exporter.export(HalfInside(), None, tmp_path / "m.pt2", CONFIG)
+    assert artifact.facts["int8"] == "weights, 2 layers rounded"

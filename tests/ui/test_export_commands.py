@@ -14,6 +14,8 @@ import pytest
 
 from utils import __main__ as command_line
 from utils import _extras
+from utils._files import write_json
+from utils.export.export_folder import KIND
 
 SCRIPT = "import sys; print(sys.argv[1:]); print(__file__); sys.exit({code})"
 
@@ -54,6 +56,10 @@ def test_what_is_no_finished_export_is_said(folder, capsys, command):
     (folder / "selftest.py").unlink()
     assert command_line.main([command, str(folder)]) == 2
     assert "its scripts are written beside the format 'onnx'" in capsys.readouterr().err
+    write_json(folder / "manifest.json", {"kind": KIND, "refused": {"runtime": "no tokenizer was given"}})
+    assert command_line.main([command, str(folder)]) == 2
+    script = "server.py" if command == "serve" else "selftest.py"
+    assert f"holds no {script}: runtime was refused: no tokenizer was given" in capsys.readouterr().err
     (folder / "manifest.json").unlink()
     assert command_line.main([command, str(folder)]) == 2
     assert "holds no manifest.json, so it is no finished export" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from utils._tables import html_table, text_table
 from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.export_folder import KIND, check_folder, free_name, make_room, publishing
+from utils.export.export_folder import KIND, check_file, check_folder, free_name, make_room, publishing
 from utils.export.exporter import PRODUCER, Exporter, exporter_for, failures_told, publish, staging_folder
 from utils.export.formats import MANIFEST
 from utils.export.golden import MAIN_FILE as ONNX_FILE
@@ -80,13 +80,16 @@ class Bundle:
             path: of the file; None takes the folder's name with the ending .zip, beside the folder.
 
         Raises:
-            ConfigError: the path is a folder, or a file of this export was changed or lost since it was proven.
+            ConfigError: no new file can be at that path, or a file of this export was changed or lost since it was proven.
         """
-        target = Path(path) if path is not None else self.out.resolve().with_name(f"{self.out.resolve().name}.zip")
+        whole = self.out.resolve()
+        target = check_file(path, "path") if path is not None else whole.with_name(f"{whole.name}.zip")
         if target.is_dir():
             raise ConfigError(
                 f"zip() writes one file, and {target} is a folder; name the file, such as {target / 'run.zip'}."
             )
+        if target.resolve() in {file.resolve() for file in self.files}:
+            raise ConfigError(f"zip() would write over {target}, which is one of the files to pack; name another.")
         for entry in self.manifest["files"]:
             file = self.out / entry["name"]
             if not file.is_file() or sha256_of(file) != entry["sha256"]:
@@ -308,7 +311,7 @@ def create_export_bundle(
     if wanted is not None and wanted != adapted.contract.task:
         raise ConfigError(f"task_spec is for {wanted!r}, and {adapted.name} is a {adapted.contract.task!r} model.")
     name = str(settings.get("run_name") or f"export-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if PurePath(name).name != name:
+    if PurePath(name).name != name or name == "..":
         raise ConfigError(f"run_name={name!r} names no folder inside {export_base_dir}; use one name, without slashes.")
     chosen = formats if formats is not None else settings.get("export_formats") or ("onnx",)
     given = model if hasattr(model, "run_folder") else adapted
@@ -344,19 +347,20 @@ def _staged(
         except ExportError as error:
             errors[exporter.format] = error
             shutil.rmtree(folder, ignore_errors=True)
-            logger.warning("%s is not shipped: %s", exporter.format, _reason(error))
+            logger.warning("%s is not shipped: %s", exporter.format, _reason(error, staging))
             logger.debug("%s is not shipped", exporter.format, exc_info=True)
     if not staged and len(errors) == 1:
         raise next(iter(errors.values()))
     if not staged:
-        told = "\n".join(f"{name}: {_reason(error)}" for name, error in errors.items())
+        told = "\n".join(f"{name}: {_reason(error, staging)}" for name, error in errors.items())
         raise ExportError(f"No format of {subject.name!r} could be proven.\n{told}")
-    return staged, entries, {name: _reason(error) for name, error in errors.items()}
+    return staged, entries, {name: _reason(error, staging) for name, error in errors.items()}
 
 
-def _reason(error: ExportError) -> str:
-    """Why a format is not there, without the table that a `ParityError` shows."""
-    return str(error).splitlines()[0] if isinstance(error, ParityError) else str(error)
+def _reason(error: ExportError, staging: Path) -> str:
+    """Why a format is not there: without the table that a `ParityError` shows, and without paths of this machine."""
+    told = str(error).splitlines()[0] if isinstance(error, ParityError) else str(error)
+    return told.replace(f"{staging}{os.sep}", "")
 
 
 def _exporters(formats: Sequence[str]) -> list[Exporter]:

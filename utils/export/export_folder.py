@@ -31,11 +31,7 @@ def check_folder(out: str | Path) -> Path:
     Raises:
         ConfigError: it is a file or can be no folder, or holds a manifest of something else.
     """
-    try:
-        folder = Path(out)
-        nearest = next(path for path in (folder, *folder.parents, Path()) if _is_there(path))
-    except (TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"out={out!r} can be no folder: {error}.") from error
+    folder, nearest = located(out, "out", "folder")
     if not nearest.is_dir():
         raise ConfigError(f"out={str(folder)!r}: {nearest} is a file; name a folder.")
     if os.path.lexists(folder / MANIFEST) and own_manifest(folder) is None:
@@ -43,6 +39,35 @@ def check_folder(out: str | Path) -> Path:
             f"{folder / MANIFEST} was written by something else and would be overwritten; choose another out=."
         )
     return folder
+
+
+def check_file(given: str | Path, setting: str) -> Path:
+    """The path of a file that is about to be written; one that is there may be replaced.
+
+    Args:
+        given: the path.
+        setting: by which people gave it, for messages.
+
+    Raises:
+        ConfigError: no file can be there.
+    """
+    path, nearest = located(given, setting, "file")
+    if nearest != path and not nearest.is_dir():
+        raise ConfigError(f"{setting}={str(path)!r}: {nearest} is a file; name a file in a folder.")
+    return path
+
+
+def located(given: str | Path, setting: str, kind: str) -> tuple[Path, Path]:
+    """A path, and what is there of it: itself, or the nearest above it.
+
+    Raises:
+        ConfigError: no path can be like that.
+    """
+    try:
+        path = Path(given)
+        return path, next(there for there in (path, *path.parents, Path()) if _is_there(there))
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"{setting}={given!r} can be no {kind}: {error}.") from error
 
 
 def _is_there(path: Path) -> bool:

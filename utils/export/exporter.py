@@ -25,7 +25,7 @@ from utils._files import lock_file
 from utils.errors import ConfigError, ExportError, ParityError, TransformerBuilderError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
-from utils.export.export_folder import set_aside
+from utils.export.export_folder import check_file, set_aside
 from utils.export.formats import FORMATS
 from utils.export.parity import ParityReport, Tolerance, lengths_for, prove
 from utils.export.runner import Runner, first_lines
@@ -124,16 +124,16 @@ def failures_told(format_name: str, subject: ExportSubject) -> Iterator[None]:
         ) from error
 
 
-def destination_of(output_path: str | Path, file_name: str) -> Path:
+def destination_of(output_path: str | Path, file_name: str, *, any_ending: bool = False) -> Path:
     """Where one file goes: into an existing folder under the format's own name, else to the path itself.
 
     Raises:
-        ConfigError: the path has another ending than the format's.
+        ConfigError: no file can be there, or its ending is another than the format's and that matters.
     """
-    path = Path(output_path)
+    path = check_file(output_path, "output_path")
     destination = path / file_name if path.is_dir() else path
     ending = Path(file_name).suffix
-    if destination.suffix != ending:
+    if destination.suffix != ending and not any_ending:
         raise ConfigError(f"output_path must end in {ending}; got {str(output_path)!r}.")
     return destination
 
@@ -158,11 +158,18 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
     Folders that had to be created for it are removed again where they stay empty. A lock beside it tells that its export
     is alive; what exports that were killed have left is removed first.
+
+    Raises:
+        ConfigError: nothing can be written into `parent`.
     """
     created = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(parent)
-    lock = tempfile.NamedTemporaryFile(prefix=_STAGING, suffix=_LOCK, dir=parent, delete=False)  # noqa: SIM115
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        lock = tempfile.NamedTemporaryFile(prefix=_STAGING, suffix=_LOCK, dir=parent, delete=False)  # noqa: SIM115
+    except OSError as error:
+        _remove_empty([folder for folder in created if folder.exists()])
+        raise ConfigError(f"Nothing can be written into {parent}: {error}. Choose another folder.") from error
     folder = Path(lock.name.removesuffix(_LOCK))
     try:
         with lock:

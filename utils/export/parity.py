@@ -414,5 +414,6 @@ def _cost(artifact: Artifact, subject: ExportSubject, samples: Samples, share: f
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities (rows, V) in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of two infinities
+        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -18,6 +18,7 @@ from utils._extras import require
 from utils.errors import ExportError
 from utils.export.artifact import Artifact
 from utils.export.child import ChildRuntime
+from utils.export.exporter import traced_shape_for
 from utils.export.onnx import EXTERNAL_DATA_ABOVE, ONNXExporter
 from utils.export.rounding import RoundedExporter
 from utils.export.runner import first_lines
@@ -84,7 +85,7 @@ class Int8Exporter(RoundedExporter):
                 ) from error
         facts = self._mark(path, kept, len(chosen))
         beside = sorted(file for file in path.parent.glob(f"{path.name}.*"))
-        return Artifact(self.format, path, (path, *beside), self._traced(subject), facts)
+        return Artifact(self.format, path, (path, *beside), traced_shape_for(subject.signature), facts)
 
     def _quantize(
         self, model: Any, path: Path, layers: Sequence[Layer], chosen: Sequence[Layer], subject: ExportSubject
@@ -105,11 +106,6 @@ class Int8Exporter(RoundedExporter):
 
     def _layers(self, source: Path) -> list[Layer]:
         return [layer for layer in layers_of(source) if layer.kind in self.kinds]
-
-    def _traced(self, subject: ExportSubject) -> Any:
-        from utils.export.exporter import traced_shape_for
-
-        return traced_shape_for(subject.signature)
 
     def _mark(self, path: Path, kept: Sequence[str], rounded: int) -> dict[str, str]:
         """Write into the file what was done to it."""

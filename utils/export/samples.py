@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from utils.adapters.model_outputs import IGNORED_LABEL, next_token_loss
-from utils.errors import ConfigError, TokenIdError
+from utils.errors import ConfigError, ExportError, TokenIdError
 from utils.export.signature import DECODER_IDS, IDS, MASK, Shape, Signature
 from utils.export.subject import ExportSubject, undisturbed
 
@@ -144,10 +144,24 @@ def _said(subject: ExportSubject) -> tuple[Feeds, ...]:
     with undisturbed(subject.adapted):
         while ids.shape[1] + step <= longest:
             feeds = {IDS: ids, MASK: np.ones_like(ids)} if signature.takes_mask else {IDS: ids}
-            logits = subject.logits(feeds)[:, -1, : signature.vocab_size].astype(np.float64)
+            logits = _last_scores(subject, feeds)
             noise = generator.gumbel(size=(step, *logits.shape))
             ids = np.concatenate([ids, (logits + noise).argmax(-1).T], axis=1)
     return ({IDS: ids, MASK: np.ones_like(ids)} if signature.takes_mask else {IDS: ids},)
+
+
+def _last_scores(subject: ExportSubject, feeds: Feeds) -> np.ndarray:
+    """Scores (B, V) of the next token, in float64.
+
+    Raises:
+        ExportError: the model fails.
+    """
+    try:
+        return subject.logits(feeds)[:, -1, : subject.signature.vocab_size].astype(np.float64)
+    except Exception as error:  # whatever a foreign model raises
+        raise ExportError(
+            f"{subject.name!r} itself fails for input_ids of shape {feeds[IDS].shape}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def bits_per_byte(run: Run, signature: Signature, text: Text) -> float:

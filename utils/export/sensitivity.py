@@ -19,6 +19,10 @@ STEPS = 127
 """Largest number that a rounded weight takes."""
 
 
+_AXES = {"MatMul": (2,), "Gemm": (2,), "Gather": range(2, 9), "Conv": range(3, 6)}
+"""Operator → how many axes its weights may have: ONNX Runtime multiplies by no stack of rounded matrices."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One node with weights of its own.
@@ -39,15 +43,18 @@ class Layer:
 
 
 def layers_of(path: Path) -> list[Layer]:
-    """The nodes of a file whose floating-point weights can be rounded."""
+    """The nodes of a file whose floating-point weights can be rounded: products with a matrix, tables and convolutions."""
     onnx = require("onnx", extra="export", feature="int8 export")
     graph = onnx.load(str(path), load_external_data=False).graph
-    floats = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) >= 2}
+    axes = {one.name: len(one.dims) for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
     found = []
     for node in graph.node:
         weight_at = 0 if node.op_type == "Gather" else 1
-        if node.op_type in ("MatMul", "Gemm", "Gather", "Conv") and node.input[weight_at] in floats:
-            turned = any(one.name == "transB" and one.i for one in node.attribute)
+        if node.op_type in _AXES and axes.get(node.input[weight_at], 0) in _AXES[node.op_type]:
+            said = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            turned = bool(said.get("transB"))
+            if node.op_type == "Gemm" and (said.get("transA") or not said.get("alpha", 1) == said.get("beta", 1) == 1):
+                continue  # ONNX Runtime rounds no product that is scaled
             found.append(Layer(node.name, node.op_type, node.input[1 - weight_at], node.input[weight_at], turned))
     return found
 

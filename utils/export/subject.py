@@ -279,12 +279,21 @@ def copied(adapted: AdaptedModel, moved: dict[int, Any] | None = None) -> Adapte
         ExportError: something in the model cannot be copied.
     """
     try:
-        return copy.deepcopy(adapted, moved)
+        return copy.deepcopy(adapted, {**_computed_tensors(adapted), **(moved or {})})
     except Exception as error:  # what deepcopy meets in a model's attributes: locks, open files, tensors with a history
         raise ExportError(
             f"{adapted.name!r} cannot be copied ({type(error).__name__}: {error}). Keep what cannot be copied out of the module's "
             "attributes, and the model itself in float32 on the CPU."
         ) from error
+
+
+def _computed_tensors(adapted: AdaptedModel) -> dict[int, Any]:
+    """Attributes that were computed from parameters, as `nn.utils.weight_norm` and pruning leave them → their numbers alone.
+
+    `copy.deepcopy` takes no tensor with a history.
+    """
+    held = [tensor for module in adapted.modules() for tensor in vars(module).values()]
+    return {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def _moved_tensors(adapted: AdaptedModel) -> dict[int, Any]:

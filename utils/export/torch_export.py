@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -15,8 +16,8 @@ from torch.fx.experimental import _config as symbolic
 
 from utils.export.artifact import Artifact
 from utils.export.exporter import Exporter, described, destination_of, traced_shape_for
-from utils.export.parity import Tolerance
-from utils.export.signature import Shape
+from utils.export.parity import Tolerance, lengths_for
+from utils.export.signature import Shape, Signature
 from utils.export.subject import ExportSubject, LogitsOnly, subject_of
 from utils.export.torch_runners import METADATA
 from utils.export.tracing import recurrent_layers_as_loops, tracing
@@ -82,6 +83,7 @@ def capture(subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgr
             logger.debug("%s: sizes 0 and 1 are no longer told apart, after: %s", subject.name, error)
             with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # as torch's ONNX exporter captures
                 program = _captured(model, subject, traced)
+    _open_at_the_limit(program, subject.signature)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -99,6 +101,20 @@ def save_program(
     """
     with tracing(subject, "torch.export"):
         torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+
+
+def _open_at_the_limit(program: torch.export.ExportedProgram, signature: Signature) -> None:
+    """Let the program run at the longest length, where the proof visits it.
+
+    A table that forward cuts to the input's length, as a causal mask, is as long as the limit. Torch leaves out a cut that
+    takes the whole, so it notes that it saw a shorter one; the cut is in the graph, and right at either length.
+    """
+    limit = signature.max_length
+    if signature.takes_tokens and limit in lengths_for(signature):
+        size = r"L\['\w+'\]\.size\(\)\[1\]"
+        needless = re.compile(rf"{size} != {limit}|{limit} != {size}|{limit} != min\({limit}, {size}\)")
+        guards = getattr(program, "_guards_code", [])
+        program._guards_code = [guard for guard in guards if not needless.fullmatch(guard)]
 
 
 def _captured(model: nn.Module, subject: ExportSubject, traced: Shape) -> torch.export.ExportedProgram:

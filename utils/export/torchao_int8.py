@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from utils._extras import require
 from utils.errors import ExportError
@@ -23,7 +27,7 @@ from utils.export.child import ChildRuntime
 from utils.export.exporter import described, traced_shape_for
 from utils.export.parity import Tolerance
 from utils.export.rounding import RoundedExporter
-from utils.export.sensitivity import product_noise
+from utils.export.sensitivity import ROWS, product_noise
 from utils.export.subject import ExportSubject, LogitsOnly, copied, undisturbed
 from utils.export.torch_export import capture, save_program
 from utils.export.tracing import chatter_in_the_log, without_fast_path
@@ -145,23 +149,52 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
 def _noise_of(subject: ExportSubject, feeds: Mapping[str, Any]) -> dict[str, float]:
     """Noise of each linear layer's output for one batch.
 
-    A layer that the model never calls is not among them: where code reads its weights instead, as `nn.MultiheadAttention`
-    does, they go to operators that take no rounded ones.
+    A layer that the model never calls is not among them, nor one whose weights other code reads: where that does more than
+    multiply, as `nn.MultiheadAttention` does, they go to operators that take no rounded ones.
     """
-    found: dict[str, float] = {}
+    linears = _linears(subject.adapted)
+    given: dict[str, list[np.ndarray]] = {}
 
     def watch(name: str, layer: nn.Linear) -> Any:
-        def hook(module: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
-            rows, matrix = (*given, *named.values())[0].numpy(), layer.weight.detach().T.numpy()
-            found[name] = max(found.get(name, 0.0), product_noise(rows, matrix, rounded_rows=False))
+        def hook(module: nn.Module, places: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+            rows = (*places, *named.values())[0]
+            given.setdefault(name, []).append(rows.reshape(-1, rows.shape[-1])[:ROWS].float().numpy())
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    hooks = [watch(name, layer) for name, layer in _linears(subject.adapted).items()]
+    hooks = [watch(name, layer) for name, layer in linears.items()]
     try:
-        with undisturbed(subject.adapted), without_fast_path():
+        with undisturbed(subject.adapted), without_fast_path(), _Readers() as readers:
             LogitsOnly(subject.adapted)(**{name: torch.from_numpy(array) for name, array in feeds.items()})
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return {
+        name: max(product_noise(rows, layer.weight.detach().T.numpy(), rounded_rows=False) for rows in given[name])
+        for name, layer in linears.items()
+        if name in given and id(layer.weight) not in readers.read
+    }
+
+
+class _Readers(TorchFunctionMode):
+    """Notes parameters from which tensors are computed by anything but `F.linear`, which alone takes rounded weights.
+
+    Attributes:
+        read: their ids.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        made = function(*args, **named)
+        computes = any(
+            isinstance(leaf, torch.Tensor) for leaf in tree_leaves(made)
+        )  # and asks not for a shape or a type
+        if computes and function is not F.linear:
+            self.read |= {id(leaf) for leaf in tree_leaves((args, named)) if isinstance(leaf, nn.Parameter)}
+        return made

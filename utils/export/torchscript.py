@@ -17,7 +17,7 @@ from torch import nn
 from utils._files import whole_file
 from utils.errors import ConfigError, ExportError
 from utils.export.artifact import Artifact
-from utils.export.exporter import Exporter, described, traced_shape_for
+from utils.export.exporter import Exporter, described, destination_of, traced_shape_for
 from utils.export.parity import Tolerance
 from utils.export.signature import IDS, Shape
 from utils.export.subject import ExportSubject, LogitsOnly, subject_of
@@ -70,9 +70,7 @@ class TorchScriptExporter(Exporter):
             ExportError: TorchScript cannot hold the model; ParityError (a kind of it): the file is not equal to it.
             ConfigError: see `subject_of`, or an unknown method.
         """
-        destination = Path(output_path)
-        if destination.is_dir():
-            destination = destination / cls.file_name
+        destination = destination_of(output_path, cls.file_name, any_ending=True)
         return cls(method).deliver(subject_of(model, config=config), destination, validate=validate)
 
     def __init__(self, method: str = "trace") -> None:

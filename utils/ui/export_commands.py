@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils._extras import require
 from utils.errors import ConfigError
+from utils.export.export_folder import own_manifest
 from utils.export.formats import FORMATS, MANIFEST
 
 
@@ -133,8 +134,14 @@ def _script(folder: str, name: str) -> Path:
             f"{folder} holds no {MANIFEST}, so it is no finished export. Export there first: utils.export(result, out={folder!r})."
         )
     if not (root / name).is_file():
+        refused = (own_manifest(root) or {}).get("refused", {})
+        told = [f"{what} was refused: {refused[what]}" for what in ("onnx", "runtime") if what in refused]
         raise ConfigError(
-            f"{folder} holds no {name}: its scripts are written beside the format 'onnx'. Export with formats=(\"onnx\", …)."
+            f"{folder} holds no {name}: "
+            + (
+                "; ".join(told)
+                or "its scripts are written beside the format 'onnx'. Export with formats=(\"onnx\", …)."
+            )
         )
     return root.resolve() / name
 
