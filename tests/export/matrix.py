@@ -30,6 +30,7 @@ EVERY = 8
 
 NAMED = (
     "nanoGPT",
+    "causal buffer",
     "LSTM",
     "export: typical",
     "export: classic post-norm on request",
