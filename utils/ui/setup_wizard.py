@@ -294,10 +294,10 @@ class SetupWizard:
         self._paint_frame()
         return begun
 
-    def stop(self) -> None:
-        """Ask the work to stop."""
+    def stop(self, note: str = "Stopping …") -> None:
+        """Ask the work to stop; the note comes first, for its end may be told before this returns."""
+        self.say(note, "busy")
         self.worker.stop()
-        self.say("Stopping …", "busy")
 
     def _show_progress(self, done: int, total: int | None, note: str) -> None:
         count = f" ({done:,} of {total:,})" if total else f" ({done:,})" if done else ""

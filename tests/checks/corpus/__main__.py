@@ -73,11 +73,12 @@ def _checks_for(fault: Fault, checks: dict[str, Check]) -> list[Check]:
 def cures(faults: list[Fault], checks: dict[str, Check]) -> int:
     """Try the patch of every fault with a known cure; the exit code is 1 below the bar."""
     cells = []
-    for fault in faults:
+    for number, fault in enumerate(faults, start=1):
         report = Session.of("corpus", fault.build()).run(_checks_for(fault, checks), ignore_progress)
         patch = report[fault.check].patch
         mended = patch is not None and report.apply(fault.check)[fault.check].status == "pass"
         cells.append((fault.name, fault.check, fault.cure, "yes" if mended else "NO", patch.summary() if patch else ""))
+        say(f"{number}/{len(faults)} {fault.name}: {'mended' if mended else 'NOT mended'}")
     say(text_table(("fault", "responsible check", "known cure", "mended", "by the patch"), cells, width=200))
     share = sum(row[3] == "yes" for row in cells) / max(len(cells), 1)
     say(f"{share:.1%} of {len(cells)} faults with a known cure mended and re-tested green (bar {MENDED_SHARE:.0%})")

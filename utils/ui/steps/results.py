@@ -179,8 +179,7 @@ class LivePanel:
         """Ask the training to stop after the step that runs."""
         if not self.shell.busy:
             return
-        self.shell.stop()
-        self.shell.say("Stopping: the step that runs is finished and saved …", "busy")
+        self.shell.stop("Stopping: the step that runs is finished and saved …")
 
     def go_on(self) -> None:
         """Go on exactly where it stopped."""

@@ -74,7 +74,7 @@ class Shell(Protocol):
             False where other work is going on, which the message line says; nothing is begun then.
         """
 
-    def stop(self) -> None:
+    def stop(self, note: str = ...) -> None:
         """Ask the work to stop."""
 
     def go(self, place: int) -> None:
