@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,9 +44,8 @@ FORMAT_VERSION = 1
 
 _NAME = re.compile(r"step-(\d{8,})-(\d{6,})\.(ckpt|json)")
 _TEMPORARY = re.compile(r"\.(step-.*\.(ckpt|json)\.)?[\w-]*\.tmp|\.step-\d+-\d+\.json\.\w+")
-_CHUNK = 1 << 22
-HASHED_BESIDE = 1 << 16
-"""Bytes from which a piece is hashed in a thread beside its writing; less is not worth the handing over."""
+PIECE, MOST_WAITING = 1 << 20, 8
+"""Bytes that are written and hashed together, and how many such pieces may wait to be hashed."""
 FLUSHED_BESIDE = 1 << 22
 """Bytes from which what was written goes to the disk while the rest is still being written."""
 
@@ -321,15 +321,22 @@ def _no_second_checksum() -> Iterator[None]:
 class _HashingWriter(io.RawIOBase):
     """Passes bytes on and hashes them meanwhile. torch writes archives front to back, so the hash is the file's.
 
-    Hashing takes as long as writing; both let go of the interpreter, so that large pieces are hashed beside their writing.
-    The disk is slower than both: it begins with the first megabytes, so that the fsync at the end finds little left to do.
+    Hashing takes as long as writing; both let go of the interpreter, so that what was written is hashed beside the writing of
+    what comes next. The disk is slower than both: it begins with the first megabytes, so that the fsync at the end finds little
+    left to do.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self.digest, self.size, self._stream = hashlib.sha256(), 0, stream
         self.error: OSError | None = None
-        self._beside = ThreadPoolExecutor(2, thread_name_prefix="checkpoint")
+        self._hasher, self._flusher = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{work}") for work in ("hash", "flush")
+        )
+        self._gathered = (
+            bytearray()
+        )  # what waits to be hashed; copied, for torch changes what it gave once `write` returns
+        self._hashing: deque[Future[None]] = deque()
         self._flushing: Future[None] | None = None
         self._unflushed = 0
 
@@ -337,21 +344,42 @@ class _HashingWriter(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        view = memoryview(data)
-        hashed = self._beside.submit(self.digest.update, view) if view.nbytes >= HASHED_BESIDE else None
+        view = memoryview(data).cast("B")
+        for start in range(0, view.nbytes, PIECE):
+            self._pass_on(view[start : start + PIECE])
+        return view.nbytes
+
+    def settle(self) -> None:
+        """Have everything hashed, and wait for the disk as far as it was asked; raises `OSError` where it refused."""
+        self._hash_beside()
+        while self._hashing:
+            self._hashing.popleft().result()
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def close(self) -> None:
+        """End the threads; the stream stays open."""
+        self._hasher.shutdown()
+        self._flusher.shutdown()
+        super().close()
+
+    def _pass_on(self, piece: memoryview) -> None:
         try:
-            self._stream.write(view)
-            self._flush_beside(view.nbytes)
+            self._stream.write(piece)
+            self._flush_beside(piece.nbytes)
         except OSError as error:
             self.error = error
             raise
-        finally:
-            if hashed is not None:  # the view must not change before
-                hashed.result()
-        if hashed is None:
-            self.digest.update(view)
-        self.size += view.nbytes
-        return view.nbytes
+        self._gathered += piece
+        self.size += piece.nbytes
+        if len(self._gathered) >= PIECE:
+            self._hash_beside()
+
+    def _hash_beside(self) -> None:
+        self._hashing.append(self._hasher.submit(self.digest.update, self._gathered))
+        self._gathered = bytearray()
+        if len(self._hashing) > MOST_WAITING:
+            self._hashing.popleft().result()
 
     def _flush_beside(self, written: int) -> None:
         """Have the disk begin; raises what an earlier flush met, since a disk tells each error only once."""
@@ -359,19 +387,10 @@ class _HashingWriter(io.RawIOBase):
         if self._unflushed < FLUSHED_BESIDE or not hasattr(os, "fdatasync"):  # neither macOS nor Windows has it
             return
         if self._flushing is None or self._flushing.done():
-            self.settle()
+            if self._flushing is not None:
+                self._flushing.result()
             self._unflushed = 0
-            self._flushing = self._beside.submit(os.fdatasync, self._stream.fileno())
-
-    def settle(self) -> None:
-        """Wait for the disk as far as it was asked; raises `OSError` where it refused."""
-        if self._flushing is not None:
-            self._flushing.result()
-
-    def close(self) -> None:
-        """End the threads; the stream stays open."""
-        self._beside.shutdown()
-        super().close()
+            self._flushing = self._flusher.submit(os.fdatasync, self._stream.fileno())
 
 
 class CheckpointManager:
