@@ -405,7 +405,7 @@ def test_other_work_is_not_begun_beside_the_one_that_goes_on(start, monkeypatch)
     assert "still being done" in text(wizard, "tb-message")
     assert is_visible(wizard, find(wizard, "tb-halt"))
     stop = wizard.worker.stop
-    monkeypatch.setattr(wizard.worker, "stop", lambda: (stop(), wizard.worker.join(60)))  # its end is faster than the click
+    monkeypatch.setattr(wizard.worker, "stop", lambda: (stop(), wizard.worker.join(60)))  # faster than the click
     find(wizard, "tb-halt").click()
     assert text(wizard, "tb-message").strip() == "Stopped."
     assert not is_visible(wizard, find(wizard, "tb-halt"))
