@@ -355,7 +355,7 @@ class SearchStudy:
                 pruner=pruner() if self.pruning else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-        except ValueError as error:  # of JSON and UTF-8
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self._damaged(self.folder / JOURNAL_FILE, error) from error
 
     def _damaged(self, file: Path, why: object) -> ConfigError:

@@ -27,6 +27,7 @@ STACKED = {
     "fsdp-stack": {**EQUAL["documents-2"], **IN_SHARDS, "layers": 3},
     "fsdp-anew": {**EQUAL["blocks-2"], **IN_SHARDS, "layers": 3, "gradient_checkpointing": True},
 }
+IN_PARTS = {**SHARDED, **STACKED}
 
 THREE_EPOCHS = {"batch_size": 2, "gradient_accumulation_steps": 2, "epochs": 3, "val_every_n_steps": 4, "double": True}
 STEPS = 18
@@ -57,7 +58,7 @@ def two(workspace, one):
     continued = {f"on-2-at-{step}": {"workspace": f"from-1-at-{step}", **THREE_EPOCHS} for step in STOPS}
     sharded = {**THREE_EPOCHS, "strategy": "fsdp"}
     shards = {"on-shards": {**sharded, "workspace": "from-1-to-shards"}, "from-shards": {**sharded, "stop": 8}}
-    return launch(workspace, {**EQUAL, **stopped, **continued, **SHARDED, **STACKED, **shards})
+    return launch(workspace, {**EQUAL, **stopped, **continued, **IN_PARTS, **shards})
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -84,9 +85,9 @@ def test_two_processes_go_on_where_one_stopped(step, one, two):
     _goes_on(one, before, later, step)
 
 
-@pytest.mark.parametrize("name", [*SHARDED, *STACKED])
+@pytest.mark.parametrize("name", IN_PARTS)
 def test_two_processes_with_shards_learn_what_one_does(name, two, workspace):
-    alone, both = run(workspace / f"{name}-alone", **{**{**SHARDED, **STACKED}[name], "strategy": "ddp"}), two[name]
+    alone, both = run(workspace / f"{name}-alone", **{**IN_PARTS[name], "strategy": "ddp"}), two[name]
     assert both["shards"] == (4 if name in STACKED else 1)  # the model, and each of its three blocks
     assert both["losses"] == pytest.approx(alone["losses"], abs=1e-5, rel=0)
     assert [loss for _, loss in both["validations"]] == pytest.approx([x for _, x in alone["validations"]], abs=1e-5)

@@ -333,9 +333,7 @@ class _HashingWriter(io.RawIOBase):
         self._hasher, self._flusher = (
             ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{work}") for work in ("hash", "flush")
         )
-        self._gathered = (
-            bytearray()
-        )  # what waits to be hashed; copied, for torch changes what it gave once `write` returns
+        self._gathered = bytearray()  # waits to be hashed: a copy, for torch changes what it gave once `write` returns
         self._hashing: deque[Future[None]] = deque()
         self._flushing: Future[None] | None = None
         self._unflushed = 0

@@ -22,7 +22,7 @@ from utils.training.engine.loss import LossStrategy
 from utils.training.engine.memory import is_out_of_memory
 from utils.training.engine.metrics import MetricsEngine
 from utils.training.engine.processes import ALONE, Processes
-from utils.training.engine.sharding import clip_shards, gather_into, sharded
+from utils.training.engine.sharding import ShardedStrategy, clip_shards, gather_into, sharded
 from utils.training.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,9 @@ class TrainingModule(UniversalModelAdapter):
         mesh = self.device_mesh
         if mesh is not None and self._whole is None:
             self.processes.share([*self.adapted.parameters(), *self.adapted.buffers()])
-            blocks = getattr(self.trainer.strategy, "blocks", ())
-            self._whole, self.adapted = [self.adapted], sharded(self.adapted, mesh, blocks)
+            strategy = self.trainer.strategy
+            assert isinstance(strategy, ShardedStrategy)  # the only one here that brings a mesh
+            self._whole, self.adapted = [self.adapted], sharded(self.adapted, mesh, strategy.blocks)
 
     def put_together(self) -> None:
         """Have the whole model again, with the weights of the shards. Every process must call it."""

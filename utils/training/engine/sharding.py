@@ -47,7 +47,7 @@ class ShardedStrategy(ModelParallelStrategy):
         blocks: names of the modules that are gathered by themselves, from `separate_blocks`.
     """
 
-    def __init__(self, world: int, blocks: Sequence[str] = ()) -> None:
+    def __init__(self, world: int, blocks: Sequence[str]) -> None:
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
         self.blocks = tuple(blocks)
 
@@ -123,7 +123,7 @@ def few_rows(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tens
         yield {name: value[row : row + 1] if value.dim() else value for name, value in batch.items()}
 
 
-def sharded(adapted: AdaptedModel, mesh: Any, blocks: Sequence[str] = ()) -> AdaptedModel:
+def sharded(adapted: AdaptedModel, mesh: Any, blocks: Sequence[str]) -> AdaptedModel:
     """A copy of the model in shards: gathered block by block for each pass, and kept in parts between passes.
 
     Args:
@@ -211,8 +211,8 @@ class _Passes(TorchFunctionMode):
 
     def __enter__(self) -> _Passes:
         for block in self._blocks:
-            self._hooks.enter_context(_removed(block.register_forward_pre_hook(self._begin)))
-            self._hooks.enter_context(_removed(block.register_forward_hook(self._end, always_call=True)))
+            self._hooks.callback(block.register_forward_pre_hook(self._begin).remove)
+            self._hooks.callback(block.register_forward_hook(self._end, always_call=True).remove)
         super().__enter__()
         return self
 
@@ -236,11 +236,3 @@ class _Passes(TorchFunctionMode):
 
     def _end(self, block: nn.Module, _arguments: Any, _output: Any) -> None:
         self._under_way[id(block)] -= 1
-
-
-@contextlib.contextmanager
-def _removed(hook: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        hook.remove()
